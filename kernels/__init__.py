@@ -1,0 +1,20 @@
+"""Fused kernels of ConsisID. One file per kernel: the PyTorch reference first, then what replaces it on a GPU.
+
+The functions exported here are what the networks call. Importing them needs neither a GPU nor Triton.
+"""
+
+from .face_cross_attention import face_cross_attention
+from .group_norm_silu import group_norm_silu
+from .joint_attention import joint_attention
+from .modulated_norm import gated_modulated_norm, gated_residual, modulated_norm
+from .qk_norm_rope import qk_norm_rope
+
+__all__ = [
+    "face_cross_attention",
+    "gated_modulated_norm",
+    "gated_residual",
+    "group_norm_silu",
+    "joint_attention",
+    "modulated_norm",
+    "qk_norm_rope",
+]
