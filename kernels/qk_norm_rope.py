@@ -1,4 +1,4 @@
-"""Per-head LayerNorm of queries and keys, then the rotary embedding on the video tokens (Su et al., arXiv:2104.09864)."""
+"""Per-head LayerNorm of queries and keys, then rotary embedding of the video tokens (Su et al., arXiv:2104.09864)."""
 
 import torch
 import torch.nn.functional as F
