@@ -1,0 +1,39 @@
+"""How a graph is compiled and run. One file per backend, imported when it is first asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendError
+from ..graphs import Graph
+
+Outputs = Tensor | tuple[Tensor, ...]
+Runner = Callable[[Sequence[Tensor], Sequence[Tensor]], Outputs]
+"""(inputs, weights) -> outputs: a loaded graph. The weights come in the order of graphs.weight_shapes."""
+
+
+class Backend(Protocol):
+    """What a module of this package offers: compile and load, side by side."""
+
+    SUFFIX: str | None
+    """The ending of the file that compile writes; None where there is nothing to write."""
+
+    def compile(self, graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        """Write the compiled graph to `path`."""
+
+    def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
+        """Make a compiled graph callable. `weights` are the names of the tensors that a call brings."""
+
+
+BACKENDS: Mapping[str, str] = {"eager": ".eager"}
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`; raises BackendError with the names that exist."""
+    if name not in BACKENDS:
+        raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(BACKENDS)}.")
+    return cast(Backend, import_module(BACKENDS[name], __name__))

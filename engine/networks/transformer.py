@@ -1,0 +1,229 @@
+"""The diffusion transformer, cut where the denoising loop wants it cut.
+
+Parameter names are those of diffusers' ConsisIDTransformer3DModel, with one exception: to_q, to_k and to_v of the
+self-attention are one matrix, to_qkv, as in diffusers' fuse_qkv_projections.
+
+Shapes: B samples, T text tokens, V video tokens, S = T + V, C channels, F latent frames, h x w latent pixels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consisid.kernels import (
+    face_cross_attention,
+    gated_modulated_norm,
+    gated_residual,
+    joint_attention,
+    modulated_norm,
+    qk_norm_rope,
+)
+
+from ..variants import TransformerConfig
+
+QK_NORM_EPS = 1e-6  # fixed in diffusers' ConsisIDBlock, whatever norm_eps says
+FACE_NORM_EPS = 1e-5  # nn.LayerNorm's default, used by PerceiverCrossAttention
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: int) -> Tensor:
+    """Sinusoids [N, dim] in float32 of timesteps [N] (Vaswani et al., arXiv:1706.03762; Ho et al., arXiv:2006.11239)."""
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps[:, None].float() * exponent.exp()
+    pair = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(pair, dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps [N] -> what every adaptive norm reads, silu(temb) [N, D]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.time_embedding = nn.ModuleDict(
+            {
+                "linear_1": nn.Linear(config.inner_dim, config.time_embed_dim),
+                "linear_2": nn.Linear(config.time_embed_dim, config.time_embed_dim),
+            }
+        )
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        config, layers = self.config, self.time_embedding
+        sinusoids = timestep_embedding(timesteps, config.inner_dim, config.flip_sin_to_cos, config.freq_shift)
+        return F.silu(layers["linear_2"](F.silu(layers["linear_1"](sinusoids.to(layers["linear_1"].weight.dtype)))))
+
+
+class Modulation(nn.Module):
+    """silu(temb) [N, D] -> the shifts, scales and gates of one block, [N, 2 norms, 2 (video, text), 3, C]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        out = 6 * config.inner_dim
+        self.norm1 = nn.ModuleDict({"linear": nn.Linear(config.time_embed_dim, out)})
+        self.norm2 = nn.ModuleDict({"linear": nn.Linear(config.time_embed_dim, out)})
+
+    def forward(self, temb: Tensor) -> Tensor:
+        rows = torch.stack((self.norm1["linear"](temb), self.norm2["linear"](temb)), dim=1)
+        return rows.unflatten(-1, (2, 3, -1))
+
+
+class OutModulation(nn.Module):
+    """silu(temb) [N, D] -> shift and scale of the last norm, [N, 2, C]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.norm_out = nn.ModuleDict({"linear": nn.Linear(config.time_embed_dim, 2 * config.inner_dim)})
+
+    def forward(self, temb: Tensor) -> Tensor:
+        return self.norm_out["linear"](temb).unflatten(-1, (2, -1))
+
+
+class TextProjection(nn.Module):
+    """Text embeddings [B, T, 4096] -> text tokens [B, T, C]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"text_proj": nn.Linear(config.text_embed_dim, config.inner_dim)})
+
+    def forward(self, prompt_embeds: Tensor) -> Tensor:
+        return self.patch_embed["text_proj"](prompt_embeds)
+
+
+class _PatchEmbed(nn.Module):
+    """A half of the patch embedding: a convolution whose stride is its kernel, so a matrix product over patches."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        size = config.patch_size
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.inner_dim, size, size)})
+
+    def patches(self, latents: Tensor) -> Tensor:  # [B, F, 16, h, w] -> [B, V, 16 * p * p]
+        size = self.patch_embed["proj"].kernel_size[0]
+        batch, frames, channels, height, width = latents.shape
+        cut = latents.reshape(batch, frames, channels, height // size, size, width // size, size)
+        return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * (height // size) * (width // size), -1)
+
+
+class ImageEmbed(_PatchEmbed):
+    """Image latents [b, F, 16, h, w] -> their share of the video tokens [b, V, C], bias included: once per video."""
+
+    def forward(self, image_latents: Tensor) -> Tensor:
+        proj = self.patch_embed["proj"]
+        half = proj.in_channels // 2
+        return F.linear(self.patches(image_latents), proj.weight[:, half:].flatten(1), proj.bias)
+
+
+class Embed(_PatchEmbed):
+    """Noisy latents [b, F, 16, h, w] and image tokens [b, V, C] -> video tokens [b, V, C]."""
+
+    def forward(self, latents: Tensor, image_tokens: Tensor) -> Tensor:
+        proj = self.patch_embed["proj"]
+        half = proj.in_channels // 2
+        patches = self.patches(latents)
+        weight = proj.weight[:, :half].flatten(1).T.expand(patches.shape[0], -1, -1)
+        # baddbmm adds in the accumulator, before the one rounding to bf16 that the whole convolution would have had.
+        return torch.baddbmm(image_tokens, patches, weight)
+
+
+class _Attention(nn.Module):
+    """Self-attention over all tokens, from the modulated norm to the output projection."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim, head_dim = config.inner_dim, config.attention_head_dim
+        self.heads = config.num_attention_heads
+        self.norm_q = nn.LayerNorm(head_dim, QK_NORM_EPS)
+        self.norm_k = nn.LayerNorm(head_dim, QK_NORM_EPS)
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=config.attention_bias)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def forward(self, normed: Tensor, cos: Tensor, sin: Tensor, skip: int = 0) -> Tensor:
+        """[B, S, C] -> [B, S - skip, C]: the first `skip` tokens are read but not asked."""
+        qkv = self.to_qkv(normed)
+        q, k = qk_norm_rope(
+            qkv, self.norm_q.weight, self.norm_q.bias, self.norm_k.weight, self.norm_k.bias,
+            cos, sin, self.heads, QK_NORM_EPS,
+        )  # fmt: skip
+        v = qkv.unflatten(-1, (3, self.heads, -1))[:, :, 2]
+        out = joint_attention(q[:, skip:], k, v, q.shape[-1] ** -0.5)
+        return self.to_out[0](out.flatten(-2))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        # Positions 0 and 2 of diffusers' FeedForward.net; 1 is its dropout.
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim)}), "2": nn.Linear(4 * dim, dim)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net["2"](F.gelu(self.net["0"]["proj"](x), approximate="tanh"))  # type: ignore[index]
+
+
+class Block(nn.Module):
+    """One transformer block: hidden [B, S, C], modulation [2, 2, 3, C], cos and sin [V, D / 2] -> hidden [B, S, C]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim = config.inner_dim
+        self.text_length = config.max_text_seq_length
+        self.eps = config.norm_eps
+        self.norm1 = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.attn1 = _Attention(config)
+        self.norm2 = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.ff = _FeedForward(dim)
+
+    def forward(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self._run(hidden, modulation, cos, sin, skip=0)
+
+    def _run(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, skip: int) -> Tensor:
+        attention_mod, ff_mod = modulation[0], modulation[1]
+        norm, text = self.norm1["norm"], self.text_length
+        normed = modulated_norm(hidden, attention_mod, norm.weight, norm.bias, text, self.eps)
+        attention = self.attn1(normed, cos, sin, skip)
+        hidden, norm, text = hidden[:, skip:], self.norm2["norm"], text - skip
+        hidden, normed = gated_modulated_norm(
+            hidden, attention, attention_mod, ff_mod, norm.weight, norm.bias, text, self.eps
+        )
+        return gated_residual(hidden, self.ff(normed), ff_mod, text)
+
+
+class LastBlock(Block):
+    """The last block keeps only the video tokens: nothing reads the text after it. -> [B, V, C]"""
+
+    def forward(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self._run(hidden, modulation, cos, sin, skip=self.text_length)
+
+
+class FaceAttention(nn.Module):
+    """What follows a block: hidden [B, S, C], folded keys and values [b, H * N, C] -> hidden [B, S, C]."""
+
+    def __init__(self, config: TransformerConfig, text_length: int):
+        super().__init__()
+        self.heads, self.text_length = config.cross_attn_num_heads, text_length
+        self.norm2 = nn.LayerNorm(config.inner_dim, FACE_NORM_EPS)
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return face_cross_attention(
+            hidden, keys, values, self.norm2.weight, self.norm2.bias, self.heads, self.text_length, FACE_NORM_EPS
+        )
+
+
+class Head(nn.Module):
+    """Video tokens [B, V, C], out modulation [2, C] -> the predicted noise [B, F, 16, h, w]."""
+
+    def __init__(self, config: TransformerConfig, latent_height: int, latent_width: int):
+        super().__init__()
+        dim, self.size, self.eps = config.inner_dim, config.patch_size, config.norm_eps
+        self.rows, self.columns = latent_height // self.size, latent_width // self.size
+        self.norm_final = nn.LayerNorm(dim, self.eps)
+        self.norm_out = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.proj_out = nn.Linear(dim, self.size**2 * config.out_channels)
+
+    def forward(self, video: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation[0], modulation[1]
+        video = self.norm_out["norm"](self.norm_final(video)) * (1 + scale) + shift
+        cut = self.proj_out(video).unflatten(-1, (-1, self.size, self.size))
+        cut = cut.unflatten(1, (-1, self.rows, self.columns))  # [B, F, rows, columns, 16, p, p]
+        return cut.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,33 @@
+"""Where noise comes from: always the generator's own device, so that a seed means the same on every machine."""
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def draw(shape: torch.Size | tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None,
+         device: torch.device, dtype: torch.dtype) -> Tensor:  # fmt: skip
+    """Standard normal noise, the numbers that diffusers' randn_tensor draws; a list has one generator per sample."""
+    if isinstance(generator, list):
+        return torch.cat([draw((1, *shape[1:]), g, device, dtype) for g in generator])
+    source = generator.device if generator is not None else torch.device("cpu")
+    return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+
+
+def generators(
+    seed: int | None, generator: torch.Generator | list[torch.Generator] | None, batch: int
+) -> torch.Generator | list[torch.Generator]:
+    """The caller's generator, or a new one on the CPU; without a seed it starts from the system's entropy."""
+    if generator is None:
+        fresh = torch.Generator()
+        if seed is None:
+            fresh.seed()
+        else:
+            fresh.manual_seed(seed)
+        return fresh
+    if seed is not None:
+        raise InputError("Both a seed and a generator were given; give one of them.")
+    if isinstance(generator, list) and len(generator) != batch:
+        raise InputError(f"{len(generator)} generators were given for {batch} videos; give one each, or a single one.")
+    return generator

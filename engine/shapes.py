@@ -1,0 +1,70 @@
+"""The shape of a video, in pixels, latents and tokens."""
+
+from dataclasses import dataclass
+
+from .errors import InputError
+from .variants import Variant
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Height and width in pixels and the number of frames, with what follows from them for one model."""
+
+    height: int
+    width: int
+    num_frames: int
+    latent_frames: int
+    latent_height: int
+    latent_width: int
+    rows: int
+    columns: int
+
+    @property
+    def video_tokens(self) -> int:
+        return self.latent_frames * self.rows * self.columns
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.num_frames
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.num_frames} frames"
+
+    @classmethod
+    def of(cls, variant: Variant, height: int | None, width: int | None, num_frames: int | None) -> "VideoShape":
+        """The shape for a model; None stands for the size that it was trained at.
+
+        Raises:
+            InputError: a size that is not a positive multiple of the model's (16 pixels), or a number of frames that
+                is not 8k + 1: the decoder would silently return another number.
+        """
+        height, width = height or variant.height, width or variant.width
+        num_frames = num_frames or variant.num_frames
+        ratio, patch = variant.vae.spatial_ratio, variant.transformer.patch_size
+        for name, value in (("height", height), ("width", width)):
+            step = ratio * patch
+            if value < step or value % step:
+                near = max(step, round(value / step) * step)
+                raise InputError(f"{name}={value} is not a positive multiple of {step}; the nearest that works is {near}.")
+        time = variant.vae.temporal_compression_ratio
+        if num_frames < 1 or (num_frames - 1) % (2 * time):
+            near = max(0, round((num_frames - 1) / (2 * time))) * 2 * time + 1
+            raise InputError(
+                f"num_frames={num_frames} is not of the form {2 * time}k + 1; the nearest that works is {near}."
+            )
+        return cls.unchecked(variant, height, width, num_frames)
+
+    @classmethod
+    def unchecked(cls, variant: Variant, height: int, width: int, num_frames: int) -> "VideoShape":
+        """Without the checks: what the reference makes of any numbers."""
+        ratio, patch = variant.vae.spatial_ratio, variant.transformer.patch_size
+        return cls(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            latent_frames=(num_frames - 1) // variant.vae.temporal_compression_ratio + 1,
+            latent_height=height // ratio,
+            latent_width=width // ratio,
+            rows=height // ratio // patch,
+            columns=width // ratio // patch,
+        )
