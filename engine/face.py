@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .decode import encode_image
 from .errors import FaceError, InputError
-from .face_preprocess import eva_input, id_condition
+from .face_preprocess import eva_input, id_cond as id_condition
 from .runtime import Networks
 
 if TYPE_CHECKING:
