@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
+from .networks.eva import eva_arguments, eva_state
 from .variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
 
 PARTS = ("transformer", "text_encoder", "vae")
 EVA_FILE = "face_encoder/EVA02_CLIP_L_336_psz14_s6B.pt"
-EVA_HEAD_WIDTH = 64
 
 
 def header_hash(path: Path) -> str:
@@ -102,11 +102,12 @@ class Checkpoint:
     def _eva_config(self) -> EvaConfig:
         if not (self.path / EVA_FILE).exists():
             return EvaConfig()
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._eva.items()}
-        width, patch = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
-        grid = round((shapes["pos_embed"][1] - 1) ** 0.5)
-        layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-        return EvaConfig(width, layers, shapes["blocks.0.mlp.w1.weight"][0], grid * patch, patch)
+        try:
+            return EvaConfig(**eva_arguments(self._eva))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path / EVA_FILE} is not the EVA02-CLIP tower ({error} not found); download it again."
+            ) from None
 
     @cached_property
     def _eva(self) -> Mapping[str, Tensor]:
@@ -117,7 +118,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no {EVA_FILE}; without it no photograph can be identified.") from None
         except Exception as error:  # torch.load raises whatever its unpickler trips over
             raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from error
-        return {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+        return eva_state(state)
 
     def files(self) -> list[Path]:
         """The files with the weights of the three parts, and the face models that are there, relative to the folder."""

@@ -1,14 +1,17 @@
 """pixels -> latents of the face image, and latents -> frames, a few latent frames at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from .noise import draw
 from .runtime import Networks
+from .shapes import VideoShape
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -35,6 +38,11 @@ def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tens
     return torch.cat([mean + std * draw(mean.shape, g, mean.device, mean.dtype) for g in generator]).transpose(1, 2)
 
 
+def pad_image(latents: Tensor, shape: VideoShape) -> Tensor:
+    """The image's latents [b, 1, 16, h, w] as the first of all latent frames; the others are zero."""
+    return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - 1))
+
+
 def chunks(latent_frames: int) -> list[int]:
     """How many latent frames are decoded at a time: diffusers' 3 + 2 + 2 + ..., or 2 + 2 + ... for an even number."""
     if latent_frames < 2:
@@ -51,6 +59,27 @@ def decode_chunks(networks: Networks, latents: Tensor) -> Iterator[Tensor]:
         frames, *rest = networks.many("decode_next" if start else "decode_first", part, *caches)
         caches, start = tuple(rest), start + count
         yield frames.transpose(1, 2)
+
+
+OUTPUT_TYPES: dict[str, Callable[[Tensor], Any]] = {
+    "uint8": lambda frames: to_uint8(frames).cpu().numpy(),
+    "np": lambda frames: to_unit(frames).float().permute(0, 1, 3, 4, 2).cpu().numpy(),
+    "pt": lambda frames: to_unit(frames).cpu(),
+    "pil": lambda frames: [[Image.fromarray(f) for f in video] for video in to_uint8(frames).cpu().numpy()],
+}
+
+
+def finish(networks: Networks, latents: Tensor, output_type: str) -> Any:
+    """Frames of `output_type` from latents [b, F, 16, h, w] (unscaled), one entry per video; None for "latent".
+
+    Each chunk is converted and leaves the device as soon as it is decoded.
+    """
+    if output_type == "latent":
+        return None
+    parts = [OUTPUT_TYPES[output_type](frames) for frames in decode_chunks(networks, latents)]
+    if output_type == "pil":
+        return [sum(pieces, []) for pieces in zip(*parts, strict=True)]
+    return torch.cat(parts, dim=1) if output_type == "pt" else np.concatenate(parts, axis=1)
 
 
 def to_unit(frames: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ class Identity:
             device, dtype = networks.device, networks.dtype
             inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
             keys, values = [], []
-            if "face_extract" in networks.graphs:
+            if networks.variant.transformer.is_train_face:
                 tokens = networks.one("face_extract", *inputs)
-                for layer in range(len(networks.graphs["face_fold"].layers)):
+                for layer in range(networks.variant.transformer.num_cross_attn):
                     key, value = networks.many("face_fold", tokens, layer=layer)
                     keys.append(key)
                     values.append(value)

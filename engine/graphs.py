@@ -118,7 +118,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             partial(transformer.TextProjection, t),
             {"prompt_embeds": Spec(("B", text_tokens, t.text_embed_dim))},
         ),
-        Graph("time_embed", "transformer", partial(transformer.TimeEmbedding, t), {"timesteps": Spec(("N",), torch.int64)}),
+        Graph("time_embed", "transformer", partial(transformer.TimeEmbedding, t), {"timesteps": Spec(("N",), torch.float32)}),
         Graph("modulation", "transformer", partial(transformer.Modulation, t), {"temb": Spec(("N", t.time_embed_dim))}, blocks),
         Graph("out_modulation", "transformer", partial(transformer.OutModulation, t), {"temb": Spec(("N", t.time_embed_dim))}),
         Graph("image_embed", "transformer", partial(transformer.ImageEmbed, t), {"image_latents": Spec(("B", *patches))}),

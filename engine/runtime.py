@@ -9,25 +9,30 @@ from torch import Tensor
 from .backends import Outputs, Runner
 from .checkpoint import Checkpoint
 from .graphs import Graph
+from .variants import Variant
 
 
 class Networks:
     """`networks("block", hidden, ..., layer=3)` runs a graph with the weights of that layer.
 
-    Attributes:
+    Args:
+        runners: the loaded graphs by name.
+        weights: by graph, per layer the tensors of a call.
         device, dtype: where and in what the graphs run.
+
+    Attributes:
         calls: how often each graph has run.
     """
 
     def __init__(
         self,
-        graphs: Mapping[str, Graph],
+        variant: Variant,
         runners: Mapping[str, Runner],
         weights: Mapping[str, Sequence[Sequence[Tensor]]],
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.graphs, self.runners, self.weights = graphs, runners, weights
+        self.variant, self.runners, self.weights = variant, runners, weights
         self.device, self.dtype = device, dtype
         self.calls: Counter[str] = Counter()
 

@@ -65,6 +65,6 @@ def check_prompt(prompt: str | Sequence[str]) -> list[str]:
 def encode(networks: Networks, tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
     """Text embeddings [B, T, d_model] of prompts, padding included, as the reference has them."""
     hidden, bias = networks.many("text_embed", tokenizer(prompts).to(networks.device))
-    for layer in range(len(networks.graphs["text_layer"].layers)):
+    for layer in range(networks.variant.text.num_layers):
         hidden = networks.one("text_layer", hidden, bias, layer=layer)
     return networks.one("text_norm", hidden)

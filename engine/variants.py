@@ -122,6 +122,7 @@ class EvaConfig(_Config):
     mlp_hidden: int = 2730
     image_size: int = 336
     patch_size: int = 14
+    embed_dim: int = 768
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ TINY = Variant(
         block_out_channels=(16, 32, 32, 64), layers_per_block=2, norm_num_groups=8, sample_height=96, sample_width=144
     ),
     text=TextConfig(vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
-    eva=EvaConfig(width=64, layers=21, mlp_hidden=128),
+    eva=EvaConfig(width=64, layers=21, mlp_hidden=170),
     height=96,
     width=144,
     num_frames=17,

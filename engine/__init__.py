@@ -1,0 +1,8 @@
+"""Run a ConsisID engine folder: `ConsisID.open(folder)`, then `identify` and `generate`."""
+
+from .api import ConsisID
+from .errors import ConsisIDError
+from .face import Identity
+from .video import Video
+
+__all__ = ["ConsisID", "ConsisIDError", "Identity", "Video"]

@@ -1,0 +1,87 @@
+"""The path of data: a photo and a prompt become a video."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import decode, face, text
+from .denoise import condition, denoise
+from .face import Identity, Photo
+from .noise import draw
+from .opening import Opened
+from .request import Request
+from .schedulers import Stepper
+from .stats import Clock
+from .video import Video
+
+
+class ConsisID(Opened):
+    """An engine folder, ready to make videos: `ConsisID.open(folder)`, `identify(photo)`, `generate(person, prompt)`."""
+
+    def identify(self, photo: Photo, *, aligned: bool = False) -> Identity:
+        """The identity features of the person in a photo, for any number of videos.
+
+        Args:
+            photo: a path, a PIL image or a uint8 array [H, W, 3].
+            aligned: the photo is an aligned face crop already (FFHQ alignment).
+
+        Raises:
+            InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
+        """
+        return face.identify(self.networks(), self.arcface, photo, aligned)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        identity: Identity | Photo,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 6.0,
+        use_dynamic_cfg: bool | str = False,
+        eta: float = 0.0,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        output_type: str = "uint8",
+        aligned: bool = False,
+        cfg: str = "batched",
+    ) -> Any:
+        """A Video of the person doing what the prompt says; a list of them for a list of prompts. See Request."""
+        options = {name: value for name, value in locals().items() if name not in ("self", "identity", "aligned")}
+        request = Request.check(self, options)
+        networks, shape = self.networks(request.shape), request.shape
+        clock = Clock(self.device, networks.calls, {"cfg": cfg, "dtype": self.manifest.spec.dtype, "device": str(self.device)})
+        with clock.stage("identify"):
+            person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
+            features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
+        with clock.stage("text"):
+            embeds = request.prompt_embeds(lambda prompts: text.encode(networks, self.tokenizer, prompts))
+        with clock.stage("prepare"):
+            stepper = Stepper(self.scheduler, num_inference_steps, self.device, eta, request.generator)
+            image = decode.pad_image(decode.sample_posterior(moments, request.batch, request.generator), shape)
+            noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
+            positions = self.positions(shape)
+            given = condition(networks, positions, embeds, image * self.image_scale, features)
+        with clock.stage("denoise"):
+            final = denoise(
+                networks, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
+                guidance_scale=guidance_scale, dynamic=use_dynamic_cfg, cfg=cfg,
+                on_step=request.callback(self), watch=clock.step,
+            )  # fmt: skip
+        with clock.stage("decode"):
+            frames = decode.finish(networks, final / self.variant.vae.scaling_factor, output_type)
+        stats, batch = clock.stats(), range(request.batch)
+        videos = [Video(None if frames is None else frames[i], self.variant.fps, stats, None if frames is not None else final[i]) for i in batch]
+        return videos[0] if request.single else videos
+

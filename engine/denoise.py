@@ -1,0 +1,179 @@
+"""The denoising loop, and everything that is computed before it because it does not change in it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, NumericalError
+from .face import FaceFeatures
+from .positions import additive_positions, rotary_tables
+from .runtime import Networks
+from .schedulers import Stepper
+from .shapes import VideoShape
+
+Callback = Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]]
+CFG_MODES = ("batched", "sequential")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that the loop reads besides the latents. G is 2 with classifier-free guidance (unconditional first), else 1.
+
+    text: [G * b, T, C]; image: [b, V, C]; cos, sin: [V, D / 2] float32; keys, values: one [1, H * N, C] per face attention.
+    """
+
+    text: Tensor
+    image: Tensor
+    cos: Tensor
+    sin: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """The adaptive norms of every step. modulation: [N, layers, 2, 2, 3, C]; out: [N, 2, C]."""
+
+    timesteps: list[float]
+    modulation: Tensor
+    out: Tensor
+
+
+class Positions:
+    """What a shape alone determines: rotary tables, and positions that are added to the tokens (or None)."""
+
+    def __init__(self, networks: Networks, shape: VideoShape, config: Any, learned: Tensor | None):
+        device, dtype = networks.device, networks.dtype
+        self.cos, self.sin = (table.to(device) for table in rotary_tables(config, shape))
+        added = additive_positions(config, shape, learned)
+        length = config.max_text_seq_length
+        self.text = None if added is None else added[:length].to(device, dtype)
+        self.video = None if added is None else added[length:].to(device, dtype)
+
+
+def project_text(networks: Networks, positions: Positions, prompt_embeds: Tensor) -> Tensor:
+    """Text tokens [B, T, C]: once per prompt."""
+    tokens = networks.one("text_project", prompt_embeds)
+    return tokens if positions.text is None else tokens + positions.text
+
+
+def embed_image(networks: Networks, positions: Positions, image_latents: Tensor) -> Tensor:
+    """The image's share of the video tokens [b, V, C], from image latents [b, F, 16, h, w]: once per video."""
+    tokens = networks.one("image_embed", image_latents)
+    return tokens if positions.video is None else tokens + positions.video
+
+
+def condition(
+    networks: Networks, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor, face: FaceFeatures
+) -> Conditioning:
+    """Everything that is the same in all steps of a video."""
+    return Conditioning(
+        text=project_text(networks, positions, prompt_embeds),
+        image=embed_image(networks, positions, image_latents),
+        cos=positions.cos,
+        sin=positions.sin,
+        keys=face.keys,
+        values=face.values,
+    )
+
+
+def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
+    """The modulation of every block at every step: once per schedule."""
+    temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
+    layers = range(networks.variant.transformer.num_layers)
+    modulation = torch.stack([networks.one("modulation", temb, layer=layer) for layer in layers], dim=1)
+    return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
+
+
+def predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
+    """The predicted noise [G * b, F, 16, h, w] for latents [b, F, 16, h, w]."""
+    video = networks.one("embed", latents, given.image)
+    groups = given.text.shape[0] // video.shape[0]
+    hidden = torch.cat((given.text, video.repeat(groups, 1, 1)), dim=1)
+    config = networks.variant.transformer
+    last = config.num_layers - 1
+    for layer in range(last):
+        hidden = networks.one("block", hidden, times.modulation[step, layer], given.cos, given.sin, layer=layer)
+        face = config.face_index(layer)
+        if face is not None:
+            hidden = networks.one("face", hidden, given.keys[face], given.values[face], layer=face)
+    video = networks.one("last_block", hidden, times.modulation[step, last], given.cos, given.sin)
+    if config.face_index(last) is not None:
+        video = networks.one("last_face", video, given.keys[-1], given.values[-1])
+    return networks.one("head", video, times.out[step])
+
+
+def guidance_weight(scale: float, dynamic: bool | str, step: int, timestep: float, steps: int) -> float:
+    """The weight of the prompt at a step.
+
+    dynamic=True is diffusers' formula, which puts the timestep where the index of the step belongs; "step" is the
+    formula that was meant, rising with the cosine from 1 to 1 + scale (CogVideoX, arXiv:2408.06072).
+    """
+    if not dynamic:
+        return scale
+    progress = step / steps if dynamic == "step" else (steps - timestep) / steps
+    return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2
+
+
+def denoise(
+    networks: Networks,
+    stepper: Stepper,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    given: Conditioning,
+    positions: Positions,
+    *,
+    guidance_scale: float,
+    dynamic: bool | str = False,
+    cfg: str = "batched",
+    on_step: Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    watch: Callable[[int], None] = lambda step: None,
+) -> Tensor:
+    """From noise to latents [b, F, 16, h, w].
+
+    Args:
+        prompt_embeds: [G * b, T, d_model], what `given.text` was made from; a callback may replace it.
+        cfg: "batched" runs both halves of classifier-free guidance at once, "sequential" one after the other.
+        on_step: called with (step, timestep, {"latents", "prompt_embeds"}); what it returns replaces them.
+        watch: called after each step with its index.
+
+    Raises:
+        NumericalError: NaN or infinity in the latents; the step is named.
+    """
+    if cfg not in CFG_MODES:
+        raise InputError(f"cfg={cfg!r} is not a mode; it is one of {', '.join(CFG_MODES)}.")
+    batch, steps = latents.shape[0], len(stepper.timesteps)
+    guided = prompt_embeds.shape[0] > batch
+    times = time_table(networks, stepper.timesteps)
+    sound = []
+    for step, timestep in enumerate(stepper.timesteps):
+        inputs = stepper.scale(latents, step)
+        if cfg == "sequential":
+            halves = [replace(given, text=text) for text in given.text.split(batch)]
+            noise = torch.cat([predict(networks, inputs, step, times, half) for half in halves]).float()
+        else:
+            noise = predict(networks, inputs, step, times, given).float()
+        if guided:
+            weight = guidance_weight(guidance_scale, dynamic, step, times.timesteps[step], steps)
+            unconditional, prompted = noise.chunk(2)
+            noise = unconditional + weight * (prompted - unconditional)
+        latents = stepper.step(noise, step, latents).to(networks.dtype)
+        sound.append(latents.isfinite().all())  # read after the loop: reading it here would stall the device
+        if on_step is not None:
+            replaced = on_step(step, timestep, {"latents": latents, "prompt_embeds": prompt_embeds})
+            latents = replaced.get("latents", latents)
+            if replaced.get("prompt_embeds", prompt_embeds) is not prompt_embeds:
+                prompt_embeds = replaced["prompt_embeds"].to(networks.device, networks.dtype)
+                given = replace(given, text=project_text(networks, positions, prompt_embeds))
+        watch(step)
+    for step, fine in enumerate(torch.stack(sound).tolist()):
+        if not fine:
+            raise NumericalError(
+                f"The latents are not finite after step {step + 1} of {steps}; check the LoRA, the scheduler and the "
+                "embeddings that were passed in, or build the engine in another dtype."
+            )
+    return latents

@@ -1,0 +1,212 @@
+"""What an engine folder is: the specification that it was built from, where it was built, and a hash of every file."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, header_hash
+from .errors import EngineError
+from .files import file_aside, sha256
+from .shapes import VideoShape
+from .variants import Variant
+
+FORMAT = 1
+FILE = "manifest.json"
+DTYPES: Mapping[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Everything that decides what an engine computes; two builds of one spec are interchangeable."""
+
+    variant: Variant
+    height: int
+    width: int
+    num_frames: int
+    dtype: str
+    backend: str
+    device: str
+    kernels: str
+    checkpoint: str
+
+    @property
+    def shape(self) -> VideoShape:
+        return VideoShape.of(self.variant, self.height, self.width, self.num_frames)
+
+    @property
+    def key(self) -> str:
+        """sha256 of the specification."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
+        return cls(**{**values, "variant": Variant.from_dict(values["variant"])})
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph of an engine: who compiled it, into which file, and the names of the weights that a call brings."""
+
+    backend: str
+    weights: list[str]
+    seconds: float
+    file: str | None = None
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of an engine folder."""
+
+    spec: BuildSpec
+    provenance: dict[str, str]
+    graphs: dict[str, GraphEntry]
+    checkpoint: str  # where the weights are, relative to the folder when they are bundled
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file: bytes, header or sha256
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        values = {"format": FORMAT, "key": self.spec.key, **asdict(self)}
+        with file_aside(folder / FILE) as aside:
+            aside.write_text(json.dumps(values, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a folder.
+
+        Raises:
+            EngineError: no engine folder, a manifest that was edited or cut, or one of a newer version.
+        """
+        file = folder / FILE
+        if not folder.is_dir():
+            raise EngineError(f"There is no engine folder at {folder}; make one with consisid-build.")
+        if not file.is_file():
+            raise EngineError(
+                f"{folder} is not an engine folder: {FILE} is missing. Make one with consisid-build, or finish an "
+                "interrupted build by running it again."
+            )
+        try:
+            values = json.loads(file.read_text())
+            version = values.pop("format")
+            if version > FORMAT:
+                raise EngineError(
+                    f"{folder} was built by a newer version of this package (format {version}, this one reads {FORMAT}); "
+                    "upgrade consisid, or rebuild the folder."
+                )
+            key = values.pop("key")
+            graphs = {name: GraphEntry(**entry) for name, entry in values.pop("graphs").items()}
+            manifest = cls(spec=BuildSpec.read(values.pop("spec")), graphs=graphs, **values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"{file} is damaged ({error!r}); rebuild the folder with consisid-build.") from None
+        if manifest.spec.key != key:
+            raise EngineError(f"{file} was edited: its specification does not match its key; rebuild the folder.")
+        return manifest
+
+    def checkpoint_path(self, folder: Path) -> Path:
+        return folder / self.checkpoint  # an absolute path stays what it is
+
+    def verify(self, folder: Path, device: torch.device, full: bool = False) -> None:
+        """Check the folder against this machine and every file against its entry.
+
+        What is executed is read whole; weights by size and header, or whole with full=True.
+
+        Raises:
+            EngineError: what is stale, foreign, truncated or changed, and what to do about it.
+        """
+        spec, here = self.spec, provenance(device)
+        if spec.kernels != kernels_hash():
+            raise EngineError(
+                f"{folder} was built with other kernel sources than are installed; rebuild it with consisid-build."
+            )
+        if torch.device(spec.device).type != device.type:
+            raise EngineError(f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}.")
+        compiled = any(entry.file for entry in self.graphs.values())
+        for name in ("torch", "gpu", "compute_capability", "triton"):
+            if compiled and self.provenance.get(name) != here.get(name):
+                raise EngineError(
+                    f"{folder} was built with {name} {self.provenance.get(name)}, this machine has {here.get(name)}; "
+                    "rebuild it here with consisid-build."
+                )
+        for graph in self.graphs.values():
+            if graph.file is not None:
+                _check(folder / graph.file, graph.bytes, "sha256", graph.sha256, "rebuild the folder with consisid-build")
+        root = self.checkpoint_path(folder)
+        if not root.is_dir():
+            raise EngineError(
+                f"The weights of {folder} are not at {root}; put the checkpoint back, or rebuild with its new place."
+            )
+        remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
+        for name, entry in self.weights.items():
+            kind = "sha256" if full or "header" not in entry else "header"
+            _check(root / name, entry["bytes"], kind, entry[kind], remedy)
+
+
+def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None:
+    if not file.is_file():
+        raise EngineError(f"{file} is missing; {remedy}.")
+    if file.stat().st_size != size:
+        raise EngineError(f"{file} has {file.stat().st_size} bytes instead of {size}; {remedy}.")
+    if (header_hash(file) if kind == "header" else sha256(file)) != expected:
+        raise EngineError(f"{file} was changed after the build ({kind} differs); {remedy}.")
+
+
+def describe_weights(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Size and hash of every weight file; safetensors also by header, which is quick to check."""
+    entries = {}
+    for name in checkpoint.files():
+        file = checkpoint.path / name
+        entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        if file.suffix == ".safetensors":
+            entry["header"] = header_hash(file)
+        entries[str(name)] = entry
+    return entries
+
+
+def weights_hash(weights: Mapping[str, Mapping[str, Any]]) -> str:
+    """One hash for all weight files."""
+    lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(weights.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def kernels_hash() -> str:
+    """One hash for the sources of the kernels and networks, which compiled graphs contain."""
+    from consisid import kernels
+
+    from . import networks
+
+    digest = hashlib.sha256()
+    for package in (kernels, networks):
+        for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """What a machine is, as far as compiled graphs depend on it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("consisid", "triton", "tensorrt"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "compute_capability": f"{major}.{minor}",
+            "cuda": str(torch.version.cuda),
+        }
+    return found

@@ -1,0 +1,141 @@
+"""What a caller asks of generate, checked before anything is computed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .decode import OUTPUT_TYPES
+from .denoise import CFG_MODES
+from .errors import InputError
+from .noise import generators
+from .shapes import VideoShape
+from .text import check_prompt
+
+if TYPE_CHECKING:
+    from .opening import Opened
+
+CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+
+@dataclass
+class Request:
+    """The arguments of ConsisID.generate; the names are those of diffusers' ConsisIDPipeline.
+
+    prompt: a text, or a list for several videos of one person. Either it or prompt_embeds [b, T, d_model].
+    negative_prompt: what to steer away from; a text for all, or one per prompt. Used when guidance_scale > 1.
+    height, width, num_frames: of the video; default what the engine was built for.
+    num_inference_steps: denoising steps.
+    guidance_scale: weight of the prompt; 1 or less runs without classifier-free guidance, at half the cost.
+    use_dynamic_cfg: True for diffusers' formula of a changing weight, "step" for the one that was meant.
+    eta: of DDIM.
+    seed: of a generator on the CPU: the same video on every machine. Or a generator, or a list with one per video.
+    latents: noise [b, F, 16, h, w] instead of drawn noise.
+    callback_on_step_end: called as (engine, step, timestep, tensors) after each step; the tensors that it returns
+        replace those of the run.
+    callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
+    output_type: "uint8", "np", "pt", "pil" or "latent".
+    cfg: "batched" or "sequential".
+    """
+
+    shape: VideoShape
+    batch: int
+    guided: bool
+    generator: torch.Generator | list[torch.Generator]
+    options: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    single: bool
+    _negative: Tensor | None = None
+
+    @classmethod
+    def check(cls, engine: "Opened", options: Mapping[str, Any]) -> "Request":
+        """A request that can be run.
+
+        Raises:
+            InputError: one sentence naming the argument, what is wrong and what would do.
+        """
+        variant, prompt, given = engine.variant, options["prompt"], options["prompt_embeds"]
+        shape = VideoShape.of(variant, *(options[n] or getattr(engine.shape, n) for n in ("height", "width", "num_frames")))
+        if (prompt is None) == (given is None):
+            raise InputError("Give either a prompt or prompt_embeds, one of the two.")
+        if options["negative_prompt"] is not None and options["negative_prompt_embeds"] is not None:
+            raise InputError("Give either a negative_prompt or negative_prompt_embeds, not both.")
+        if prompt is not None and options["negative_prompt_embeds"] is not None:
+            raise InputError("negative_prompt_embeds go with prompt_embeds; with a prompt give a negative_prompt.")
+        batch = given.shape[0] if prompt is None else len(check_prompt(prompt))
+        steps = options["num_inference_steps"]
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"num_inference_steps={steps!r} has to be a whole number of at least 1.")
+        if options["output_type"] not in (*OUTPUT_TYPES, "latent"):
+            raise InputError(f"output_type={options['output_type']!r} is none of {', '.join(OUTPUT_TYPES)}, latent.")
+        if options["cfg"] not in CFG_MODES:
+            raise InputError(f"cfg={options['cfg']!r} is none of {', '.join(CFG_MODES)}.")
+        if options["use_dynamic_cfg"] not in (False, True, "step"):
+            raise InputError(f'use_dynamic_cfg={options["use_dynamic_cfg"]!r} is none of False, True, "step".')
+        wanted = options["callback_on_step_end_tensor_inputs"]
+        unknown = [name for name in wanted if name not in CALLBACK_TENSORS]
+        if unknown:
+            raise InputError(f"Callbacks cannot have {', '.join(unknown)}; there are {', '.join(CALLBACK_TENSORS)}.")
+        negative = options["negative_prompt"]
+        if isinstance(negative, list | tuple) and len(negative) != batch:
+            raise InputError(f"{len(negative)} negative prompts were given for {batch} prompts; give one, or one each.")
+        request = cls(
+            shape, batch, options["guidance_scale"] > 1.0,
+            generators(options["seed"], options["generator"], batch), options, engine.device, engine.dtype,
+            single=not isinstance(prompt, list | tuple) and batch == 1,
+        )  # fmt: skip
+        request._check_tensors(engine)
+        return request
+
+    def _check_tensors(self, engine: "Opened") -> None:
+        config, shape = engine.variant.transformer, self.shape
+        text = (self.batch, config.max_text_seq_length, config.text_embed_dim)
+        noise = (
+            self.batch, shape.latent_frames, engine.variant.vae.latent_channels, shape.latent_height, shape.latent_width
+        )  # fmt: skip
+        for name, expected in (("prompt_embeds", text), ("negative_prompt_embeds", text), ("latents", noise)):
+            tensor = self.options[name]
+            if tensor is not None and tuple(tensor.shape) != expected:
+                raise InputError(f"{name} has the shape {list(tensor.shape)}; for this video it has to be {list(expected)}.")
+
+    def prompt_embeds(self, encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """[G * b, T, d_model]: with guidance the negative ones come first."""
+        options = self.options
+        embeds = options["prompt_embeds"]
+        embeds = encode(check_prompt(options["prompt"])) if embeds is None else self._here(embeds)
+        if not self.guided:
+            return embeds
+        negative = options["negative_prompt_embeds"]
+        if negative is None:
+            texts = options["negative_prompt"] or ""
+            negative = encode([texts] * self.batch if isinstance(texts, str) else list(texts))
+        self._negative = self._here(negative)
+        return torch.cat((self._negative, embeds))
+
+    def latents(self, draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Noise [b, F, 16, h, w]: the caller's, or drawn."""
+        if self.options["latents"] is not None:
+            return self._here(self.options["latents"])
+        shape = self.shape
+        return draw((self.batch, shape.latent_frames, self._channels, shape.latent_height, shape.latent_width))
+
+    _channels: int = 16
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype)
+
+    def callback(self, engine: Any) -> Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None:
+        """The caller's callback in the form that the loop calls."""
+        function, wanted = self.options["callback_on_step_end"], self.options["callback_on_step_end_tensor_inputs"]
+        if function is None:
+            return None
+
+        def call(step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            # As in diffusers, prompt_embeds are those of both halves, and the negative ones are no longer read.
+            known = {**tensors, "negative_prompt_embeds": self._negative}
+            return function(engine, step, timestep, {name: known[name] for name in wanted}) or {}
+
+        return call

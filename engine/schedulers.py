@@ -1,0 +1,59 @@
+"""diffusers' schedulers behind one step function. They are imported when an engine first needs one."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler of a checkpoint's scheduler/ folder: CogVideoXDPMScheduler in the official ones.
+
+    Raises:
+        CheckpointError: no configuration, or a class that diffusers does not have.
+    """
+    import diffusers
+
+    file = folder / "scheduler_config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; the checkpoint is incomplete.")
+    config = json.loads(file.read_text())
+    cls = getattr(diffusers, config.get("_class_name", ""), None)
+    if cls is None:
+        raise CheckpointError(f"{file} names the scheduler {config.get('_class_name')!r}, which diffusers does not have.")
+    return cls.from_config(config)
+
+
+class Stepper:
+    """One run of a scheduler: hides which arguments its step takes.
+
+    CogVideoX-DPM wants the previous step's prediction and timestep, DDIM an eta, some a generator.
+    """
+
+    def __init__(self, scheduler: Any, num_inference_steps: int, device: torch.device, eta: float, generator: Any):
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler = scheduler
+        self.timesteps: Tensor = scheduler.timesteps
+        accepted = inspect.signature(scheduler.step).parameters
+        self._options = {"return_dict": False}
+        self._options |= {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
+        self._keeps_prediction = "old_pred_original_sample" in accepted
+        self._prediction: Tensor | None = None
+
+    def scale(self, latents: Tensor, step: int) -> Tensor:
+        """What the network reads at a step."""
+        return self.scheduler.scale_model_input(latents, self.timesteps[step])
+
+    def step(self, noise: Tensor, step: int, latents: Tensor) -> Tensor:
+        """The latents after a step, from the guided prediction."""
+        now = self.timesteps[step]
+        if not self._keeps_prediction:
+            return self.scheduler.step(noise, now, latents, **self._options)[0]
+        before = self.timesteps[step - 1] if step else None
+        latents, self._prediction = self.scheduler.step(noise, self._prediction, now, before, latents, **self._options)
+        return latents

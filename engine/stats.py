@@ -1,0 +1,90 @@
+"""Where the time and the memory of a video went."""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+@dataclass
+class Stats:
+    """Where the time and the memory of a video went.
+
+    Attributes:
+        seconds: per stage, in the order of the work.
+        steps: seconds of each denoising step.
+        calls: how often each graph ran.
+        modes: what was chosen: CFG mode, dtype, device.
+        peak_bytes: the most device memory that was reserved during the run; on a CPU the peak resident set of the process.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    modes: dict[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def summary(self) -> str:
+        """One line: where the time went."""
+        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        per_step = f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
+        return f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+
+
+class Clock:
+    """Times the stages and steps of one run.
+
+    On a GPU it waits for the device at the borders of stages only; steps are timed by events on its stream.
+    """
+
+    def __init__(self, device: torch.device, calls: Counter[str], modes: dict[str, str]):
+        self.device, self._calls, self._modes = device, calls, modes
+        self._before = Counter(calls)
+        self._seconds: dict[str, float] = {}
+        self._marks: list[float | torch.cuda.Event] = []
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _wait(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = self._wait()
+        if name == "denoise":
+            self._marks = [self._mark()]
+        yield
+        self._seconds[name] = self._wait() - start
+
+    def step(self, index: int) -> None:
+        self._marks.append(self._mark())
+
+    def stats(self) -> Stats:
+        steps = []
+        for before, after in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, float) and isinstance(after, float):
+                steps.append(after - before)
+            elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                steps.append(before.elapsed_time(after) / 1000)
+        return Stats(self._seconds, steps, dict(self._calls - self._before), self._modes, peak_bytes(self.device))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory so far: reserved by PyTorch on a GPU, resident for the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB

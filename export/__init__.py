@@ -1,0 +1,5 @@
+"""Make an engine folder from a checkpoint."""
+
+from .build import build
+
+__all__ = ["build"]
