@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import decode, face, text
+from . import decode, face
 from .denoise import condition, denoise
 from .face import Identity, Photo
 from .noise import draw
@@ -18,7 +18,7 @@ from .video import Video
 
 
 class ConsisID(Opened):
-    """An engine folder, ready to make videos: `ConsisID.open(folder)`, `identify(photo)`, `generate(person, prompt)`."""
+    """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`."""
 
     def identify(self, photo: Photo, *, aligned: bool = False) -> Identity:
         """The identity features of the person in a photo, for any number of videos.
@@ -61,14 +61,16 @@ class ConsisID(Opened):
         options = {name: value for name, value in locals().items() if name not in ("self", "identity", "aligned")}
         request = Request.check(self, options)
         networks, shape = self.networks(request.shape), request.shape
-        clock = Clock(self.device, networks.calls, {"cfg": cfg, "dtype": self.manifest.spec.dtype, "device": str(self.device)})
+        clock = Clock(
+            self.device, networks.calls, {"cfg": cfg, "dtype": self.manifest.spec.dtype, "device": str(self.device)}
+        )
         with clock.stage("identify"):
             person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
             features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
         with clock.stage("text"):
-            embeds = request.prompt_embeds(lambda prompts: text.encode(networks, self.tokenizer, prompts))
+            embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with clock.stage("prepare"):
-            stepper = Stepper(self.scheduler, num_inference_steps, self.device, eta, request.generator)
+            stepper = Stepper(self.scheduler, num_inference_steps, eta, request.generator)
             image = decode.pad_image(decode.sample_posterior(moments, request.batch, request.generator), shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
@@ -81,7 +83,5 @@ class ConsisID(Opened):
             )  # fmt: skip
         with clock.stage("decode"):
             frames = decode.finish(networks, final / self.variant.vae.scaling_factor, output_type)
-        stats, batch = clock.stats(), range(request.batch)
-        videos = [Video(None if frames is None else frames[i], self.variant.fps, stats, None if frames is not None else final[i]) for i in batch]
+        videos = Video.several(frames, final, self.variant.fps, clock.stats())
         return videos[0] if request.single else videos
-

@@ -78,7 +78,8 @@ class Checkpoint:
         kind = values.get("_class_name")
         if kind != "ConsisIDTransformer3DModel":
             raise CheckpointError(
-                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview or ConsisID-1.5 checkpoint."
+                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview or "
+                "ConsisID-1.5 checkpoint."
             )
         transformer = TransformerConfig.read(values)
         vae = VaeConfig.read(self.config("vae/config.json"))
@@ -115,7 +116,7 @@ class Checkpoint:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
-            raise CheckpointError(f"{self.path} has no {EVA_FILE}; without it no photograph can be identified.") from None
+            raise CheckpointError(f"{self.path} has no {EVA_FILE}; without it no photo can be identified.") from None
         except Exception as error:  # torch.load raises whatever its unpickler trips over
             raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from error
         return eva_state(state)
@@ -137,10 +138,10 @@ class Checkpoint:
                 files = sorted(folder.glob("*.safetensors"))
                 if len(files) != 1:
                     raise CheckpointError(
-                        f"{folder} holds {len(files)} .safetensors files and no index; exactly one is needed, or shards "
+                        f"{folder} holds {len(files)} .safetensors files and no index; one is needed, or shards "
                         "with their index. Weights in other formats are not read."
                     )
-                self._indices[part] = {name: files[0] for name in self._open(files[0]).keys()}  # noqa: SIM118
+                self._indices[part] = dict.fromkeys(self._open(files[0]).keys(), files[0])
         return self._indices[part]
 
     @cached_property
@@ -156,9 +157,7 @@ class Checkpoint:
             try:
                 self._handles[file] = safe_open(file, framework="pt", device="cpu")
             except (FileNotFoundError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{file} is missing or damaged ({error}); download it again."
-                ) from None
+                raise CheckpointError(f"{file} is missing or damaged ({error}); download it again.") from None
         return self._handles[file]
 
     def has(self, part: str, name: str) -> bool:
@@ -174,7 +173,9 @@ class Checkpoint:
         return self._open(self._index(part)[name]).get_tensor(name)
 
 
-def write_checkpoint(variant: str | Variant, path: str | Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+def write_checkpoint(
+    variant: str | Variant, path: str | Path, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
     """Write a checkpoint with seeded random weights in the Hugging Face layout that diffusers opens.
 
     Args:

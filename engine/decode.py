@@ -1,6 +1,7 @@
 """pixels -> latents of the face image, and latents -> frames, a few latent frames at a time."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def finish(networks: Networks, latents: Tensor, output_type: str) -> Any:
         return None
     parts = [OUTPUT_TYPES[output_type](frames) for frames in decode_chunks(networks, latents)]
     if output_type == "pil":
-        return [sum(pieces, []) for pieces in zip(*parts, strict=True)]
+        return [list(chain(*pieces)) for pieces in zip(*parts, strict=True)]
     return torch.cat(parts, dim=1) if output_type == "pt" else np.concatenate(parts, axis=1)
 
 

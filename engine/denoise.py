@@ -23,7 +23,8 @@ CFG_MODES = ("batched", "sequential")
 class Conditioning:
     """All that the loop reads besides the latents. G is 2 with classifier-free guidance (unconditional first), else 1.
 
-    text: [G * b, T, C]; image: [b, V, C]; cos, sin: [V, D / 2] float32; keys, values: one [1, H * N, C] per face attention.
+    text: [G * b, T, C]; image: [b, V, C]; cos, sin: [V, D / 2] float32; keys, values: one [1, H * N, C] per face
+    attention.
     """
 
     text: Tensor
@@ -150,7 +151,7 @@ def denoise(
     guided = prompt_embeds.shape[0] > batch
     times = time_table(networks, stepper.timesteps)
     sound = []
-    for step, timestep in enumerate(stepper.timesteps):
+    for step in range(steps):
         inputs = stepper.scale(latents, step)
         if cfg == "sequential":
             halves = [replace(given, text=text) for text in given.text.split(batch)]
@@ -164,11 +165,13 @@ def denoise(
         latents = stepper.step(noise, step, latents).to(networks.dtype)
         sound.append(latents.isfinite().all())  # read after the loop: reading it here would stall the device
         if on_step is not None:
-            replaced = on_step(step, timestep, {"latents": latents, "prompt_embeds": prompt_embeds})
+            replaced = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
             latents = replaced.get("latents", latents)
             if replaced.get("prompt_embeds", prompt_embeds) is not prompt_embeds:
                 prompt_embeds = replaced["prompt_embeds"].to(networks.device, networks.dtype)
                 given = replace(given, text=project_text(networks, positions, prompt_embeds))
+            if stepper.timesteps.tolist() != times.timesteps:
+                times = time_table(networks, stepper.timesteps)
         watch(step)
     for step, fine in enumerate(torch.stack(sound).tolist()):
         if not fine:

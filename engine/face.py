@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .decode import encode_image
 from .errors import FaceError, InputError
-from .face_preprocess import eva_input, id_cond as id_condition
+from .face_preprocess import eva_input
+from .face_preprocess import id_cond as id_condition
 from .runtime import Networks
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def read_photo(photo: Photo) -> Image.Image:
         return ImageOps.exif_transpose(photo).convert("RGB")
     if not isinstance(photo, str | Path):
         raise InputError(
-            f"A photo is a path, a PIL image or an array, not {type(photo).__name__}; an Identity comes from identify()."
+            f"A photo is a path, a PIL image or an array, not {type(photo).__name__}; identify() makes an Identity."
         )
     try:
         with Image.open(photo) as image:
@@ -129,4 +130,6 @@ def identify(networks: Networks, arcface: "ArcFace", photo: Photo, aligned: bool
     crop = torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
     embedding, *hidden = networks.many("eva", eva_input(crop).to(networks.device, networks.dtype))
     face = arcface.embed(np.ascontiguousarray(pixels[:, :, ::-1]))
-    return Identity(id_condition(torch.from_numpy(face), embedding.float().cpu()), tuple(h.cpu() for h in hidden), image)
+    return Identity(
+        id_condition(torch.from_numpy(face), embedding.float().cpu()), tuple(h.cpu() for h in hidden), image
+    )

@@ -86,6 +86,8 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
     faces = tuple(f"perceiver_cross_attention.{i}." for i in range(t.num_cross_attn))
     patches = (shape.latent_frames, t.in_channels // 2, shape.latent_height, shape.latent_width)
     last_has_face = t.face_index(t.num_layers - 1) is not None
+    temb = {"temb": Spec(("N", t.time_embed_dim))}
+    relative_bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
     rows = [
         Graph(
@@ -93,10 +95,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             "text_encoder",
             partial(text.TextEmbed, x),
             {"ids": Spec(("B", text_tokens), torch.int64)},
-            renamed={
-                "shared.weight": "shared.weight",
-                "bias.relative_attention_bias.weight": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            },
+            renamed={"bias.relative_attention_bias.weight": relative_bias},
         ),
         Graph(
             "text_layer",
@@ -118,11 +117,23 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             partial(transformer.TextProjection, t),
             {"prompt_embeds": Spec(("B", text_tokens, t.text_embed_dim))},
         ),
-        Graph("time_embed", "transformer", partial(transformer.TimeEmbedding, t), {"timesteps": Spec(("N",), torch.float32)}),
-        Graph("modulation", "transformer", partial(transformer.Modulation, t), {"temb": Spec(("N", t.time_embed_dim))}, blocks),
-        Graph("out_modulation", "transformer", partial(transformer.OutModulation, t), {"temb": Spec(("N", t.time_embed_dim))}),
-        Graph("image_embed", "transformer", partial(transformer.ImageEmbed, t), {"image_latents": Spec(("B", *patches))}),
-        Graph("embed", "transformer", partial(transformer.Embed, t), {"latents": Spec(("B", *patches)), "image_tokens": video}),
+        Graph(
+            "time_embed",
+            "transformer",
+            partial(transformer.TimeEmbedding, t),
+            {"timesteps": Spec(("N",), torch.float32)},
+        ),
+        Graph("modulation", "transformer", partial(transformer.Modulation, t), temb, blocks),
+        Graph("out_modulation", "transformer", partial(transformer.OutModulation, t), temb),
+        Graph(
+            "image_embed", "transformer", partial(transformer.ImageEmbed, t), {"image_latents": Spec(("B", *patches))}
+        ),
+        Graph(
+            "embed",
+            "transformer",
+            partial(transformer.Embed, t),
+            {"latents": Spec(("B", *patches)), "image_tokens": video},
+        ),
         Graph("block", "transformer", partial(transformer.Block, t), stream, blocks[:-1]),
         Graph("last_block", "transformer", partial(transformer.LastBlock, t), stream, blocks[-1:]),
         Graph(
@@ -152,7 +163,9 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
         attention = {"hidden": joint, "keys": identity, "values": identity}
         shared = faces[:-1] if last_has_face else faces
         rows += [
-            Graph("eva", "face_encoder", partial(EvaTower, **vars(e)), {"image": Spec((1, 3, e.image_size, e.image_size))}),
+            Graph(
+                "eva", "face_encoder", partial(EvaTower, **vars(e)), {"image": Spec((1, 3, e.image_size, e.image_size))}
+            ),
             Graph(
                 "face_extract",
                 "transformer",
@@ -173,10 +186,14 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             ),
         ]
         if shared:
-            rows.append(Graph("face", "transformer", partial(transformer.FaceAttention, t, text_tokens), attention, shared))
+            rows.append(
+                Graph("face", "transformer", partial(transformer.FaceAttention, t, text_tokens), attention, shared)
+            )
         if last_has_face:
             attention = attention | {"hidden": video}
-            rows.append(Graph("last_face", "transformer", partial(transformer.FaceAttention, t, 0), attention, faces[-1:]))
+            rows.append(
+                Graph("last_face", "transformer", partial(transformer.FaceAttention, t, 0), attention, faces[-1:])
+            )
     return {row.name: row for row in rows}
 
 

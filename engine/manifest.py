@@ -101,7 +101,7 @@ class Manifest:
             version = values.pop("format")
             if version > FORMAT:
                 raise EngineError(
-                    f"{folder} was built by a newer version of this package (format {version}, this one reads {FORMAT}); "
+                    f"{folder} was built by a newer version of this package (format {version}, here {FORMAT}); "
                     "upgrade consisid, or rebuild the folder."
                 )
             key = values.pop("key")
@@ -130,7 +130,9 @@ class Manifest:
                 f"{folder} was built with other kernel sources than are installed; rebuild it with consisid-build."
             )
         if torch.device(spec.device).type != device.type:
-            raise EngineError(f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}.")
+            raise EngineError(
+                f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}."
+            )
         compiled = any(entry.file for entry in self.graphs.values())
         for name in ("torch", "gpu", "compute_capability", "triton"):
             if compiled and self.provenance.get(name) != here.get(name):
@@ -140,7 +142,9 @@ class Manifest:
                 )
         for graph in self.graphs.values():
             if graph.file is not None:
-                _check(folder / graph.file, graph.bytes, "sha256", graph.sha256, "rebuild the folder with consisid-build")
+                _check(
+                    folder / graph.file, graph.bytes, "sha256", graph.sha256, "rebuild the folder with consisid-build"
+                )
         root = self.checkpoint_path(folder)
         if not root.is_dir():
             raise EngineError(

@@ -16,7 +16,7 @@ from .manifest import DTYPES, Manifest
 from .runtime import Networks, WeightStore
 from .schedulers import load_scheduler
 from .shapes import VideoShape
-from .text import Tokenizer
+from .text import TextEncoder, Tokenizer
 
 
 class Opened:
@@ -59,7 +59,7 @@ class Opened:
         return cls(folder, manifest, place)
 
     def networks(self, shape: VideoShape | None = None) -> Networks:
-        """The graphs for a shape. Those of compiled backends exist only for the shape that they were built for."""
+        """The graphs for a shape; compiled ones exist only for the shape that they were built for."""
         shape = shape or self.shape
         if shape not in self._networks:
             self._networks[shape] = self._load(shape)
@@ -69,8 +69,8 @@ class Opened:
         entries = self.manifest.graphs
         if shape != self.shape and any(entry.file for entry in entries.values()):
             raise EngineError(
-                f"{self.folder} was built for {self.shape}, and a compiled engine makes no other; build one for {shape} "
-                f"with consisid-build --height {shape.height} --width {shape.width} --num-frames {shape.num_frames}."
+                f"{self.folder} was built for {self.shape} and makes no other video; build one for "
+                f"{shape} with consisid-build --height {shape.height} --width {shape.width} --num-frames {shape.num_frames}."
             )
         runners, weights = {}, {}
         for name, graph in graph_table(self.variant, shape).items():
@@ -92,9 +92,9 @@ class Opened:
         return self._positions[shape]
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def text_encoder(self) -> TextEncoder:
         model = self.checkpoint.path / "tokenizer" / "spiece.model"
-        return Tokenizer(model, self.variant.transformer.max_text_seq_length)
+        return TextEncoder(Tokenizer(model, self.variant.transformer.max_text_seq_length))
 
     @cached_property
     def scheduler(self) -> Any:

@@ -54,7 +54,9 @@ def _accepted(function: Any, config: TransformerConfig) -> dict[str, Any]:
     known = inspect.signature(function).parameters
     missing = [name for name, value in asdict(config).items() if name not in known and value is not None]
     if missing:
-        raise CheckpointError(f"diffusers has no class for a transformer with {', '.join(missing)}; it cannot be written.")
+        raise CheckpointError(
+            f"diffusers has no class for a transformer with {', '.join(missing)}; it cannot be written."
+        )
     return {name: value for name, value in asdict(config).items() if name in known}
 
 
@@ -85,14 +87,18 @@ def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) ->
     with write_aside(path) as folder:
         blocks = len(variant.vae.block_out_channels)
         modules = {
-            "transformer": ConsisIDTransformer3DModel(**_accepted(ConsisIDTransformer3DModel.__init__, variant.transformer)),
+            "transformer": ConsisIDTransformer3DModel(
+                **_accepted(ConsisIDTransformer3DModel.__init__, variant.transformer)
+            ),
             "vae": AutoencoderKLCogVideoX(
                 down_block_types=("CogVideoXDownBlock3D",) * blocks,
                 up_block_types=("CogVideoXUpBlock3D",) * blocks,
                 **asdict(variant.vae),
             ),
             "text_encoder": T5EncoderModel(
-                T5Config(**asdict(variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
+                T5Config(
+                    **asdict(variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False
+                )
             ),
         }
         for offset, (part, module) in enumerate(modules.items()):
@@ -101,7 +107,8 @@ def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) ->
         # The settings of the official checkpoints.
         CogVideoXDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0,
+            timestep_spacing="trailing",
         ).save_pretrained(folder / "scheduler")  # fmt: skip
         _write_tokenizer(folder / "tokenizer", variant.text.vocab_size, variant.transformer.max_text_seq_length)
         index = {
@@ -116,5 +123,3 @@ def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) ->
         if variant.transformer.is_train_face:
             write_face_models(folder, seed, variant.eva.width, variant.eva.layers)
     return path
-
-

@@ -58,7 +58,9 @@ class Request:
             InputError: one sentence naming the argument, what is wrong and what would do.
         """
         variant, prompt, given = engine.variant, options["prompt"], options["prompt_embeds"]
-        shape = VideoShape.of(variant, *(options[n] or getattr(engine.shape, n) for n in ("height", "width", "num_frames")))
+        shape = VideoShape.of(
+            variant, *(options[n] or getattr(engine.shape, n) for n in ("height", "width", "num_frames"))
+        )
         if (prompt is None) == (given is None):
             raise InputError("Give either a prompt or prompt_embeds, one of the two.")
         if options["negative_prompt"] is not None and options["negative_prompt_embeds"] is not None:
@@ -99,7 +101,9 @@ class Request:
         for name, expected in (("prompt_embeds", text), ("negative_prompt_embeds", text), ("latents", noise)):
             tensor = self.options[name]
             if tensor is not None and tuple(tensor.shape) != expected:
-                raise InputError(f"{name} has the shape {list(tensor.shape)}; for this video it has to be {list(expected)}.")
+                raise InputError(
+                    f"{name} has the shape {list(tensor.shape)}; for this video it has to be {list(expected)}."
+                )
 
     def prompt_embeds(self, encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
         """[G * b, T, d_model]: with guidance the negative ones come first."""

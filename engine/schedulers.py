@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -25,7 +24,9 @@ def load_scheduler(folder: Path) -> Any:
     config = json.loads(file.read_text())
     cls = getattr(diffusers, config.get("_class_name", ""), None)
     if cls is None:
-        raise CheckpointError(f"{file} names the scheduler {config.get('_class_name')!r}, which diffusers does not have.")
+        raise CheckpointError(
+            f"{file} names the scheduler {config.get('_class_name')!r}, which diffusers does not have."
+        )
     return cls.from_config(config)
 
 
@@ -35,12 +36,13 @@ class Stepper:
     CogVideoX-DPM wants the previous step's prediction and timestep, DDIM an eta, some a generator.
     """
 
-    def __init__(self, scheduler: Any, num_inference_steps: int, device: torch.device, eta: float, generator: Any):
-        scheduler.set_timesteps(num_inference_steps, device=device)
+    def __init__(self, scheduler: Any, num_inference_steps: int, eta: float, generator: Any):
+        # On the CPU: schedulers look their tables up with it, and would wait for a GPU at every step.
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
         self.scheduler = scheduler
         self.timesteps: Tensor = scheduler.timesteps
         accepted = inspect.signature(scheduler.step).parameters
-        self._options = {"return_dict": False}
+        self._options: dict[str, Any] = {"return_dict": False}
         self._options |= {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
         self._keeps_prediction = "old_pred_original_sample" in accepted
         self._prediction: Tensor | None = None

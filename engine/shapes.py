@@ -45,7 +45,9 @@ class VideoShape:
             step = ratio * patch
             if value < step or value % step:
                 near = max(step, round(value / step) * step)
-                raise InputError(f"{name}={value} is not a positive multiple of {step}; the nearest that works is {near}.")
+                raise InputError(
+                    f"{name}={value} is not a positive multiple of {step}; the nearest that works is {near}."
+                )
         time = variant.vae.temporal_compression_ratio
         if num_frames < 1 or (num_frames - 1) % (2 * time):
             near = max(0, round((num_frames - 1) / (2 * time))) * 2 * time + 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+
 @dataclass
 class Stats:
     """Where the time and the memory of a video went.
@@ -19,7 +20,7 @@ class Stats:
         steps: seconds of each denoising step.
         calls: how often each graph ran.
         modes: what was chosen: CFG mode, dtype, device.
-        peak_bytes: the most device memory that was reserved during the run; on a CPU the peak resident set of the process.
+        peak_bytes: the most device memory reserved during the run; on a CPU the peak resident set of the process.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -31,7 +32,9 @@ class Stats:
     def summary(self) -> str:
         """One line: where the time went."""
         stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
-        per_step = f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
+        per_step = (
+            f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
+        )
         return f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
 
 

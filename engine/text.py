@@ -16,6 +16,8 @@ PAD, END = 0, 1
 class Tokenizer:
     """T5's SentencePiece tokenizer (Kudo and Richardson, arXiv:1808.06226), without transformers.
 
+    Special tokens written out in a prompt, such as </s>, are read as text; transformers would obey them.
+
     Args:
         model: the checkpoint's tokenizer/spiece.model.
         max_length: tokens per prompt, the end mark included.
@@ -45,13 +47,13 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64)
 
 
-def check_prompt(prompt: str | Sequence[str]) -> list[str]:
+def check_prompt(prompt: object) -> list[str]:
     """The prompts as a list.
 
     Raises:
         InputError: a prompt that is no text, or empty.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     for text in prompts:
         if not isinstance(text, str):
             raise InputError(f"A prompt has to be a text, this one is {type(text).__name__}.")
@@ -62,9 +64,29 @@ def check_prompt(prompt: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def encode(networks: Networks, tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings [B, T, d_model] of prompts, padding included, as the reference has them."""
-    hidden, bias = networks.many("text_embed", tokenizer(prompts).to(networks.device))
-    for layer in range(networks.variant.text.num_layers):
-        hidden = networks.one("text_layer", hidden, bias, layer=layer)
-    return networks.one("text_norm", hidden)
+class TextEncoder:
+    """Prompts -> text embeddings; the last few are kept, so that a prompt is encoded once.
+
+    Each prompt runs by itself, layer by layer beside the others: what it becomes does not depend on its neighbours,
+    and a layer's weights are needed once for all of them.
+    """
+
+    KEPT = 16
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, networks: Networks, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, T, d_model], padding included, as the reference has them."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        states = [networks.many("text_embed", self.tokenizer([prompt]).to(networks.device)) for prompt in new]
+        hidden = [state[0] for state in states]
+        for layer in range(networks.variant.text.num_layers):
+            hidden = [
+                networks.one("text_layer", x, bias, layer=layer) for x, (_, bias) in zip(hidden, states, strict=True)
+            ]
+        found = {p: self._kept[p] for p in prompts if p in self._kept}
+        found |= {prompt: networks.one("text_norm", x) for prompt, x in zip(new, hidden, strict=True)}
+        self._kept = dict(list((self._kept | found).items())[-self.KEPT :])
+        return torch.cat([found[prompt] for prompt in prompts])

@@ -18,7 +18,7 @@ class _Config:
 
 @dataclass(frozen=True)
 class TransformerConfig(_Config):
-    """transformer/config.json of diffusers' ConsisIDTransformer3DModel; defaults are those of the preview checkpoint."""
+    """transformer/config.json of diffusers' ConsisIDTransformer3DModel; the defaults are the preview checkpoint's."""
 
     num_attention_heads: int = 48
     attention_head_dim: int = 64
@@ -66,7 +66,7 @@ class TransformerConfig(_Config):
 
     @property
     def num_cross_attn(self) -> int:
-        """How many blocks are followed by face attention (diffusers counts num_layers // interval and then runs past it)."""
+        """How many blocks are followed by face attention (diffusers rounds down, and then runs past the end)."""
         return -(-self.num_layers // self.cross_attn_interval) if self.is_train_face else 0
 
     def face_index(self, layer: int) -> int | None:
@@ -145,13 +145,16 @@ class Variant:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        kinds = {"transformer": TransformerConfig, "vae": VaeConfig, "text": TextConfig, "eva": EvaConfig}
-        return cls(**{k: kinds[k].read(v) if k in kinds else v for k, v in values.items()})
+        kinds: dict[str, type[_Config]] = {
+            "transformer": TransformerConfig, "vae": VaeConfig, "text": TextConfig, "eva": EvaConfig
+        }  # fmt: skip
+        parts: dict[str, Any] = {k: kinds[k].read(v) if k in kinds else v for k, v in values.items()}
+        return cls(**parts)
 
 
 PREVIEW = Variant("preview", hub_id="BestWishYsh/ConsisID-preview")
 
-# The same networks on the CogVideoX-1.5 base: pairs of latent frames share a token, and the image gets an `ofs` embedding.
+# The same networks on the CogVideoX-1.5 base: pairs of latent frames share a token, and there is an `ofs` embedding.
 V1_5 = Variant(
     "1.5",
     transformer=TransformerConfig(
@@ -195,5 +198,15 @@ def name_of(transformer: TransformerConfig) -> str:
     return next((v.name for v in VARIANTS.values() if v.transformer == transformer), "custom")
 
 
-__all__ = ["PREVIEW", "TINY", "V1_5", "VARIANTS", "EvaConfig", "TextConfig", "TransformerConfig", "VaeConfig", "Variant"]
+__all__ = [
+    "PREVIEW",
+    "TINY",
+    "V1_5",
+    "VARIANTS",
+    "EvaConfig",
+    "TextConfig",
+    "TransformerConfig",
+    "VaeConfig",
+    "Variant",
+]
 __all__ += ["name_of", "replace", "variant_named"]

@@ -20,8 +20,8 @@ class Video:
     """A generated video.
 
     Attributes:
-        frames: uint8 [F, H, W, 3]; with output_type "np" float32 in [0, 1], with "pt" a tensor [F, 3, H, W], with "pil" a
-            list of images, with "latent" None.
+        frames: uint8 [F, H, W, 3]; with output_type "np" float32 in [0, 1], with "pt" a tensor [F, 3, H, W], with "pil"
+            a list of images, with "latent" None.
         fps: frames per second that the model was trained at.
         stats: times and peaks.
         latents: [F, 16, h, w], with output_type "latent", else None.
@@ -31,6 +31,13 @@ class Video:
     fps: int
     stats: Stats
     latents: Tensor | None = None
+
+    @classmethod
+    def several(cls, frames: Any, latents: Tensor, fps: int, stats: Stats) -> "list[Video]":
+        """The videos of a batch: from frames per video, or from latents [b, F, 16, h, w] when there are none."""
+        if frames is None:
+            return [cls(None, fps, stats, video) for video in latents]
+        return [cls(video, fps, stats) for video in frames]
 
     def save(self, path: str | Path, fps: int | None = None) -> Path:
         """Write an mp4 (H.264, yuv420p) that browsers play; written aside and renamed.

@@ -70,9 +70,17 @@ def build(
         for name, graph in graph_table(source.variant, shape).items():
             start = time.perf_counter()
             names = list(weight_shapes(graph.module()))
-            missing = [s for n in names for i in range(len(graph.layers)) for s in graph.sources(n, i) if not source.has(graph.part, s)]
+            missing = [
+                s
+                for n in names
+                for i in range(len(graph.layers))
+                for s in graph.sources(n, i)
+                if not source.has(graph.part, s)
+            ]
             if missing:
-                raise CheckpointError(f"{source.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}.")
+                raise CheckpointError(
+                    f"{source.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}."
+                )
             file = folder / "graphs" / f"{name}{compiler.SUFFIX}" if compiler.SUFFIX else None
             if file is not None:
                 file.parent.mkdir(exist_ok=True)

@@ -70,9 +70,9 @@ class LocalFacialExtractor(nn.Module):
         latents = torch.cat((self.latents.expand(id_cond.shape[0], -1, -1), identity), dim=1)
         for i, hidden in enumerate(hidden_states):
             context = torch.cat((identity, self.get_submodule(f"mapping_{i}")(hidden)), dim=1)
-            for attention, feed_forward in self.layers[i * self.depth : (i + 1) * self.depth]:  # type: ignore[misc]
-                latents = attention(context, latents) + latents
-                latents = feed_forward(latents) + latents
+            for layer in range(i * self.depth, (i + 1) * self.depth):
+                latents = self.get_submodule(f"layers.{layer}.0")(context, latents) + latents
+                latents = self.get_submodule(f"layers.{layer}.1")(latents) + latents
         return latents[:, : self.latents.shape[1]] @ self.proj_out
 
 

@@ -28,7 +28,7 @@ FACE_NORM_EPS = 1e-5  # nn.LayerNorm's default, used by PerceiverCrossAttention
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: int) -> Tensor:
-    """Sinusoids [N, dim] in float32 of timesteps [N] (Vaswani et al., arXiv:1706.03762; Ho et al., arXiv:2006.11239)."""
+    """Sinusoids [N, dim] in float32 of timesteps [N] (Ho et al., arXiv:2006.11239)."""
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
     angles = timesteps[:, None].float() * exponent.exp()
@@ -50,9 +50,10 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        config, layers = self.config, self.time_embedding
-        sinusoids = timestep_embedding(timesteps, config.inner_dim, config.flip_sin_to_cos, config.freq_shift)
-        return F.silu(layers["linear_2"](F.silu(layers["linear_1"](sinusoids.to(layers["linear_1"].weight.dtype)))))
+        c, layers = self.config, self.time_embedding
+        sinusoids = timestep_embedding(timesteps, c.inner_dim, c.flip_sin_to_cos, c.freq_shift)
+        hidden = F.silu(layers["linear_1"](sinusoids.to(next(self.parameters()).dtype)))
+        return F.silu(layers["linear_2"](hidden))
 
 
 class Modulation(nn.Module):
@@ -91,16 +92,24 @@ class TextProjection(nn.Module):
         return self.patch_embed["text_proj"](prompt_embeds)
 
 
+class _Projection(nn.Module):
+    """patch_embed of the checkpoint, without the text's share."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.inner_dim, config.patch_size, config.patch_size)
+
+
 class _PatchEmbed(nn.Module):
     """A half of the patch embedding: a convolution whose stride is its kernel, so a matrix product over patches."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        size = config.patch_size
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.inner_dim, size, size)})
+        self.patch, self.in_half = config.patch_size, config.in_channels // 2
+        self.patch_embed = _Projection(config)
 
     def patches(self, latents: Tensor) -> Tensor:  # [B, F, 16, h, w] -> [B, V, 16 * p * p]
-        size = self.patch_embed["proj"].kernel_size[0]
+        size = self.patch
         batch, frames, channels, height, width = latents.shape
         cut = latents.reshape(batch, frames, channels, height // size, size, width // size, size)
         return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * (height // size) * (width // size), -1)
@@ -110,19 +119,16 @@ class ImageEmbed(_PatchEmbed):
     """Image latents [b, F, 16, h, w] -> their share of the video tokens [b, V, C], bias included: once per video."""
 
     def forward(self, image_latents: Tensor) -> Tensor:
-        proj = self.patch_embed["proj"]
-        half = proj.in_channels // 2
-        return F.linear(self.patches(image_latents), proj.weight[:, half:].flatten(1), proj.bias)
+        proj = self.patch_embed.proj
+        return F.linear(self.patches(image_latents), proj.weight[:, self.in_half :].flatten(1), proj.bias)
 
 
 class Embed(_PatchEmbed):
     """Noisy latents [b, F, 16, h, w] and image tokens [b, V, C] -> video tokens [b, V, C]."""
 
     def forward(self, latents: Tensor, image_tokens: Tensor) -> Tensor:
-        proj = self.patch_embed["proj"]
-        half = proj.in_channels // 2
         patches = self.patches(latents)
-        weight = proj.weight[:, :half].flatten(1).T.expand(patches.shape[0], -1, -1)
+        weight = self.patch_embed.proj.weight[:, : self.in_half].flatten(1).T.expand(patches.shape[0], -1, -1)
         # baddbmm adds in the accumulator, before the one rounding to bf16 that the whole convolution would have had.
         return torch.baddbmm(image_tokens, patches, weight)
 
@@ -151,6 +157,14 @@ class _Attention(nn.Module):
         return self.to_out[0](out.flatten(-2))
 
 
+class _Norm(nn.Module):
+    """The LayerNorm of an adaptive norm, which diffusers keeps below `norm`."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps)
+
+
 class _FeedForward(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
@@ -169,9 +183,9 @@ class Block(nn.Module):
         dim = config.inner_dim
         self.text_length = config.max_text_seq_length
         self.eps = config.norm_eps
-        self.norm1 = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.norm1 = _Norm(dim, self.eps)
         self.attn1 = _Attention(config)
-        self.norm2 = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.norm2 = _Norm(dim, self.eps)
         self.ff = _FeedForward(dim)
 
     def forward(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -179,10 +193,10 @@ class Block(nn.Module):
 
     def _run(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, skip: int) -> Tensor:
         attention_mod, ff_mod = modulation[0], modulation[1]
-        norm, text = self.norm1["norm"], self.text_length
+        norm, text = self.norm1.norm, self.text_length
         normed = modulated_norm(hidden, attention_mod, norm.weight, norm.bias, text, self.eps)
         attention = self.attn1(normed, cos, sin, skip)
-        hidden, norm, text = hidden[:, skip:], self.norm2["norm"], text - skip
+        hidden, norm, text = hidden[:, skip:], self.norm2.norm, text - skip
         hidden, normed = gated_modulated_norm(
             hidden, attention, attention_mod, ff_mod, norm.weight, norm.bias, text, self.eps
         )
@@ -218,12 +232,12 @@ class Head(nn.Module):
         dim, self.size, self.eps = config.inner_dim, config.patch_size, config.norm_eps
         self.rows, self.columns = latent_height // self.size, latent_width // self.size
         self.norm_final = nn.LayerNorm(dim, self.eps)
-        self.norm_out = nn.ModuleDict({"norm": nn.LayerNorm(dim, self.eps)})
+        self.norm_out = _Norm(dim, self.eps)
         self.proj_out = nn.Linear(dim, self.size**2 * config.out_channels)
 
     def forward(self, video: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation[0], modulation[1]
-        video = self.norm_out["norm"](self.norm_final(video)) * (1 + scale) + shift
+        video = self.norm_out.norm(self.norm_final(video)) * (1 + scale) + shift
         cut = self.proj_out(video).unflatten(-1, (-1, self.size, self.size))
         cut = cut.unflatten(1, (-1, self.rows, self.columns))  # [B, F, rows, columns, 16, p, p]
         return cut.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)

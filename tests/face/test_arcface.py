@@ -34,7 +34,7 @@ def test_normalisation_is_rgb_and_centred(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "raw"), [(("Sub_0", "Mul_1"), True), (("_minusscalar0", "_mulscalar0"), True),
-                                            (("Sub_0",), False), (tuple("abcdefgh") + ("Sub_0", "Mul_1"), False)])  # fmt: skip
+                                            (("Sub_0",), False), ((*"abcdefgh", "Sub_0", "Mul_1"), False)])  # fmt: skip
 def test_a_graph_that_normalises_itself_gets_bytes(tmp_path, names, raw):
     out = probe(tmp_path / "probe.onnx", *names).embed(np.full((112, 112, 3), 255, np.uint8))
     np.testing.assert_allclose(out[0, 0, 0, 0], 255 if raw else 1)

@@ -1,0 +1,1 @@
+"""Measure an engine folder."""

@@ -1,0 +1,49 @@
+"""`make demo`: TINY, from an empty folder to an mp4 of a real photograph, on a CPU."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from consisid.engine import ConsisID
+from consisid.engine.commands import run
+from consisid.export import build
+
+# Where the face is in scikit-image's photograph of the astronaut Eileen Collins (NASA, public domain).
+FACE = (160, 20, 288, 148)
+
+
+def demo(folder: Path) -> None:
+    """Write demo.mp4 and the photograph that it was made from."""
+    from PIL import Image
+    from skimage.data import astronaut
+
+    folder.mkdir(parents=True, exist_ok=True)
+    photo = folder / "photo.png"
+    Image.fromarray(astronaut()).crop(FACE).resize((512, 512), Image.Resampling.LANCZOS).save(photo)
+    with tempfile.TemporaryDirectory() as scratch:
+        engine_folder = Path(scratch) / "tiny"
+        build("tiny", engine_folder)
+        engine = ConsisID.open(engine_folder)
+        person = engine.identify(photo, aligned=True)
+        video = engine.generate(person, "An astronaut smiles at the viewer, the flag behind her moving.", seed=42)
+        video.save(folder / "demo.mp4")
+    frames, height, width, _ = video.frames.shape
+    print(
+        f"{folder / 'demo.mp4'}: {width}x{height}, {frames} frames. TINY has random weights: expect noise, not a face."
+    )
+    for name, seconds in video.stats.seconds.items():
+        print(f"  {name:<9} {seconds:6.2f} s")
+    print(video.stats.summary())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser("make demo", description=__doc__)
+    p.add_argument("--output", type=Path, default=Path("out"))
+    options = p.parse_args(arguments)
+    return run("demo", lambda: demo(options.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

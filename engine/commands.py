@@ -1,0 +1,23 @@
+"""What all command lines share: one-line errors with exit code 2, and a clean end when interrupted."""
+
+import sys
+import warnings
+from collections.abc import Callable
+
+from .errors import ConsisIDError
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells use
+
+
+def run(command: str, work: Callable[[], None]) -> int:
+    """Run `work`; return the exit code. What goes wrong on purpose is printed in one line, without a traceback."""
+    warnings.showwarning = lambda message, *_, **__: print(f"{command}: warning: {message}", file=sys.stderr)
+    try:
+        work()
+    except ConsisIDError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,95 @@
+"""Shared by all tests: one TINY checkpoint and one eager engine per session, and a reference pipeline beside it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from consisid.engine import ConsisID, Identity
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.variants import Variant
+from consisid.export import build
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "tiny"
+    build(tiny_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> ConsisID:
+    return ConsisID.open(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_checkpoint: Path):
+    return reference_pipeline(tiny_checkpoint)
+
+
+@pytest.fixture
+def face() -> Image.Image:
+    return random_face()
+
+
+def random_face(seed: int = 0) -> Image.Image:
+    """A 128 px picture with low and high frequencies; what it shows does not matter for parity."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+        (128, 128), Image.Resampling.BICUBIC
+    )
+    noise = rng.integers(-20, 20, (128, 128, 3))
+    return Image.fromarray((np.asarray(small) + noise).clip(0, 255).astype(np.uint8))
+
+
+def random_identity(variant: Variant, seed: int = 0) -> Identity:
+    """Embeddings of the right shapes, as diffusers' process_face_embeddings_infer returns them."""
+    generator = torch.Generator().manual_seed(seed)
+    config, eva = variant.transformer, variant.eva
+    tokens = (eva.image_size // eva.patch_size) ** 2 + 1
+    return Identity.from_embeddings(
+        torch.randn(1, config.LFE_id_dim, generator=generator),
+        [torch.randn(1, tokens, config.LFE_vit_dim, generator=generator) for _ in range(config.LFE_num_scale)],
+        random_face(seed),
+    )
+
+
+def reference_pipeline(checkpoint: Path, dtype: torch.dtype = torch.float32):
+    """diffusers' own pipeline, opened from the same folder."""
+    from diffusers import ConsisIDPipeline
+
+    pipeline = ConsisIDPipeline.from_pretrained(checkpoint, torch_dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run_reference(pipeline, identity: Identity, prompt=None, *, seed: int | None = 7, **options):
+    """Latents and frames (float [F, H, W, 3] in [0, 1]) of diffusers' pipeline for our arguments."""
+    config = pipeline.transformer.config
+    options = {"num_inference_steps": 3, **options}
+    ratio = pipeline.vae_scale_factor_spatial
+    options.setdefault("height", config.sample_height * ratio)
+    options.setdefault("width", config.sample_width * ratio)
+    options.setdefault("num_frames", config.sample_frames)
+    latents = pipeline(
+        image=identity.image,
+        prompt=prompt,
+        id_cond=identity.id_cond,
+        id_vit_hidden=list(identity.id_vit_hidden),
+        generator=None if seed is None else torch.Generator().manual_seed(seed),
+        max_sequence_length=config.max_text_seq_length,
+        output_type="latent",
+        **options,
+    ).frames
+    with torch.no_grad():
+        video = pipeline.decode_latents(latents)
+    frames = pipeline.video_processor.postprocess_video(video=video, output_type="np")
+    return latents[0], frames[0]

@@ -1,0 +1,91 @@
+"""The full-size models: parameter counts on the meta device, and names and shapes against diffusers' own classes."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant
+
+# Millions of parameters of the preview checkpoint.
+MILLIONS = {
+    "feed-forward": 3171.5,
+    "attention": 1586.0,
+    "adaptive norms": 794.3,
+    "face attention": 440.6,
+    "facial extractor": 151.4,
+    "text encoder": 4762,
+    "encoder": 92,
+    "decoder": 123,
+    "eva": 304,
+}
+
+
+def kind(part: str, name: str) -> str:
+    if part == "text_encoder":
+        return "text encoder"
+    if part == "face_encoder":
+        return "eva"
+    if part == "vae":
+        return name.split(".")[0]
+    if name.startswith("local_facial"):
+        return "facial extractor"
+    if name.startswith("perceiver"):
+        return "face attention"
+    for mark, result in ((".ff.", "feed-forward"), (".attn1.", "attention"), (".linear.", "adaptive norms")):
+        if name.startswith("transformer_blocks") and mark in name:
+            return result
+    return "rest"
+
+
+def stored(variant: Variant) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Every tensor of a checkpoint that the graphs read, with its shape there."""
+    found = {}
+    for graph in graph_table(variant, VideoShape.of(variant, None, None, None)).values():
+        for name, shape in weight_shapes(graph.module()).items():
+            for layer in range(len(graph.layers)):
+                sources = graph.sources(name, layer)
+                for source in sources:
+                    found[graph.part, source] = (shape[0] // len(sources), *shape[1:])
+    return found
+
+
+def test_parameter_counts_of_the_preview():
+    counts: Counter[str] = Counter()
+    for (part, name), shape in stored(PREVIEW).items():
+        counts[kind(part, name)] += torch.Size(shape).numel()
+    for name, millions in MILLIONS.items():
+        # Half a unit of the last digit that the table gives, and the few biases and norms that it rounds away.
+        assert counts[name] / 1e6 == pytest.approx(millions, abs=0.6), name
+
+
+@pytest.mark.parametrize("name", ["tiny", "preview"])
+def test_names_and_shapes_are_diffusers(name):
+    from accelerate import init_empty_weights
+    from diffusers import ConsisIDTransformer3DModel
+
+    from consisid.engine.random_checkpoint import _accepted
+
+    variant = VARIANTS[name]
+    with init_empty_weights():
+        reference = ConsisIDTransformer3DModel(**_accepted(ConsisIDTransformer3DModel.__init__, variant.transformer))
+    expected = {name: tuple(tensor.shape) for name, tensor in reference.named_parameters()}
+    ours = {name: shape for (part, name), shape in stored(variant).items() if part == "transformer"}
+    assert ours == expected
+
+
+def test_tiny_has_the_sizes_of_the_contract():
+    t, vae = TINY.transformer, TINY.vae
+    assert (t.num_attention_heads, t.attention_head_dim, t.inner_dim, t.num_layers) == (3, 64, 192, 4)
+    assert (t.cross_attn_interval, t.time_embed_dim, t.max_text_seq_length, t.text_embed_dim) == (2, 64, 32, 64)
+    assert (t.LFE_num_scale, t.LFE_depth, t.LFE_vit_dim, t.LFE_id_dim, t.LFE_output_dim) == (5, 10, 64, 1280, 128)
+    assert (vae.block_out_channels, vae.latent_channels, TINY.text.num_layers) == ((16, 32, 32, 64), 16, 2)
+    assert (TINY.num_frames, TINY.height, TINY.width) == (17, 96, 144)
+    assert VideoShape.of(TINY, None, None, None).latent_frames == 5
+
+
+def test_a_variant_survives_json():
+    for variant in VARIANTS.values():
+        assert Variant.from_dict(variant.to_dict()) == variant
