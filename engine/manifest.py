@@ -125,7 +125,8 @@ class Manifest:
             EngineError: what is stale, foreign, truncated or changed, and what to do about it.
         """
         spec, here = self.spec, provenance(device)
-        if spec.kernels != kernels_hash():
+        compiled = any(entry.file for entry in self.graphs.values())
+        if compiled and spec.kernels != kernels_hash():
             raise EngineError(
                 f"{folder} was built with other kernel sources than are installed; rebuild it with consisid-build."
             )
@@ -133,7 +134,6 @@ class Manifest:
             raise EngineError(
                 f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}."
             )
-        compiled = any(entry.file for entry in self.graphs.values())
         for name in ("torch", "gpu", "compute_capability", "triton"):
             if compiled and self.provenance.get(name) != here.get(name):
                 raise EngineError(

@@ -68,9 +68,10 @@ class Opened:
     def _load(self, shape: VideoShape) -> Networks:
         entries = self.manifest.graphs
         if shape != self.shape and any(entry.file for entry in entries.values()):
+            flags = f"--height {shape.height} --width {shape.width} --num-frames {shape.num_frames}"
             raise EngineError(
-                f"{self.folder} was built for {self.shape} and makes no other video; build one for "
-                f"{shape} with consisid-build --height {shape.height} --width {shape.width} --num-frames {shape.num_frames}."
+                f"{self.folder} was built for {self.shape} and makes no other video; build another folder with "
+                f"consisid-build {flags} for {shape}."
             )
         runners, weights = {}, {}
         for name, graph in graph_table(self.variant, shape).items():

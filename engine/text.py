@@ -53,12 +53,13 @@ def check_prompt(prompt: object) -> list[str]:
     Raises:
         InputError: a prompt that is no text, or empty.
     """
-    prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-    for text in prompts:
+    prompts: list[str] = []
+    for text in prompt if isinstance(prompt, list | tuple) else [prompt]:
         if not isinstance(text, str):
             raise InputError(f"A prompt has to be a text, this one is {type(text).__name__}.")
         if not text.strip():
             raise InputError("The prompt is empty; say what the person does and where.")
+        prompts.append(text)
     if not prompts:
         raise InputError("The list of prompts is empty; give at least one.")
     return prompts

@@ -71,7 +71,7 @@ def reference_pipeline(checkpoint: Path, dtype: torch.dtype = torch.float32):
     return pipeline
 
 
-def run_reference(pipeline, identity: Identity, prompt=None, *, seed: int | None = 7, **options):
+def run_reference(pipeline, identity: Identity, prompt=None, *, seed: int | None = 7, decode: bool = True, **options):
     """Latents and frames (float [F, H, W, 3] in [0, 1]) of diffusers' pipeline for our arguments."""
     config = pipeline.transformer.config
     options = {"num_inference_steps": 3, **options}
@@ -89,6 +89,8 @@ def run_reference(pipeline, identity: Identity, prompt=None, *, seed: int | None
         output_type="latent",
         **options,
     ).frames
+    if not decode:
+        return latents[0], None
     with torch.no_grad():
         video = pipeline.decode_latents(latents)
     frames = pipeline.video_processor.postprocess_video(video=video, output_type="np")

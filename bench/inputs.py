@@ -1,0 +1,23 @@
+"""What every measurement runs on: identities and prompts that need no photograph, the same for every peer."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from consisid.engine import Identity
+from consisid.engine.variants import Variant
+
+PROMPT = "A person walks slowly through fresh snow while the camera follows from behind, soft morning light."
+
+
+def identity(variant: Variant, seed: int = 0) -> Identity:
+    """Random embeddings of the right shapes and a random picture: time and memory do not depend on the values."""
+    generator = torch.Generator().manual_seed(seed)
+    config, eva = variant.transformer, variant.eva
+    tokens = (eva.image_size // eva.patch_size) ** 2 + 1
+    pixels = np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    return Identity.from_embeddings(
+        torch.randn(1, config.LFE_id_dim, generator=generator),
+        [torch.randn(1, tokens, config.LFE_vit_dim, generator=generator) for _ in range(config.LFE_num_scale)],
+        Image.fromarray(pixels),
+    )

@@ -1,0 +1,163 @@
+"""Bad input gets one clear sentence, an exception of ours, exit code 2, and nothing half-written."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_face, random_identity
+from PIL import Image
+
+from consisid.engine import ConsisIDError, cli
+from consisid.engine.errors import FaceError, InputError, NumericalError
+from consisid.engine.variants import TINY
+from consisid.export import cli as build_cli
+
+CASES = {
+    "height": ({"height": 100}, r"height=100 is not a positive multiple of 16; the nearest that works is 96"),
+    "width": ({"width": 8}, r"width=8 .* nearest that works is 16"),
+    "frames": ({"num_frames": 13}, r"num_frames=13 .*8k \+ 1; the nearest that works is"),
+    "no frames": ({"num_frames": -7}, r"num_frames=-7"),
+    "steps": ({"num_inference_steps": 0}, r"num_inference_steps=0 .*at least 1"),
+    "both prompts": ({"prompt_embeds": torch.zeros(1, 32, 64)}, r"either a prompt or prompt_embeds"),
+    "no prompt": ({"prompt": None}, r"either a prompt or prompt_embeds"),
+    "two negatives": (
+        {"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 32, 64)},
+        r"negative_prompt or negative_prompt_embeds",
+    ),
+    "many negatives": ({"negative_prompt": ["a", "b"]}, r"2 negative prompts were given for 1"),
+    "embeds of another model": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 226, 4096)},
+        r"prompt_embeds has the shape \[1, 226, 4096\]; for this video it has to be \[1, 32, 64\]",
+    ),
+    "latents of another size": (
+        {"latents": torch.zeros(1, 13, 16, 60, 90)},
+        r"latents has the shape .*\[1, 5, 16, 12, 18\]",
+    ),
+    "output type": ({"output_type": "gif"}, r"output_type='gif' is none of"),
+    "cfg": ({"cfg": "both"}, r"cfg='both' is none of"),
+    "dynamic": ({"use_dynamic_cfg": "maybe"}, r"use_dynamic_cfg='maybe'"),
+    "callback tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"Callbacks cannot have noise"),
+    "seed and generator": ({"seed": 1, "generator": torch.Generator()}, r"Both a seed and a generator"),
+    "generators": ({"generator": [torch.Generator()] * 2}, r"2 generators were given for 1 videos"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_arguments(tiny, case):
+    options, message = CASES[case]
+    with pytest.raises(InputError, match=message):
+        tiny.generate(random_identity(TINY), **{"prompt": "A man.", **options})
+
+
+def broken(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    return tmp_path / name
+
+
+def test_photos(tiny, tmp_path):
+    photos = {
+        "There is no image at": tmp_path / "nowhere.png",
+        "empty.png cannot be read": broken(tmp_path, "empty.png", b""),
+        "text.png cannot be read": broken(tmp_path, "text.png", b"this is no image"),
+        r"uint8 \[H, W, 3\], this is float64": np.zeros((64, 64, 3)),
+        "at least 64x64": Image.new("RGB", (40, 40)),
+        "not int": 3,
+    }
+    for message, photo in photos.items():
+        with pytest.raises(InputError, match=message):
+            tiny.identify(photo, aligned=True)
+
+
+def test_a_raw_photo_is_refused(tiny):
+    with pytest.raises(FaceError, match="aligned"):
+        tiny.identify(random_face())
+
+
+def test_nan_names_the_step(tiny):
+    def callback(engine, step, timestep, tensors):
+        return {"latents": tensors["latents"] * float("nan")} if step == 1 else {}
+
+    with pytest.raises(NumericalError, match="after step 3 of 4"):
+        tiny.generate(
+            random_identity(TINY), "A man.", seed=1, num_inference_steps=4, callback_on_step_end=callback
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{engine}", "--image", "nowhere.png"], "There is no image at nowhere.png."),
+        (["{engine}", "--image", "{face}"], "aligned"),
+        (["{engine}", "--image", "{face}", "--aligned", "--prompt", " "], "The prompt is empty"),
+        (["{engine}", "--image", "{face}", "--aligned", "--height", "90"], "the nearest that works is 96"),
+        (["nowhere", "--image", "{face}"], "There is no engine folder at nowhere"),
+        (["{tmp}", "--image", "{face}"], "is not an engine folder"),
+        (["{engine}", "--image", "{face}", "--device", "gpu"], "device='gpu' is not a device"),
+        (["{engine}", "--image", "{face}", "--output", "{tmp}/out.gif"], "does not end in .mp4"),
+    ],
+)
+def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, arguments, message):
+    random_face().save(tmp_path / "face.png")
+    names = {"engine": tiny_folder, "tmp": tmp_path, "face": tmp_path / "face.png"}
+    arguments = [a.format(**names) for a in arguments]
+    for flag, value in (("--prompt", "A man."), ("--output", str(tmp_path / "out.mp4"))):
+        arguments += [] if flag in arguments else [flag, value]
+    assert cli.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["face.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/nowhere"], "is neither a folder nor a hub id"),
+        (["{tmp}"], "is not a complete ConsisID checkpoint: transformer/config.json is missing"),
+        (["{tiny}", "--backend", "magic"], "There is no backend called 'magic'"),
+        (["{tiny}", "--num-frames", "13"], "num_frames=13"),
+        (["{tiny}", "--device", "cuda"], "sees no CUDA GPU"),
+    ],
+)
+def test_build_exits_with_2_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments = [a.format(tmp=tmp_path, tiny=tiny_checkpoint) for a in arguments]
+    assert build_cli.main([*arguments, "--output", str(tmp_path / "engine")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_leaves_the_old_file(tiny, tmp_path):
+    video = tiny.generate(random_identity(TINY), "A man.", seed=1, num_inference_steps=1)
+    path = video.save(tmp_path / "video.mp4")
+    before = path.read_bytes()
+    video.frames = [np.zeros((3, 3, 3), np.uint8)]  # x264 takes no odd sizes
+    with pytest.raises(Exception, match=r"avcodec|Invalid"):
+        video.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_the_command_line_makes_a_playable_video(tiny_folder, tmp_path):
+    import av
+
+    random_face().save(tmp_path / "face.png")
+    command = [sys.executable, "-m", "consisid.engine.cli", tiny_folder, "--image", tmp_path / "face.png", "--aligned"]
+    command += ["--prompt", "A man.", "--seed", "3", "--steps", "2", "--output", tmp_path / "out.mp4"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    first, last = result.stdout.strip().splitlines()
+    assert first.endswith("144x96, 17 frames at 8 per second")
+    assert "denoise" in last
+    assert "2 steps of" in last
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate, stream.height, stream.width) == ("h264", 8, 96, 144)
+        assert sum(1 for _ in container.decode(stream)) == 17
+
+
+def test_errors_of_ours_are_one_family():
+    assert issubclass(InputError, ConsisIDError)
+    assert issubclass(InputError, ValueError)
