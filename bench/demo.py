@@ -24,7 +24,7 @@ def demo(folder: Path) -> None:
     Image.fromarray(astronaut()).crop(FACE).resize((512, 512), Image.Resampling.LANCZOS).save(photo)
     with tempfile.TemporaryDirectory() as scratch:
         engine_folder = Path(scratch) / "tiny"
-        build("tiny", engine_folder)
+        build("tiny", engine_folder, backend="eager")
         engine = ConsisID.open(engine_folder)
         person = engine.identify(photo, aligned=True)
         video = engine.generate(person, "An astronaut smiles at the viewer, the flag behind her moving.", seed=42)

@@ -164,13 +164,13 @@ class Checkpoint:
         """Whether the checkpoint holds a tensor of that name."""
         return name in (self._eva if part == "face_encoder" else self._index(part))
 
-    def tensor(self, part: str, name: str) -> Tensor:
-        """A tensor as it is stored, on the CPU, memory-mapped where the format allows."""
+    def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """A tensor in the dtype that it is stored in; on the CPU memory-mapped where the format allows."""
         if not self.has(part, name):
             raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
         if part == "face_encoder":
-            return self._eva[name]
-        return self._open(self._index(part)[name]).get_tensor(name)
+            return self._eva[name].to(device)
+        return self._open(self._index(part)[name]).get_tensor(name).to(device)
 
 
 def write_checkpoint(

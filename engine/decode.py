@@ -52,21 +52,25 @@ def chunks(latent_frames: int) -> list[int]:
 
 
 def decode_chunks(networks: Networks, latents: Tensor) -> Iterator[Tensor]:
-    """Frames [B, n, 3, H, W] in [-1, 1], in order, from latents [B, F, 16, h, w] (unscaled)."""
+    """Frames [n, 3, H, W] in [-1, 1], in order, from latents [1, F, 16, h, w] (unscaled)."""
     caches: tuple[Tensor, ...] = ()
     start = 0
     for count in chunks(latents.shape[1]):
         part = latents[:, start : start + count].transpose(1, 2).contiguous()
         frames, *rest = networks.many("decode_next" if start else "decode_first", part, *caches)
         caches, start = tuple(rest), start + count
-        yield frames.transpose(1, 2)
+        yield frames[0].transpose(0, 1)
 
 
-OUTPUT_TYPES: dict[str, Callable[[Tensor], Any]] = {
-    "uint8": lambda frames: to_uint8(frames).cpu().numpy(),
-    "np": lambda frames: to_unit(frames).float().permute(0, 1, 3, 4, 2).cpu().numpy(),
-    "pt": lambda frames: to_unit(frames).cpu(),
-    "pil": lambda frames: [[Image.fromarray(f) for f in video] for video in to_uint8(frames).cpu().numpy()],
+# How a chunk leaves the device, and how the chunks become one video.
+OUTPUT_TYPES: dict[str, tuple[Callable[[Tensor], Any], Callable[[list[Any]], Any]]] = {
+    "uint8": (lambda frames: to_uint8(frames).cpu().numpy(), np.concatenate),
+    "np": (lambda frames: to_unit(frames).float().permute(0, 2, 3, 1).cpu().numpy(), np.concatenate),
+    "pt": (lambda frames: to_unit(frames).cpu(), torch.cat),
+    "pil": (
+        lambda frames: [Image.fromarray(frame) for frame in to_uint8(frames).cpu().numpy()],
+        lambda chunks: list(chain(*chunks)),
+    ),
 }
 
 
@@ -77,10 +81,8 @@ def finish(networks: Networks, latents: Tensor, output_type: str) -> Any:
     """
     if output_type == "latent":
         return None
-    parts = [OUTPUT_TYPES[output_type](frames) for frames in decode_chunks(networks, latents)]
-    if output_type == "pil":
-        return [list(chain(*pieces)) for pieces in zip(*parts, strict=True)]
-    return torch.cat(parts, dim=1) if output_type == "pt" else np.concatenate(parts, axis=1)
+    convert, join = OUTPUT_TYPES[output_type]
+    return [join([convert(frames) for frames in decode_chunks(networks, video[None])]) for video in latents]
 
 
 def to_unit(frames: Tensor) -> Tensor:
@@ -89,5 +91,5 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def to_uint8(frames: Tensor) -> Tensor:
-    """Frames [B, n, 3, H, W] in [-1, 1] -> uint8 [B, n, H, W, 3], rounded, on the device that they are on."""
-    return (to_unit(frames).float() * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+    """Frames [n, 3, H, W] in [-1, 1] -> uint8 [n, H, W, 3], rounded, on the device that they are on."""
+    return (to_unit(frames).float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -18,7 +18,8 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor that a graph takes. An int is a fixed size, a letter a size that may change from call to call.
+    """A tensor that a graph takes. An int is a fixed size, a letter a size that may change from call to call: B samples
+    in the denoising loop, N steps. What runs once per prompt or video runs for one at a time.
 
     dtype None stands for the dtype that the engine was built for.
     """
@@ -80,7 +81,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
     angles = Spec((tokens if t.use_rotary_positional_embeddings else 0, half), torch.float32)
     stream = {"hidden": joint, "modulation": Spec((2, 2, 3, dim)), "cos": angles, "sin": angles}
     identity = Spec((1, t.cross_attn_num_heads * t.LFE_num_querie, dim))
-    hidden = Spec(("B", text_tokens, x.d_model))
+    hidden = Spec((1, text_tokens, x.d_model))
     bias = Spec((1, x.num_heads, text_tokens, text_tokens))
     blocks = tuple(f"transformer_blocks.{i}." for i in range(t.num_layers))
     faces = tuple(f"perceiver_cross_attention.{i}." for i in range(t.num_cross_attn))
@@ -94,7 +95,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             "text_embed",
             "text_encoder",
             partial(text.TextEmbed, x),
-            {"ids": Spec(("B", text_tokens), torch.int64)},
+            {"ids": Spec((1, text_tokens), torch.int64)},
             renamed={"bias.relative_attention_bias.weight": relative_bias},
         ),
         Graph(
@@ -109,7 +110,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             "vae_encode",
             "vae",
             partial(vae.Encoder, variant.vae),
-            {"frames": Spec(("B", 3, 1, shape.height, shape.width))},
+            {"frames": Spec((1, 3, 1, shape.height, shape.width))},
         ),
         Graph(
             "text_project",
@@ -146,7 +147,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             "decode_first",
             "vae",
             partial(vae.FirstChunk, variant.vae),
-            {"latents": Spec(("B", latents[0], min(3, shape.latent_frames), *latents[1:]))},
+            {"latents": Spec((1, latents[0], min(3, shape.latent_frames), *latents[1:]))},
         ),
     ]  # fmt: skip
     if shape.latent_frames > 3:
@@ -155,7 +156,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
                 "decode_next",
                 "vae",
                 partial(vae.NextChunk, variant.vae),
-                {"latents": Spec(("B", latents[0], 2, *latents[1:]))},
+                {"latents": Spec((1, latents[0], 2, *latents[1:]))},
                 more_inputs=partial(_cache_specs, variant, shape),
             )
         )
@@ -203,4 +204,4 @@ def _cache_specs(variant: Variant, shape: VideoShape) -> dict[str, Spec]:
     with torch.device("meta"), torch.no_grad():
         latents = torch.empty(1, variant.vae.latent_channels, frames, shape.latent_height, shape.latent_width)
         caches = vae.FirstChunk(variant.vae).eval()(latents)[1:]
-    return {f"cache_{i}": Spec(("B", *cache.shape[1:])) for i, cache in enumerate(caches)}
+    return {f"cache_{i}": Spec(tuple(cache.shape)) for i, cache in enumerate(caches)}

@@ -59,7 +59,8 @@ class GraphEntry:
 
     backend: str
     weights: list[str]
-    seconds: float
+    seconds: float  # of compiling
+    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that "auto" tried
     file: str | None = None
     bytes: int = 0
     sha256: str = ""

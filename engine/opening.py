@@ -7,12 +7,12 @@ from typing import Any, Self
 import torch
 
 from .backends import backend
-from .checkpoint import Checkpoint
 from .denoise import Positions
 from .errors import EngineError, InputError
 from .face_models import ArcFace
 from .graphs import graph_table, weight_shapes
 from .manifest import DTYPES, Manifest
+from .random_weights import open_checkpoint
 from .runtime import Networks, WeightStore
 from .schedulers import load_scheduler
 from .shapes import VideoShape
@@ -34,7 +34,7 @@ class Opened:
         self.folder, self.manifest, self.device = folder, manifest, device
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
-        self.checkpoint = Checkpoint(manifest.checkpoint_path(folder))
+        self.checkpoint = open_checkpoint(folder, manifest)
         self._weights = WeightStore(self.checkpoint, device, self.dtype)
         self._networks: dict[VideoShape, Networks] = {}
         self._positions: dict[VideoShape, Positions] = {}

@@ -77,9 +77,23 @@ def _write_tokenizer(folder: Path, size: int, max_length: int) -> None:
     T5Tokenizer.from_pretrained(folder)  # it has to open: a check, not a use
 
 
+def write_small_parts(folder: Path, variant: Variant) -> None:
+    """The parts of a checkpoint that hold no weights: scheduler and tokenizer."""
+    from diffusers import CogVideoXDPMScheduler
+
+    # The settings of the official checkpoints.
+    CogVideoXDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0,
+        timestep_spacing="trailing",
+    ).save_pretrained(folder / "scheduler")  # fmt: skip
+    size = min(variant.text.vocab_size, 512)  # what the corpus gives; larger vocabularies are not filled
+    _write_tokenizer(folder / "tokenizer", size, variant.transformer.max_text_seq_length)
+
+
 def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) -> Path:
     """See checkpoint.write_checkpoint."""
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, ConsisIDTransformer3DModel
+    from diffusers import AutoencoderKLCogVideoX, ConsisIDTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
     if path.exists():
@@ -103,14 +117,8 @@ def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) ->
         }
         for offset, (part, module) in enumerate(modules.items()):
             _randomise(module, seed * len(modules) + offset)
-            module.to(dtype).save_pretrained(folder / part)
-        # The settings of the official checkpoints.
-        CogVideoXDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0,
-            timestep_spacing="trailing",
-        ).save_pretrained(folder / "scheduler")  # fmt: skip
-        _write_tokenizer(folder / "tokenizer", variant.text.vocab_size, variant.transformer.max_text_seq_length)
+            (module if dtype is torch.float32 else module.to(dtype)).save_pretrained(folder / part)
+        write_small_parts(folder, variant)
         index = {
             "_class_name": "ConsisIDPipeline",
             "scheduler": ["diffusers", "CogVideoXDPMScheduler"],

@@ -61,13 +61,14 @@ class WeightStore:
     def _tensor(self, part: str, sources: tuple[str, ...]) -> Tensor:
         key = (part, *sources)
         if key not in self._held:
-            pieces = [self.checkpoint.tensor(part, source).to(self.device, self.dtype) for source in sources]
+            pieces = [self.checkpoint.tensor(part, s, self.device).to(self.dtype) for s in sources]
             self._held[key] = pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
         return self._held[key]
 
     def of(self, graph: Graph, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
         """Per layer the tensors of a call, in the order of `names`."""
-        return [
-            tuple(self._tensor(graph.part, graph.sources(name, layer)) for name in names)
-            for layer in range(len(graph.layers))
-        ]
+        return [self.layer(graph, names, layer) for layer in range(len(graph.layers))]
+
+    def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:
+        """The tensors of one layer's call."""
+        return tuple(self._tensor(graph.part, graph.sources(name, layer)) for name in names)

@@ -1,15 +1,13 @@
 """The path of a build: a checkpoint becomes graphs, a backend compiles each, and a manifest says what came of it."""
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from consisid.engine.backends import backend as find_backend
-from consisid.engine.checkpoint import Checkpoint, write_checkpoint
-from consisid.engine.errors import CheckpointError, EngineError, InputError
-from consisid.engine.files import sha256, write_aside
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.errors import CheckpointError, InputError
+from consisid.engine.files import sha256
+from consisid.engine.graphs import Graph, graph_table, weight_shapes
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -21,86 +19,86 @@ from consisid.engine.manifest import (
     weights_hash,
 )
 from consisid.engine.opening import check_device
+from consisid.engine.runtime import WeightStore
 from consisid.engine.shapes import VideoShape
+
+from .choose import check_backend, compile_graph
+from .source import Source
+from .staging import staging
 
 
 def build(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    backend: str = "eager",
+    backend: str = "auto",
     dtype: str | None = None,
     device: str = "cpu",
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
     bundle: bool = False,
-    report: Callable[[str, float], None] = lambda name, seconds: None,
+    random_weights: bool = False,
+    report: Callable[[str, GraphEntry, int], None] = lambda name, entry, total: None,
 ) -> Manifest:
     """Build an engine folder.
 
     Args:
         checkpoint: a folder in the Hugging Face layout, a hub id, or "tiny" for a small one with random weights.
-        output: the engine folder; it must not exist, and it appears only when it is complete.
-        backend: who compiles the graphs.
+        output: the engine folder; it must not exist, and it appears only when it is complete. A build that was killed
+            goes on where it was.
+        backend: who compiles the graphs; "auto" times the candidates per graph and keeps the fastest that is right.
         dtype: "bfloat16", "float16" or "float32"; default float32 on a CPU, else bfloat16.
         device: where the engine will run.
         height, width, num_frames: of the videos; default what the model was trained at.
         bundle: copy the checkpoint into the folder instead of referring to it by path and hash.
-        report: called with the name of each graph and the seconds that it took.
+        random_weights: `checkpoint` is the name of a variant, and its weights are random and stored nowhere.
+        report: called after each graph with its name, its entry and the number of graphs.
 
     Raises:
-        ConsisIDError: an input that cannot be used; nothing is left behind.
+        ConsisIDError: an input that cannot be used, before anything is written; or a graph that cannot be compiled.
     """
-    output, place = Path(output), check_device(device)
+    place, backend = check_device(device), check_backend(backend)
     dtype = dtype or ("float32" if place.type == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
-    compiler = find_backend(backend)
-    if output.exists():
-        raise EngineError(f"{output} exists already; name another folder, or remove it first.")
-    with write_aside(output) as folder:
-        source = _place_checkpoint(checkpoint, folder, bundle)
-        shape = VideoShape.of(source.variant, height, width, num_frames)
-        weights = describe_weights(source)
-        spec = BuildSpec(
-            source.variant, *shape.pixels, dtype, backend, str(place), kernels_hash(), weights_hash(weights)
-        )  # fmt: skip
-        graphs = {}
-        for name, graph in graph_table(source.variant, shape).items():
-            start = time.perf_counter()
-            names = list(weight_shapes(graph.module()))
-            missing = [
-                s
-                for n in names
-                for i in range(len(graph.layers))
-                for s in graph.sources(n, i)
-                if not source.has(graph.part, s)
-            ]
-            if missing:
-                raise CheckpointError(
-                    f"{source.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}."
-                )
-            file = folder / "graphs" / f"{name}{compiler.SUFFIX}" if compiler.SUFFIX else None
-            if file is not None:
-                file.parent.mkdir(exist_ok=True)
-                compiler.compile(graph, file, place, DTYPES[dtype])
-            seconds = time.perf_counter() - start
-            entry = (str(file.relative_to(folder)), file.stat().st_size, sha256(file)) if file else ()
-            graphs[name] = GraphEntry(backend, names, seconds, *entry)
-            report(name, seconds)
-        root = str(source.path.relative_to(folder) if source.path.is_relative_to(folder) else source.path.resolve())
-        manifest = Manifest(spec, provenance(place), graphs, root, weights)
-        manifest.write(folder)
+    source = Source.find(checkpoint, random_weights, bundle)
+    shape = VideoShape.of(source.variant, height, width, num_frames)
+    with staging(Path(output)) as work:
+        opened = source.open(work.folder)
+        weights, table = describe_weights(opened), graph_table(opened.variant, shape)
+        store = WeightStore(opened, place, DTYPES[dtype])
+        origin = source.hash or weights_hash(weights)
+        spec = BuildSpec(opened.variant, *shape.pixels, dtype, backend, str(place), kernels_hash(), origin)
+        work.begin(spec)
+        entries = {}
+        for name, graph in table.items():
+            entry = work.finished(name) or _compile(graph, work.folder, spec, store)
+            work.finish(name, entry)
+            entries[name] = entry
+            report(name, entry, len(table))
+        inside = opened.path.is_relative_to(work.folder)
+        root = opened.path.relative_to(work.folder) if inside else opened.path.resolve()
+        manifest = Manifest(spec, provenance(place), entries, str(root), weights)
+        manifest.write(work.folder)
     return manifest
 
 
-def _place_checkpoint(name: str | Path, folder: Path, bundle: bool) -> Checkpoint:
-    inside = folder / "checkpoint"
-    if str(name) == "tiny":
-        return Checkpoint(write_checkpoint("tiny", inside))
-    source = Checkpoint.find(name)
-    if bundle:
-        shutil.copytree(source.path, inside)
-        return Checkpoint(inside)
-    return source
+def _compile(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore) -> GraphEntry:
+    start = time.perf_counter()
+    names = list(weight_shapes(graph.module()))
+    _check_complete(graph, names, store.checkpoint)
+    stem = folder / "graphs" / graph.name
+    choice = compile_graph(spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0))
+    seconds = time.perf_counter() - start
+    if choice.file is None:
+        return GraphEntry(choice.backend, names, seconds, choice.milliseconds)
+    file, size = str(choice.file.relative_to(folder)), choice.file.stat().st_size
+    return GraphEntry(choice.backend, names, seconds, choice.milliseconds, file, size, sha256(choice.file))
+
+
+def _check_complete(graph: Graph, names: list[str], checkpoint: Checkpoint) -> None:
+    wanted = [s for name in names for layer in range(len(graph.layers)) for s in graph.sources(name, layer)]
+    missing = [source for source in wanted if not checkpoint.has(graph.part, source)]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}.")

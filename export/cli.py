@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine.commands import run
+from consisid.engine.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
-    p.add_argument("checkpoint", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, or "tiny"')
-    p.add_argument("--output", type=Path, required=True, help="the engine folder to make")
-    p.add_argument("--backend", default="eager", help="who compiles the graphs (default eager)")
+    p.add_argument("checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, or "tiny"')
+    p.add_argument("--output", type=Path, help="the engine folder to make")
+    p.add_argument("--backend", default="auto", help="auto, eager or inductor: who compiles the graphs (default auto)")
     p.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16 on a GPU, else float32"
     )
@@ -21,32 +22,49 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
+    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny, preview or 1.5")
+    p.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
+    p.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")
     return p
 
 
 def make(options: argparse.Namespace) -> None:
     """The work of the command."""
-    import torch
+    from tqdm import tqdm
+
+    from consisid.engine.manifest import GraphEntry, Manifest
 
     from .build import build
+    from .describe import describe_folder, describe_plan
 
-    manifest = build(
-        options.checkpoint,
-        options.output,
-        backend=options.backend,
-        dtype=options.dtype,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        height=options.height,
-        width=options.width,
-        num_frames=options.num_frames,
-        bundle=options.bundle,
-        report=lambda name, seconds: print(f"  {name:<16} {seconds:7.2f} s", file=sys.stderr),
-    )
-    spec = manifest.spec
-    print(
-        f"{options.output}: {spec.variant.name}, {spec.shape}, {spec.dtype}, {len(manifest.graphs)} graphs by "
-        f"{spec.backend} for {spec.device}"
-    )
+    if options.list is not None:
+        print(describe_folder(Manifest.read(options.list), options.list))
+        return
+    if options.checkpoint is None or (options.output is None and not options.dry_run):
+        raise InputError("Give a checkpoint and --output; `consisid-build tiny --output DIR` needs no download.")
+    device = options.device or default_device()
+    names = ("backend", "dtype", "height", "width", "num_frames", "random_weights")
+    settings = {name: getattr(options, name) for name in names}
+    if options.dry_run:
+        print(describe_plan(options.checkpoint, device=device, **settings))
+        return
+    with tqdm(unit="graph", disable=not sys.stderr.isatty()) as bar:
+
+        def report(name: str, entry: GraphEntry, total: int) -> None:
+            bar.total = total
+            bar.update()
+            bar.write(f"  {name:<16} {entry.seconds:7.2f} s  {entry.backend}", file=sys.stderr)
+
+        manifest = build(
+            options.checkpoint, options.output, device=device, bundle=options.bundle, report=report, **settings
+        )
+    print(describe_folder(manifest, options.output))
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

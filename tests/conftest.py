@@ -21,8 +21,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines") / "tiny"
-    build(tiny_checkpoint, folder)
+    build(tiny_checkpoint, folder, backend="eager")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TINY compiled by AOTInductor, every graph once per session: minutes."""
+    folder = tmp_path_factory.mktemp("engines") / "compiled"
+    build(tiny_checkpoint, folder, backend="inductor")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(compiled_folder: Path) -> ConsisID:
+    return ConsisID.open(compiled_folder)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Make a compiled graph callable. `weights` are the names of the tensors that a call brings."""
 
 
-BACKENDS: Mapping[str, str] = {"eager": ".eager"}
+BACKENDS: Mapping[str, str] = {"eager": ".eager", "inductor": ".inductor"}
 
 
 def backend(name: str) -> Backend:

@@ -1,0 +1,131 @@
+"""Which backend compiles a graph: the one asked for, or with "auto" the fastest that is right on this device."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from consisid.engine.backends import Runner, backend
+from consisid.engine.backends.inductor import EXAMPLE_SIZES
+from consisid.engine.errors import BackendError
+from consisid.engine.graphs import Graph, weight_shapes
+
+AUTO = "auto"
+CANDIDATES = ("eager", "inductor")
+RUNS = 5
+
+# Against eager in float32: another order of additions, over at most 20 layers in one graph.
+EXACT = 1e-4
+# In half precision: against float32, at most this times eager's own error.
+HALF = 1.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who compiled a graph, the file, and with "auto" the milliseconds of every candidate that was right."""
+
+    backend: str
+    file: Path | None
+    milliseconds: dict[str, float]
+
+
+def compile_graph(
+    name: str,
+    graph: Graph,
+    stem: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    first_layer: Callable[[], Sequence[Tensor]],
+) -> Choice:
+    """Compile with the backend `name`, or with all and keep the best.
+
+    Args:
+        stem: path of the file to write, without its ending.
+        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes.
+    """
+    if name != AUTO:
+        return Choice(name, _compile(name, graph, stem, device, dtype), {})
+    names, weights = list(weight_shapes(graph.module())), first_layer()
+    inputs = _example(graph, device, dtype)
+    truth = _outputs(
+        backend("eager").load(graph, None, device, names),
+        [x.float() if x.is_floating_point() else x for x in inputs],
+        [w.float() for w in weights],
+    )
+    files: dict[str, Path | None] = {}
+    milliseconds, errors = {}, {}
+    for candidate in CANDIDATES:
+        file = _compile(candidate, graph, stem, device, dtype)
+        runner = backend(candidate).load(graph, file, device, names)
+        errors[candidate] = _error(_outputs(runner, inputs, weights), truth)
+        limit = EXACT if dtype is torch.float32 else HALF * max(errors["eager"], EXACT)
+        if candidate == "eager" or errors[candidate] <= limit:
+            files[candidate] = file
+            milliseconds[candidate] = _time(runner, inputs, weights, device)
+        elif file is not None:
+            file.unlink()
+    best = min(milliseconds, key=lambda candidate: milliseconds[candidate])
+    for candidate, other in files.items():
+        if candidate != best and other is not None:
+            other.unlink()
+    return Choice(best, files[best], milliseconds)
+
+
+def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
+    module = backend(name)
+    if module.SUFFIX is None:
+        return None
+    file = stem.with_suffix(module.SUFFIX)
+    try:
+        module.compile(graph, file, device, dtype)
+    except Exception as error:  # compilers raise whatever they trip over; the graph's name is what a reader needs
+        raise BackendError(f"{name} could not compile the graph {graph.name}: {error}") from error
+    return file
+
+
+def _example(graph: Graph, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return [spec.example(EXAMPLE_SIZES, dtype, device) for spec in graph.specs().values()]
+
+
+def _outputs(runner: Runner, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        outputs = runner(inputs, weights)
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest relative error of the outputs, in the 2-norm; NaN counts as infinite."""
+    errors = [float((f.float() - t).norm() / t.norm().clamp(min=1e-30)) for f, t in zip(found, truth, strict=True)]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def _time(runner: Runner, inputs: Sequence[Tensor], weights: Sequence[Tensor], device: torch.device) -> float:
+    samples = []
+    for _ in range(RUNS + 1):
+        start = time.perf_counter()
+        _outputs(runner, inputs, weights)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        samples.append((time.perf_counter() - start) * 1000)
+    return statistics.median(samples[1:])  # the first is a warm-up
+
+
+# Every name that --backend takes, with a line about it.
+NAMES: Mapping[str, str] = {
+    AUTO: "times the candidates per graph on this device and keeps the fastest that is right",
+    "eager": "PyTorch operator by operator; any size",
+    "inductor": "compiled ahead of time by AOTInductor",
+}
+
+
+def check_backend(name: str) -> str:
+    """The name, if there is such a backend; raises BackendError with the names that exist."""
+    if name not in NAMES:
+        raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(NAMES)}.")
+    return name

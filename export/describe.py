@@ -1,0 +1,53 @@
+"""What an engine folder is, and what a build would make, in words."""
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.manifest import DTYPES, Manifest
+from consisid.engine.opening import check_device
+from consisid.engine.shapes import VideoShape
+
+from .choose import check_backend
+from .source import Source
+
+
+def describe_folder(manifest: Manifest, folder: Path) -> str:
+    """A few lines about an engine folder, from its manifest alone."""
+    spec, made_with = manifest.spec, manifest.provenance
+    used = Counter(entry.backend for entry in manifest.graphs.values())
+    by = ", ".join(f"{count} by {name}" for name, count in used.most_common())
+    size = sum(entry.bytes for entry in manifest.graphs.values())
+    lines = [
+        f"{folder}: {spec.variant.name}, {spec.shape}, {spec.dtype}, for {made_with.get('gpu', spec.device)}",
+        f"  graphs   {len(manifest.graphs)} ({by}), {size / 2**20:.1f} MiB, key {spec.key[:12]}",
+        f"  weights  {manifest.checkpoint} ({spec.checkpoint[:12]})",
+        "  made     " + ", ".join(f"{name} {value}" for name, value in made_with.items()),
+    ]
+    for name, entry in manifest.graphs.items():
+        times = ", ".join(f"{who} {ms:.3g} ms" for who, ms in entry.milliseconds.items())
+        lines.append(f"  {name:<16} {entry.backend:<9} built in {entry.seconds:6.2f} s  {times}".rstrip())
+    return "\n".join(lines)
+
+
+def describe_plan(
+    checkpoint: str, *, backend: str, dtype: str | None, device: str, random_weights: bool, **size: int | None
+) -> str:
+    """What a build would make; nothing is written and no weights are read."""
+    place = check_device(device)
+    check_backend(backend)
+    source = Source.find(checkpoint, random_weights, bundle=False)
+    shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
+    dtype = dtype or ("float32" if place.type == "cpu" else "bfloat16")
+    lines = [
+        f"{source.variant.name}, {shape}, {shape.video_tokens} video tokens, {dtype}, backend {backend}, for {place}",
+        f"  {'graph':<16} {'calls with':>12} {'M parameters':>14} {'GB':>8}",
+    ]
+    width, total = DTYPES[dtype].itemsize, 0
+    for name, graph in graph_table(source.variant, shape).items():
+        count = len(graph.layers) * sum(prod(s) for s in weight_shapes(graph.module()).values())
+        total += count
+        lines.append(f"  {name:<16} {len(graph.layers):>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
+    lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
+    return "\n".join(lines)
