@@ -25,6 +25,11 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+def digest(values: Mapping[str, Any]) -> str:
+    """sha256 of a JSON value: catches edits and damage, not somebody who computes it anew."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class BuildSpec:
     """Everything that decides what an engine computes; two builds of one spec are interchangeable."""
@@ -46,7 +51,7 @@ class BuildSpec:
     @property
     def key(self) -> str:
         """sha256 of the specification."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return digest(asdict(self))
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
@@ -79,6 +84,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
         values = {"format": FORMAT, "key": self.spec.key, **asdict(self)}
+        values["digest"] = digest(values)
         with file_aside(folder / FILE) as aside:
             aside.write_text(json.dumps(values, indent=1) + "\n")
 
@@ -99,19 +105,21 @@ class Manifest:
             )
         try:
             values = json.loads(file.read_text())
+            found = values.pop("digest")
+            expected = digest(values)
             version = values.pop("format")
             if version > FORMAT:
                 raise EngineError(
                     f"{folder} was built by a newer version of this package (format {version}, here {FORMAT}); "
                     "upgrade consisid, or rebuild the folder."
                 )
-            key = values.pop("key")
+            if found != expected:
+                raise EngineError(f"{file} was edited after the build; rebuild the folder with consisid-build.")
+            values.pop("key")
             graphs = {name: GraphEntry(**entry) for name, entry in values.pop("graphs").items()}
             manifest = cls(spec=BuildSpec.read(values.pop("spec")), graphs=graphs, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{file} is damaged ({error!r}); rebuild the folder with consisid-build.") from None
-        if manifest.spec.key != key:
-            raise EngineError(f"{file} was edited: its specification does not match its key; rebuild the folder.")
         return manifest
 
     def checkpoint_path(self, folder: Path) -> Path:
@@ -148,9 +156,7 @@ class Manifest:
                 )
         root = self.checkpoint_path(folder)
         if not root.is_dir():
-            raise EngineError(
-                f"The weights of {folder} are not at {root}; put the checkpoint back, or rebuild with its new place."
-            )
+            raise EngineError(f"The weights of {folder} are not at {root}; put it back, or rebuild with its new place.")
         remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
         for name, entry in self.weights.items():
             kind = "sha256" if full or "header" not in entry else "header"

@@ -80,6 +80,7 @@ def build(
         inside = opened.path.is_relative_to(work.folder)
         root = opened.path.relative_to(work.folder) if inside else opened.path.resolve()
         manifest = Manifest(spec, provenance(place), entries, str(root), weights)
+        work.clean()
         manifest.write(work.folder)
     return manifest
 

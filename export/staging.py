@@ -47,7 +47,7 @@ class Staging:
         return self.folder / "graphs" / f"{name}.entry.json"
 
     def clean(self) -> None:
-        """Leave only what belongs to an engine folder."""
+        """Leave only what belongs to an engine folder; the manifest, which makes it one, is written after this."""
         (self.folder / "spec.key").unlink()
         for entry in (self.folder / "graphs").glob("*.entry.json"):
             entry.unlink()
@@ -77,7 +77,6 @@ def staging(output: Path) -> Iterator[Staging]:
             folder.mkdir(exist_ok=True)
             work = Staging(folder)
             yield work
-            work.clean()
             os.rename(folder, output)
         except BaseException:
             if not any((folder / "graphs").glob("*.entry.json")):

@@ -29,7 +29,7 @@ def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def compiled_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TINY compiled by AOTInductor, every graph once per session: minutes."""
     folder = tmp_path_factory.mktemp("engines") / "compiled"
-    build(tiny_checkpoint, folder, backend="inductor")
+    build(tiny_checkpoint, folder, backend="inductor", bundle=True)
     return folder
 
 

@@ -1,0 +1,133 @@
+"""A build that is killed leaves nothing that opens, and the next one goes on where it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from consisid.engine import ConsisID
+from consisid.engine.errors import EngineError
+from consisid.engine.manifest import Manifest
+from consisid.export import build, choose
+from consisid.export.staging import staging
+
+# A compiler that is quick and writes in two halves, so that a kill can fall between them.
+COMPILE = """
+def compile(name, graph, stem, device, dtype):
+    file = stem.with_suffix(".bin")
+    file.write_bytes(b"first half of " + graph.name.encode())
+    at("half of " + graph.name)
+    file.write_bytes(b"first half of " + graph.name.encode() + b" and the rest")
+    return file
+"""
+
+CHILD = (
+    """
+import os, signal, sys
+from consisid.engine import manifest
+from consisid.export import build, choose, staging
+where = sys.argv[1]
+def at(place):
+    if place == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    + COMPILE
+    + """
+choose._compile = compile
+finish, clean, write = staging.Staging.finish, staging.Staging.clean, manifest.Manifest.write
+staging.Staging.finish = lambda self, name, e: (at("before " + name), finish(self, name, e), at("after " + name))
+staging.Staging.clean = lambda self: (at("before clean"), clean(self))
+manifest.Manifest.write = lambda self, folder: (at("before manifest"), write(self, folder), at("before rename"))
+build("tiny", sys.argv[2], backend="inductor")
+"""
+)
+
+PLACES = [
+    "half of text_embed",
+    "before text_layer",
+    "after block",
+    "half of decode_next",
+    "before clean",
+    "before manifest",
+    "before rename",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_and_resumed(place, tmp_path, monkeypatch):
+    output = tmp_path / "engine"
+    result = subprocess.run([sys.executable, "-c", CHILD, place, output], capture_output=True, check=False)
+    assert result.returncode == -9
+    assert not output.exists()
+    left = tmp_path / ".engine.building"
+    if place != "before rename":  # there it is whole, and only its name is not its own yet
+        with pytest.raises(EngineError, match="finish an interrupted build"):
+            ConsisID.open(left)
+    done = {f.name.removesuffix(".entry.json"): json.loads(f.read_text()) for f in left.rglob("*.entry.json")}
+
+    compiled: list[str] = []
+    scope = {"at": lambda place: None}
+    exec(COMPILE, scope)
+
+    def counted(name, graph, *rest):
+        compiled.append(graph.name)
+        return scope["compile"](name, graph, *rest)
+
+    monkeypatch.setattr(choose, "_compile", counted)
+    manifest = build("tiny", output, backend="inductor")
+    assert manifest == Manifest.read(output)
+    assert sorted(compiled) == sorted(set(manifest.graphs) - set(done))
+    for name, entry in done.items():
+        assert entry["seconds"] == manifest.graphs[name].seconds
+    for entry in manifest.graphs.values():
+        assert (output / entry.file).read_bytes().endswith(b"and the rest")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["engine"]
+    assert sorted(p.name for p in output.iterdir()) == ["checkpoint", "graphs", "manifest.json"]
+
+
+def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch):
+    output = tmp_path / "engine"
+    subprocess.run([sys.executable, "-c", CHILD, "after block", output], capture_output=True, check=False)
+    compiled: list[str] = []
+    scope = {"at": lambda place: None}
+    exec(COMPILE, scope)
+    monkeypatch.setattr(
+        choose,
+        "_compile",
+        lambda name, graph, *rest: compiled.append(graph.name) or scope["compile"](name, graph, *rest),
+    )
+    manifest = build("tiny", output, backend="inductor", num_frames=9)
+    assert set(compiled) == set(manifest.graphs)
+
+
+def test_two_builders_at_once(tmp_path):
+    output = tmp_path / "engine"
+    with staging(output) as work:
+        work.folder.joinpath("graphs").mkdir()
+        with pytest.raises(EngineError, match="Another process is building"):
+            build("tiny", output, backend="eager")
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    (tmp_path / "engine").mkdir()
+    with pytest.raises(EngineError, match="exists already"):
+        build("tiny", tmp_path / "engine", backend="eager")
+    assert list((tmp_path / "engine").iterdir()) == []
+
+
+def test_random_weights_store_nothing(tmp_path):
+    from conftest import random_identity
+
+    manifest = build("tiny", tmp_path / "engine", backend="eager", random_weights=True)
+    assert manifest.weights == {}
+    assert not list(Path(tmp_path).rglob("*.safetensors"))
+    options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
+    videos = [
+        ConsisID.open(tmp_path / "engine").generate(random_identity(manifest.spec.variant), "A man.", **options)
+        for _ in range(2)
+    ]
+    assert (videos[0].latents == videos[1].latents).all()
+    assert videos[0].latents.isfinite().all()
