@@ -12,6 +12,8 @@ from typing import Any
 
 from torch.library import triton_op
 
+from .group_norm_silu import fake as group_norm_silu_fake
+from .group_norm_silu import launch as group_norm_silu_launch
 from .modulated_norm import fake_both, fake_norm, fake_residual, launch_both, launch_norm, launch_residual
 from .qk_norm_rope import fake as qk_norm_rope_fake
 from .qk_norm_rope import launch as qk_norm_rope_launch
@@ -27,3 +29,4 @@ qk_norm_rope = _operator("qk_norm_rope", qk_norm_rope_launch, qk_norm_rope_fake)
 modulated_norm = _operator("modulated_norm", launch_norm, fake_norm)
 gated_residual = _operator("gated_residual", launch_residual, fake_residual)
 gated_modulated_norm = _operator("gated_modulated_norm", launch_both, fake_both)
+group_norm_silu = _operator("group_norm_silu", group_norm_silu_launch, group_norm_silu_fake)
