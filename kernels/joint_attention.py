@@ -61,15 +61,20 @@ def _exp2_on_fma(x):  # type: ignore[no-untyped-def]
 def _exp2(x, POLYNOMIAL: tl.constexpr):  # type: ignore[no-untyped-def]
     """2 ** x of a block; one in POLYNOMIAL columns (2 or 4; 0: none) on the FMA units.
 
-    Neighbouring columns belong to one thread, so splitting them moves nothing between threads.
+    Eights of columns alternate: in the accumulators of every tensor core the columns c and c + 8 belong to one thread,
+    so taking a block apart moves nothing between threads.
     """
-    if POLYNOMIAL == 0:
-        return tl.exp2(x)
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
-    even, odd = tl.split(tl.reshape(x, (rows, columns // 2, 2)))
-    odd = _exp2_on_fma(odd) if POLYNOMIAL == 2 else _exp2(odd, POLYNOMIAL // 2)
-    return tl.reshape(tl.join(tl.exp2(even), odd), (rows, columns))
+    if POLYNOMIAL == 0:
+        power = tl.exp2(x)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(x, (rows, columns // 16, 2, 8)), (0, 1, 3, 2)))
+        left, right = tl.exp2(left), tl.reshape(right, (rows, columns // 2))
+        right = _exp2(right, 2) if POLYNOMIAL == 4 else _exp2_on_fma(right)
+        power = tl.join(left, tl.reshape(right, (rows, columns // 16, 8)))
+        power = tl.reshape(tl.permute(power, (0, 1, 3, 2)), (rows, columns))
+    return power
 
 
 @triton.jit
@@ -79,13 +84,14 @@ def _tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """BLOCK tokens from start on of one head of [B, S, H, D], as [BLOCK, D]; zero past the end."""
     if DESCRIPTORS:
-        return tl.reshape(source.load([sample, start, head, 0]), (BLOCK, D))
-    base = source + sample.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h + tl.cast(start, tl.int64) * stride_s
-    row = tl.arange(0, BLOCK)
-    pointers = base + row[:, None] * stride_s + tl.arange(0, D)[None, :]
-    if MASKED:
-        return tl.load(pointers, mask=(start + row < length)[:, None], other=0.0)
-    return tl.load(pointers)
+        tile = tl.reshape(source.load([sample, start, head, 0]), (BLOCK, D))
+    else:
+        base = source + sample.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+        row = tl.arange(0, BLOCK)
+        pointers = base + tl.cast(start, tl.int64) * stride_s + row[:, None] * stride_s + tl.arange(0, D)[None, :]
+        inside = (start + row < length)[:, None]
+        tile = tl.load(pointers, mask=inside, other=0.0) if MASKED else tl.load(pointers)
+    return tile
 
 
 @triton.jit
