@@ -16,6 +16,8 @@ from typing import Any
 
 from torch.library import custom_op, triton_op
 
+from .face_cross_attention import fake as face_cross_attention_fake
+from .face_cross_attention import launch as face_cross_attention_launch
 from .group_norm_silu import fake as group_norm_silu_fake
 from .group_norm_silu import launch as group_norm_silu_launch
 from .joint_attention import fake as joint_attention_fake
@@ -38,3 +40,4 @@ gated_modulated_norm = _operator("gated_modulated_norm", launch_both, fake_both)
 group_norm_silu = _operator("group_norm_silu", group_norm_silu_launch, group_norm_silu_fake)
 joint_attention: Any = custom_op("consisid::joint_attention", joint_attention_launch, mutates_args=())
 joint_attention.register_fake(joint_attention_fake)
+face_cross_attention = _operator("face_cross_attention", face_cross_attention_launch, face_cross_attention_fake)
