@@ -101,39 +101,47 @@ def group_combine_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def group_norm_silu_kernel(  # type: ignore[no-untyped-def]
-    x, out, weight, bias, scale, shift, mean, rstd, groups,
-    frames, height, width, low_frames, low_height, low_width,
-    x_c, x_p, s_b, s_c, s_t, s_y, s_x,
-    FIRST: tl.constexpr, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, out, weight, bias, scale, shift, mean, rstd, x_c, x_p, s_b, s_c, s_t, s_y, s_x,
+    GROUPS: tl.constexpr, C: tl.constexpr,
+    FRAMES: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    LOW_FRAMES: tl.constexpr, LOW_HEIGHT: tl.constexpr, LOW_WIDTH: tl.constexpr,
+    RUN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of positions and channels of one sample. FIRST: frame 0 has a latent frame of its own."""
-    positions = frames * height * width
+    """One program: BLOCK_R runs of RUN positions, BLOCK_C channels of one sample.
+
+    The positions of a run have the same latent, so its index and its values are worked out once a run. With the sizes
+    constant, the divisions in it are multiplications: otherwise they, not memory, would limit the kernel.
+    """
+    positions: tl.constexpr = FRAMES * HEIGHT * WIDTH
     sample = tl.program_id(2)
-    position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    run = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < C
-    inside = (position < positions)[:, None] & known[None, :]
-    offset = sample.to(tl.int64) * C * positions + position[:, None] * x_p + channel[None, :].to(tl.int64) * x_c
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    real = (run < positions // RUN)[:, None, None] & known[None, None, :]
 
-    group = sample * groups + channel // (C // groups)
+    row, u = run // (WIDTH // RUN), run % (WIDTH // RUN) * RUN
+    t, y = row // HEIGHT, row % HEIGHT
+    if FRAMES > 1 and FRAMES % 2 == 1:  # frame 0 has a latent frame of its own
+        low_t = tl.where(t == 0, 0, 1 + (t - 1) * (LOW_FRAMES - 1) // (FRAMES - 1))
+    else:
+        low_t = t * LOW_FRAMES // FRAMES
+    low = low_t * s_t + y * LOW_HEIGHT // HEIGHT * s_y + u * LOW_WIDTH // WIDTH * s_x
+    low = sample.to(tl.int64) * s_b + channel[None, None, :].to(tl.int64) * s_c + low[:, None, None]
+    factor = tl.load(scale + low, mask=real, other=0.0).to(tl.float32)
+    summand = tl.load(shift + low, mask=real, other=0.0).to(tl.float32)
+
+    group = sample * GROUPS + channel // (C // GROUPS)
     gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
     gain *= tl.load(rstd + group, mask=known, other=0.0)
-    offset_c = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    base = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
     centre = tl.load(mean + group, mask=known, other=0.0)
-    value = (value - centre[None, :]) * gain[None, :] + offset_c[None, :]
 
-    # The nearest latent in whole numbers: 32-bit, since positions of one sample and channel stay far below 2^31.
-    p = position.to(tl.int32)
-    t, y, u = p // (height * width), p // width % height, p % width
-    low_t = t * low_frames // frames
-    if FIRST:
-        low_t = tl.where(t == 0, 0, 1 + (t - 1) * (low_frames - 1) // (frames - 1))
-    low = low_t * s_t + y * low_height // height * s_y + u * low_width // width * s_x
-    low = sample.to(tl.int64) * s_b + channel[None, :].to(tl.int64) * s_c + low[:, None]
-    value = value * tl.load(scale + low, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(shift + low, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + offset, value / (1.0 + tl.exp(-value)), mask=inside)
+    position = (run.to(tl.int64) * RUN)[:, None, None] + tl.arange(0, RUN)[None, :, None]
+    offset = sample.to(tl.int64) * C * positions + position * x_p + channel[None, None, :].to(tl.int64) * x_c
+    value = tl.load(x + offset, mask=real, other=0.0).to(tl.float32)
+    value = (value - centre[None, None, :]) * gain[None, None, :] + base[None, None, :]
+    value = value * factor + summand
+    tl.store(out + offset, value / (1.0 + tl.exp(-value)), mask=real)
 
 
 def _power_of_two(n: int) -> bool:
@@ -184,13 +192,18 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
     )
     if shift.stride() != scale.stride():
         scale, shift = scale.contiguous(), shift.contiguous()
+    low_frames, low_height, low_width = scale.shape[2:]
+    ratio = width // low_width
+    run = min(ratio & -ratio, 16)  # the largest power of two in the ratio
     block_c = min(padded(channels), 64) if last else 1
-    block_p = 2048 // block_c
-    grid = (triton.cdiv(positions, block_p), triton.cdiv(channels, block_c), batch)
+    block_r = 2048 // block_c // run
+    grid = (triton.cdiv(positions // run, block_r), triton.cdiv(channels, block_c), batch)
     wrap_triton(group_norm_silu_kernel)[grid](
-        x, out, weight, bias, scale, shift, mean, rstd, groups, frames, height, width, *scale.shape[2:],
+        x, out, weight, bias, scale, shift, mean, rstd,
         1 if last else positions, channels if last else 1, *scale.stride(),
-        FIRST=frames > 1 and frames % 2 == 1, C=channels, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
+        GROUPS=groups, C=channels, FRAMES=frames, HEIGHT=height, WIDTH=width,
+        LOW_FRAMES=low_frames, LOW_HEIGHT=low_height, LOW_WIDTH=low_width,
+        RUN=run, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -39,16 +39,21 @@ def reference(
 
 @triton.jit
 def qk_norm_rope_kernel(  # type: ignore[no-untyped-def]
-    qkv, q_out, k_out, q_weight, q_bias, k_weight, k_bias, cos, sin, rows, length, text, heads, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    qkv, q_out, k_out, q_weight, q_bias, k_weight, k_bias, cos, sin, length, text, eps,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_R rows of q (second grid index 0) or of k (1), a row being one head of one token."""
-    which = tl.program_id(1)
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    token, head = row // heads, row % heads
+    """One program: BLOCK_R rows of q (second grid index 0) or of k (1) of a sample; a row is one head of one token.
+
+    HEADS is a constant, and rows are counted in 32 bits within a sample: a division by a variable, above all in 64
+    bits, would cost more instructions than there is time for while the row is on its way from memory.
+    """
+    which, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows = length * HEADS
+    token, head = row // HEADS, row % HEADS
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
-    source = token * (3 * heads * D) + (which * heads + head) * D
+    source = (sample * length + token) * (3 * HEADS * D) + (which * HEADS + head) * D
     x = tl.load(qkv + source[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
 
     if which == 0:
@@ -62,7 +67,7 @@ def qk_norm_rope_kernel(  # type: ignore[no-untyped-def]
     x = centred * tl.rsqrt(variance + eps) * weight[None, :] + bias[None, :]
 
     # The pair (2i, 2i + 1) turns by the angle i; text rows turn by nothing: cos 1, sin 0.
-    position = token % length - text
+    position = token - text
     half = tl.arange(0, BLOCK_D // 2)
     turned = ((row < rows) & (position >= 0))[:, None] & (half < D // 2)[None, :]
     angle = position[:, None] * (D // 2) + half[None, :]
@@ -71,7 +76,7 @@ def qk_norm_rope_kernel(  # type: ignore[no-untyped-def]
     even, odd = tl.split(tl.reshape(x, (BLOCK_R, BLOCK_D // 2, 2)))
     x = tl.reshape(tl.join(even * c - odd * s, odd * c + even * s), (BLOCK_R, BLOCK_D))
 
-    target = row[:, None] * D + column[None, :]
+    target = (sample * rows + row)[:, None] * D + column[None, :]
     if which == 0:
         tl.store(q_out + target, x, mask=inside)
     else:
@@ -95,11 +100,10 @@ def launch(
     qkv = qkv.contiguous()
     q, k = fake(qkv, q_weight, q_bias, k_weight, k_bias, cos, sin, heads, eps)
     batch, length, _, dim = q.shape
-    rows = batch * length * heads
-    wrap_triton(qk_norm_rope_kernel)[(triton.cdiv(rows, BLOCK_ROWS), 2)](
+    wrap_triton(qk_norm_rope_kernel)[(triton.cdiv(length * heads, BLOCK_ROWS), 2, batch)](
         qkv, q, k, q_weight, q_bias, k_weight, k_bias, cos.contiguous(), sin.contiguous(),
-        rows, length, length - cos.shape[0], heads, eps,
-        D=dim, BLOCK_D=padded(dim), BLOCK_R=BLOCK_ROWS, num_warps=4,
+        length, length - cos.shape[0], eps,
+        HEADS=heads, D=dim, BLOCK_D=padded(dim), BLOCK_R=BLOCK_ROWS, num_warps=4,
     )  # fmt: skip
     return q, k
 
