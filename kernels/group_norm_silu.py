@@ -157,19 +157,22 @@ def whole_ratios(size: torch.Size, low: torch.Size) -> bool:
     return all(0 < small <= large and large % small == 0 for large, small in pairs)
 
 
+def _channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def fake(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
-    if x.is_contiguous():
-        return x.new_empty(x.shape)
-    return torch.empty_like(x, memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if _channels_last(x) else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
 
 
 def launch(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
-    """The operator consisid::group_norm_silu. The result is contiguous where x is, otherwise channels last."""
+    """The operator consisid::group_norm_silu. The result is channels last where x is, otherwise contiguous."""
     batch, channels, frames, height, width = x.shape
     out = fake(x, weight, bias, scale, shift, groups, eps)
-    last = not x.is_contiguous()
-    if last:
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+    last = _channels_last(x)
+    if not last:
+        x = x.contiguous()
     members, positions = channels // groups, frames * height * width
     wide = last and _power_of_two(channels) and _power_of_two(groups)
     y = x if wide or not last else x.contiguous()  # a tile cannot hold whole groups: read a copy

@@ -143,7 +143,7 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
 
 
 def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Config) -> Tensor:
-    """Our kernel. The head dimension is a power of two from 16 to 256, the scale positive, no length is zero."""
+    """Our kernel. The head dimension is a power of two from 16 to 128, the scale positive, no length is zero."""
     batch, queries, heads, dim = q.shape
     out = q.new_empty(q.shape)
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
@@ -175,7 +175,7 @@ def by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Ten
 def supported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether our kernel computes this."""
     dim = q.shape[-1]
-    sizes = dim in (16, 32, 64, 128, 256) and q.numel() > 0 and k.numel() > 0
+    sizes = dim in (16, 32, 64, 128) and q.numel() > 0 and k.numel() > 0
     return sizes and scale > 0 and all(x.stride(-1) == 1 for x in (q, k, v))
 
 

@@ -2,17 +2,15 @@
 
 Our kernel with each of its options and every backend of PyTorch's scaled_dot_product_attention get the same tensors.
 A candidate counts only when it is right: against float32, its error may be twice that of the least wrong backend of
-PyTorch. Each is timed in rounds that alternate between candidates, so that a GPU growing warm slows all of them alike,
-and the median round counts.
+PyTorch.
 """
 
 import argparse
 import itertools
 import json
 import os
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -21,8 +19,7 @@ from torch import Tensor
 from . import tuning
 from ._triton import INSTALLED, triton
 from .joint_attention import BACKENDS, by_kernel, by_torch, cost, reference
-
-Run = Callable[[], Tensor]
+from .timing import Run, time
 
 
 def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
@@ -36,19 +33,6 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
     if capability[0] == 10:  # the only architecture on which Triton specialises warps
         for rows, columns, stages in itertools.product((128, 256), (64, 128), (2, 3)):
             yield tuning.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
-
-
-def time(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each. One call of this size is thousands of times the launch overhead."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for name in [*runs, *(list(runs) * rounds)]:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        runs[name]()
-        end.record()
-        end.synchronize()
-        times[name].append(start.elapsed_time(end))
-    return {name: statistics.median(spent[1:]) for name, spent in times.items()}  # the first is the warm-up
 
 
 def error(run: Run, right: Tensor) -> float:

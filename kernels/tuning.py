@@ -75,8 +75,8 @@ def look_up(gpu: str, capability: tuple[int, int], dtype: torch.dtype, head_dim:
 
 
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
-    """The choice for the GPU a tensor is on. Elsewhere the kernel runs only in the interpreter: small tiles, ours."""
+    """The choice for the GPU a tensor is on. Elsewhere only the interpreter runs kernels: large tiles, few programs."""
     if device.type != "cuda":
-        return Choice("ours", Config(16, 32, 4, 1), "the kernel in Triton's interpreter")
+        return Choice("ours", Config(64, 64, 4, 1), "the kernel in Triton's interpreter")
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     return look_up(name, capability, dtype, head_dim, tokens)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from consisid.kernels import cost
+from consisid.kernels import cost, measure
+from consisid.kernels.cases import FULL, SMALL, cases
 
 TOKENS, TEXT, WIDTH = 17776, 226, 3072
 MODULES = {
@@ -66,3 +67,20 @@ def test_seconds_are_those_of_the_limiter():
     assert work.seconds(10, 10) == 10
     assert work.seconds(1000, 1) == 10
     assert work.limiter(1000, 1) == "memory"
+
+
+@pytest.mark.parametrize("case", list(cases(SMALL, "cpu", torch.float32)), ids=lambda case: case.name)
+def test_every_case_is_a_call_of_its_function(case):
+    """The arguments that are compiled and measured at full size, small: function and reference agree on a CPU."""
+    torch.testing.assert_close(case.public(*case.arguments), case.reference(*case.arguments))
+    assert case.cost.flops > 0
+    assert case.cost.bytes > 0
+
+
+def test_measure_without_a_gpu_lists_the_work(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert measure.main([]) == 2
+    written = capsys.readouterr()
+    assert len(written.out.splitlines()) == len(list(cases(FULL, "meta")))
+    assert written.err.count("\n") == 1

@@ -39,6 +39,13 @@ def test_equals_reference(assert_close, shape, dtype, memory_format):
     assert result.is_contiguous(memory_format=memory_format)
 
 
+def test_takes_a_slice(assert_close):
+    x, *rest = arguments(1, 8, 2, (4, 6, 10), (2, 3, 5), torch.float32)
+    wide = torch.cat((x, x), dim=4)
+    given = (wide[..., :10], *rest)
+    assert_close(ops.group_norm_silu(*given), reference, given)
+
+
 def test_other_ratios_take_the_reference():
     given = arguments(1, 4, 2, (4, 5, 5), (3, 2, 2), torch.float32)
     assert torch.equal(group_norm_silu(*given), reference(*given))
