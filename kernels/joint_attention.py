@@ -7,11 +7,14 @@ subtraction of the maximum makes it a fused multiply-add: scaling q beforehand (
 Only the last block of keys is masked, outside the main loop.
 
 At head_dim 64 a block of 128 x 128 scores needs as many cycles for its exponentials as for its matrix products on
-Hopper (16 exponentials against 4096 bf16 FLOP per cycle and multiprocessor), so the special-function units limit the
-kernel unless a share of the exponentials runs as a polynomial on the FMA units (as in FlashAttention-4). That share,
-the way tiles are read (plain loads, or the copy engine by tensor descriptors), the sizes, the pipelining and warp
-specialisation (Triton: Blackwell only) are options of a Config, from tuning.json. A persistent grid is not one of
-them: 13,344 programs are a hundred waves of a large GPU, whose last costs less than 1 %.
+Hopper (16 exponentials against 4096 bf16 FLOP per cycle and multiprocessor), and one waits for the other. Two options
+of the kernel are about that: a share of the exponentials runs as a polynomial on the FMA units (as FlashAttention-4
+does), and the scores of the next block are begun before the exponentials of this one (as FlashAttention-3 does within
+a warpgroup; Shah et al., arXiv:2407.08608): in the code for sm_90 the exponentials then stand between the issue of
+those products and the wait for them, at 252 registers instead of 172. The way tiles are read (plain loads, or the copy
+engine by tensor descriptors), sizes, pipelining and warp specialisation (Triton: Blackwell only; for Hopper it compiles
+to the same code) are further options of a Config, from tuning.json. A persistent grid is not one of them: 13,344
+programs are a hundred waves of a large GPU, whose last costs less than 1 %.
 """
 
 from collections.abc import Sequence
@@ -96,13 +99,9 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _absorb(  # type: ignore[no-untyped-def]
-    q, k, v, total, highest, result, factor, start, length,
-    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, POLYNOMIAL: tl.constexpr,
-):  # fmt: skip
-    """Take one block of keys and values into the running sum, maximum and result of each row of q."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    if MASKED:
-        scores = tl.where((start + tl.arange(0, BLOCK_N) < length)[None, :], scores, float("-inf"))
+    scores, v, total, highest, result, factor, POLYNOMIAL: tl.constexpr
+):
+    """Take the scores and values of one block of keys into the running sum, maximum and result of each query."""
     raised = tl.maximum(highest, tl.max(scores, axis=1) * factor)
     weights = _exp2(scores * factor - raised[:, None], POLYNOMIAL)
     shrink = tl.exp2(highest - raised)
@@ -116,27 +115,38 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
     q, k, v, out, factor, queries, length, heads,
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, POLYNOMIAL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head of one sample. q, k, v are pointers or descriptors; factor > 0."""
+    """One program: BLOCK_M queries of one head of one sample. q, k, v are pointers or descriptors; factor > 0.
+
+    AHEAD: the scores of the next block are begun before the exponentials of this one.
+    """
     first, head, sample = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     rows = _tile(q, sample, head, first, queries, q_b, q_s, q_h, D, BLOCK_M, True, DESCRIPTORS)
     total = tl.zeros((BLOCK_M,), tl.float32)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     result = tl.zeros((BLOCK_M, D), tl.float32)
-    whole = length // BLOCK_N * BLOCK_N
-    for start in tl.range(0, whole, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        keys = _tile(k, sample, head, start, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
+    last = (length - 1) // BLOCK_N * BLOCK_N  # where the last block begins, the only one that may be short
+    if AHEAD:
+        keys = _tile(k, sample, head, 0, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+        scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+    for start in tl.range(0, last, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         values = _tile(v, sample, head, start, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
-        total, highest, result = _absorb(
-            rows, keys, values, total, highest, result, factor, start, length, BLOCK_N, False, POLYNOMIAL
-        )
-    if whole < length:
-        keys = _tile(k, sample, head, whole, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
-        values = _tile(v, sample, head, whole, length, v_b, v_s, v_h, D, BLOCK_N, True, DESCRIPTORS)
-        total, highest, result = _absorb(
-            rows, keys, values, total, highest, result, factor, whole, length, BLOCK_N, True, 0
-        )
+        if AHEAD:
+            keys = _tile(k, sample, head, start + BLOCK_N, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+            following = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+            total, highest, result = _absorb(scores, values, total, highest, result, factor, POLYNOMIAL)
+            scores = following
+        else:
+            keys = _tile(k, sample, head, start, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
+            now = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+            total, highest, result = _absorb(now, values, total, highest, result, factor, POLYNOMIAL)
+    if not AHEAD:
+        keys = _tile(k, sample, head, last, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+        scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+    scores = tl.where((last + tl.arange(0, BLOCK_N) < length)[None, :], scores, float("-inf"))
+    values = _tile(v, sample, head, last, length, v_b, v_s, v_h, D, BLOCK_N, True, DESCRIPTORS)
+    total, highest, result = _absorb(scores, values, total, highest, result, factor, 0)
     row = first + tl.arange(0, BLOCK_M)
     target = ((sample.to(tl.int64) * queries + row) * heads + head)[:, None] * D + tl.arange(0, D)[None, :]
     tl.store(out + target, result / total[:, None], mask=(row < queries)[:, None])
@@ -158,7 +168,7 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Conf
     joint_attention_kernel[(triton.cdiv(queries, config.block_m), heads, batch)](
         *sources, out, scale * LOG2_E, queries, k.shape[1], heads, *strides,
         D=dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIPTORS=config.descriptors,
-        WARP_SPECIALIZE=config.warp_specialize, POLYNOMIAL=config.polynomial,
+        WARP_SPECIALIZE=config.warp_specialize, POLYNOMIAL=config.polynomial, AHEAD=config.ahead,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

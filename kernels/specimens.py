@@ -72,6 +72,7 @@ def _variants(arch: int) -> dict[str, tuning.Config]:
     if arch >= 90:
         other = "by plain loads" if default.descriptors else "by descriptors"
         found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
+    found[f"joint_attention {'not ' * default.ahead}ahead"] = replace(default, ahead=not default.ahead)
     if arch == 100:
         found["joint_attention warp specialised"] = tuning.Config(
             128, 128, 4, 2, descriptors=True, warp_specialize=True

@@ -21,7 +21,8 @@ LONG = 4096  # tokens from which a shape counts as long: many blocks of keys for
 
 @dataclass(frozen=True)
 class Config:
-    """Options of our kernel. polynomial: one in how many exponentials runs on the FMA units; 0 is none."""
+    """Options of our kernel. polynomial: one in how many exponentials runs on the FMA units; 0 is none. ahead: the
+    scores of the next block are begun before the exponentials of this one."""
 
     block_m: int
     block_n: int
@@ -30,6 +31,7 @@ class Config:
     descriptors: bool = False
     warp_specialize: bool = False
     polynomial: int = 0
+    ahead: bool = False
 
 
 # Exact arithmetic has no matrix units for float32; small tiles, since a float32 takes twice the shared memory.

@@ -11,8 +11,9 @@ from consisid.kernels.tuning import Config
 PLAIN = Config(16, 32, 4, 1)
 CONFIGS = {
     "plain": PLAIN,
+    "ahead": Config(16, 32, 4, 1, ahead=True),
     "descriptors": Config(16, 32, 4, 1, descriptors=True),
-    "warp specialised": Config(32, 16, 4, 1, descriptors=True, warp_specialize=True),
+    "warp specialised": Config(32, 16, 4, 1, descriptors=True, warp_specialize=True, ahead=True),
 }
 # batch, queries, keys, heads, head_dim; 226 text tokens are what a prompt has
 SHAPES = [(2, 13, 37, 3, 64), (1, 1, 1, 1, 64), (1, 31, 64, 2, 32), (1, 5, 33, 48, 32), (1, 17, 226 + 5, 1, 128)]
