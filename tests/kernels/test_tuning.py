@@ -1,12 +1,14 @@
 """What the dispatcher of joint_attention chooses, for GPUs that are not here."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from consisid.kernels import describe, tune, tuning
-from consisid.kernels.joint_attention import BACKENDS
+from consisid.kernels import describe, measure, tune, tuning
+from consisid.kernels.cases import SMALL, cases
+from consisid.kernels.joint_attention import BACKENDS, reference
 
 BF16, FP32 = torch.bfloat16, torch.float32
 ROW = {"fastest": "ours", "config": {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2, "polynomial": 4}}
@@ -83,3 +85,40 @@ def test_a_row_is_written_beside_the_others(tmp_path, monkeypatch):
     assert list(table["measured"]["Some GPU"]) == ["head_dim 64, long", "head_dim 64, short"]
     assert table["defaults"] == json.loads(path.read_text())["defaults"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_is_right_can_win(monkeypatch, capsys):
+    """With invented times: the quickest option is wrong, the next does not run; the quickest right one is chosen."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    configs = list(tune.candidates((9, 0)))
+    wrong, broken, best = configs[3], configs[11], replace(configs[5], polynomial=2)
+
+    def by_kernel(q, k, v, scale, config):
+        if config == broken:
+            raise RuntimeError("out of resource: shared memory")
+        return reference(q, k, v, scale * (2 if config == wrong else 1)).bfloat16()
+
+    def time(runs, rounds):
+        spent = {repr(wrong): 1.0, repr(broken): 2.0, repr(configs[5]): 4.0, repr(best): 3.0, "cudnn": 3.5, "ours": 3.0}
+        return {name: spent.get(name, 10.0) for name in runs}
+
+    monkeypatch.setattr(tune, "by_kernel", by_kernel)
+    monkeypatch.setattr(tune, "by_torch", lambda q, k, v, scale, backend: reference(q, k, v, scale))
+    monkeypatch.setattr(tune, "time", time)
+    q, k, v = (torch.randn(1, 33, 2, 16, dtype=torch.bfloat16) for _ in range(3))
+    times, config = tune.measure(q, k, v, 3)
+    assert config == best
+    assert times == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0, "ours": 3.0}
+    assert "does not run: out of resource" in capsys.readouterr().out
+
+
+def test_a_row_of_measurements(monkeypatch):
+    """With invented times and no compiler: the share of the limit is that of the limiter."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(measure, "time", lambda runs, rounds: dict.fromkeys(runs, 2.0))
+    case = next(cases(SMALL, "cpu", torch.float32))
+    row = measure.row(case, flops=case.cost.flops / 1e-3, bandwidth=1e30, rounds=1)
+    assert row["limiter"] == "arithmetic"
+    assert row["share_of_limit"] == pytest.approx(0.5)
+    assert row["largest_difference_from_pytorch"] == 0
+    assert set(row["milliseconds"]) == {"ours", "pytorch", "compiled"}
