@@ -49,7 +49,8 @@ def face_fold_kernel(  # type: ignore[no-untyped-def]
     """One program: one key times the weight of the norm, less its mean; what is left of its sum; its product with bias.
 
     A constant added to a key changes no score, because a normalised row sums to zero. Without its mean a key does not
-    see the mean of the row either, so that no large numbers cancel later.
+    see the mean of the row either, so that no large numbers cancel later: what rounding left of the key's sum is all
+    that meets the row's mean.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_C)
