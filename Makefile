@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format kernels tune clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -27,6 +27,14 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Compile every kernel for every architecture, with no GPU, and write kernels/resources.json; CI compares.
+kernels: $(READY)
+	$(BIN)/python -m consisid.kernels.resources
+
+# Measure joint attention on the GPU of this machine and write its rows of kernels/tuning.json.
+tune: $(READY)
+	$(BIN)/python -m consisid.kernels.tune
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

@@ -5,11 +5,12 @@ The functions exported here are what the networks call. Importing them needs nei
 
 from .face_cross_attention import face_cross_attention
 from .group_norm_silu import group_norm_silu
-from .joint_attention import joint_attention
+from .joint_attention import describe, joint_attention
 from .modulated_norm import gated_modulated_norm, gated_residual, modulated_norm
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [
+    "describe",
     "face_cross_attention",
     "gated_modulated_norm",
     "gated_residual",

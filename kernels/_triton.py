@@ -1,0 +1,55 @@
+"""Triton, or what stands in its place where it is not installed, and the question whether a kernel runs here.
+
+The kernel files take `triton` and `tl` from here, so that each of them can be imported without Triton. A kernel is
+interpreted (runs on a CPU, slowly, without a compiler) where TRITON_INTERPRET was set when Triton was imported; Triton
+decides that, and we ask the kernel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Absent:
+    """Every attribute is itself, and as a decorator it returns what it decorates: kernels that nobody calls."""
+
+    def __getattr__(self, name: str) -> "_Absent":
+        return self
+
+    def __call__(self, function: Any) -> Any:
+        return function
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = _Absent()
+
+INSTALLED = not isinstance(triton, _Absent)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether a kernel was made by Triton's interpreter rather than its compiler."""
+    if not INSTALLED:
+        return False
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(kernel, InterpretedFunction)
+
+
+def runs(kernel: Any, x: Tensor) -> bool:
+    """Whether x goes through the kernel: on a GPU, or anywhere when interpreted; otherwise the reference takes it.
+
+    The interpreter has no bfloat16 arithmetic (it computes on the bits), so there bfloat16 takes the reference.
+    """
+    if interpreted(kernel):
+        return x.dtype in (torch.float16, torch.float32)
+    return INSTALLED and x.is_cuda and x.dtype in DTYPES
+
+
+def padded(n: int) -> int:
+    """The size of a block that holds n elements: blocks are powers of two."""
+    return int(triton.next_power_of_2(n))

@@ -1,0 +1,80 @@
+"""What the launchers launch at full size, found by running them on meta tensors.
+
+A recorder stands in for the kernels, so the arguments, constants and options compiled by resources.py are those of a
+real call, and a launcher that changes changes them too.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from . import tuning
+from .cases import FULL, cases
+from .joint_attention import by_kernel
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as it would have been launched. options: num_warps and num_stages."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+class _Recorder:
+    """kernel[grid](...) notes the call instead of making it."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self.record
+
+    def record(self, *arguments: Any, **keywords: Any) -> None:
+        options: dict[str, int] = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
+        named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | keywords
+        self.launches.append(Launch(self.kernel, named, options))
+
+
+def _record(launch: Callable[..., Any], *arguments: Any) -> list[Launch]:
+    launches: list[Launch] = []
+    module = sys.modules[launch.__module__]
+    kernels = {name: value for name, value in vars(module).items() if hasattr(value, "arg_names")}
+    stands_in: dict[str, Any] = {name: _Recorder(kernel, launches) for name, kernel in kernels.items()}
+    if hasattr(module, "wrap_triton"):
+        stands_in["wrap_triton"] = lambda kernel: kernel
+    with mock.patch.multiple(module, **stands_in):
+        launch(*arguments)
+    return launches
+
+
+def launches(arch: int) -> Iterator[tuple[str, Launch]]:
+    """Every kernel with its name in the table. Attention depends on the architecture by its default options."""
+    for case in cases(FULL, "meta"):
+        if case.name == "joint_attention":
+            for name, config in _variants(arch).items():
+                yield name, _record(by_kernel, *case.arguments, config)[0]
+            continue
+        recorded = _record(case.launch, *case.arguments)
+        for launch in recorded:
+            part = launch.kernel.__name__.removesuffix("_kernel")
+            yield (case.name if len(recorded) == 1 else f"{case.name}: {part}"), launch
+
+
+def _variants(arch: int) -> dict[str, tuning.Config]:
+    default = tuning.default_config((arch // 10, arch % 10), torch.bfloat16)
+    found = {"joint_attention": default}
+    if arch >= 90:
+        other = "by plain loads" if default.descriptors else "by descriptors"
+        found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
+    found[f"joint_attention {'not ' * default.ahead}ahead"] = replace(default, ahead=not default.ahead)
+    if arch == 100:
+        found["joint_attention warp specialised"] = tuning.Config(
+            128, 128, 4, 2, descriptors=True, warp_specialize=True
+        )
+    return found

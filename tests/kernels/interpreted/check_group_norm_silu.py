@@ -1,0 +1,81 @@
+"""group_norm_silu in Triton's interpreter; see ../test_interpreted.py."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from consisid.kernels import group_norm_silu, ops
+from consisid.kernels.group_norm_silu import reference, whole_ratios
+
+# batch, channels, groups, [F, H, W], [f, h, w]
+SHAPES = [
+    (2, 8, 4, (4, 6, 10), (2, 3, 5)),  # an even number of frames
+    (1, 8, 2, (5, 4, 4), (3, 2, 2)),  # an odd number: the first frame by itself
+    (1, 6, 3, (3, 7, 11), (2, 1, 11)),  # three groups, primes
+    (1, 4, 2, (1, 1, 1), (1, 1, 1)),  # one position
+    (1, 16, 1, (9, 33, 35), (3, 11, 7)),  # one group, several chunks
+    (1, 4, 2, (2, 190, 191), (1, 19, 191)),  # chunks of which the last is short
+]
+
+
+def arguments(batch, channels, groups, size, low, dtype, memory_format=torch.contiguous_format):
+    def random(*shape):
+        return torch.randn(shape).to(dtype)
+
+    centres = 5 + torch.arange(channels).view(-1, 1, 1, 1)  # each group has a mean of its own
+    x = (random(batch, channels, *size) * 2 + centres).to(dtype).contiguous(memory_format=memory_format)
+    scale, shift = random(batch, channels, *low), random(batch, channels, *low)
+    return x, random(channels), random(channels), scale, shift, groups, 1e-6
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_reference(assert_close, shape, dtype, memory_format):
+    given = arguments(*shape, dtype, memory_format)
+    assert whole_ratios(given[0].shape[2:], given[3].shape[2:])
+    result = ops.group_norm_silu(*given)
+    assert_close(result, reference, given)
+    assert result.is_contiguous(memory_format=memory_format)
+
+
+def test_takes_a_slice(assert_close):
+    x, *rest = arguments(1, 8, 2, (4, 6, 10), (2, 3, 5), torch.float32)
+    wide = torch.cat((x, x), dim=4)
+    given = (wide[..., :10], *rest)
+    assert_close(ops.group_norm_silu(*given), reference, given)
+
+
+def test_other_ratios_take_the_reference():
+    given = arguments(1, 4, 2, (4, 5, 5), (3, 2, 2), torch.float32)
+    assert torch.equal(group_norm_silu(*given), reference(*given))
+
+
+def test_many_values_far_from_zero(assert_close):
+    """A mean of a thousand deviations: a sum of squares in float32 would leave nothing of the variance."""
+    x, *rest = arguments(1, 2, 1, (2, 128, 260), (2, 128, 260), torch.float32)
+    given = (x + 2000, *rest)
+    assert_close(group_norm_silu(*given), reference, given)
+
+
+@pytest.mark.parametrize("fault", ["dropped chunk", "first frame forgotten", "wrong groups"])
+def test_a_fault_is_caught(assert_close, fault):
+    given = arguments(1, 4, 2, (5, 120, 121), (3, 60, 121), torch.float16)
+    x, weight, bias, scale, shift, groups, eps = given
+    if fault == "dropped chunk":
+        x = x.clone()
+        x.view(1, 2, -1)[:, :, 65536:] = 0
+    elif fault == "first frame forgotten":
+        scale = torch.cat((scale[:, :, 1:2], scale[:, :, 1:]), dim=2)
+    else:
+        groups = 4
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(group_norm_silu(x, weight, bias, scale, shift, groups, eps), reference, given)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_operator(memory_format):
+    given = arguments(1, 4, 2, (3, 2, 2), (2, 1, 2), torch.float32, memory_format)
+    # Not test_aot_dispatch_dynamic: it decomposes the operator into its kernel, which the interpreter does not have.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(ops.group_norm_silu, given, test_utils=checks)

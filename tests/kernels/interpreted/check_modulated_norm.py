@@ -1,0 +1,60 @@
+"""modulated_norm, gated_residual and both, in Triton's interpreter; see ../test_interpreted.py."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from consisid.kernels import gated_modulated_norm, gated_residual, modulated_norm, ops
+from consisid.kernels.modulated_norm import reference_both, reference_norm, reference_residual
+
+SHAPES = [(2, 7, 13, 48), (1, 0, 1, 96), (1, 1, 0, 17), (2, 226, 3, 8), (1, 2, 3, 3072)]  # batch, text, video, width
+
+
+def arguments(batch, text, video, width, dtype):
+    def random(*shape):
+        return torch.randn(shape).to(dtype)
+
+    hidden = random(batch, text + video, width) * 3 + 1
+    return hidden, random(*hidden.shape), random(2, 3, width), random(2, 3, width), random(width), random(width), text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_reference(assert_close, shape, dtype):
+    hidden, update, gates, modulation, weight, bias, text = arguments(*shape, dtype)
+    given = (hidden, modulation, weight, bias, text, 1e-5)
+    assert_close(modulated_norm(*given), reference_norm, given)
+    given = (hidden, update, gates, text)
+    assert_close(gated_residual(*given), reference_residual, given)
+    given = (hidden, update, gates, modulation, weight, bias, text, 1e-5)
+    assert_close(gated_modulated_norm(*given), reference_both, given)
+
+
+def test_fused_is_the_two_steps_to_the_bit():
+    hidden, update, gates, modulation, weight, bias, text = arguments(2, 3, 4, 40, torch.float16)
+    total, normed = gated_modulated_norm(hidden, update, gates, modulation, weight, bias, text, 1e-5)
+    assert torch.equal(total, gated_residual(hidden, update, gates, text))
+    assert torch.equal(normed, modulated_norm(total, modulation, weight, bias, text, 1e-5))
+
+
+@pytest.mark.parametrize("fault", ["one text row too many", "streams exchanged", "wrong eps"])
+def test_a_fault_is_caught(assert_close, fault):
+    hidden, update, gates, modulation, weight, bias, text = arguments(1, 3, 8, 32, torch.float16)
+    given = (hidden, update, gates, modulation, weight, bias, text, 1e-5)
+    wrong = {
+        "one text row too many": (hidden, update, gates, modulation, weight, bias, text + 1, 1e-5),
+        "streams exchanged": (hidden, update, gates.flip(0), modulation.flip(0), weight, bias, text, 1e-5),
+        "wrong eps": (hidden, update, gates, modulation, weight, bias, text, 1e-1),
+    }[fault]
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(gated_modulated_norm(*wrong), reference_both, given)
+
+
+def test_operators():
+    hidden, update, gates, modulation, weight, bias, text = arguments(1, 2, 3, 16, torch.float32)
+    # Not test_aot_dispatch_dynamic: it decomposes the operator into its kernel, which the interpreter does not have.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(ops.modulated_norm, (hidden, modulation, weight, bias, text, 1e-5), test_utils=checks)
+    opcheck(ops.gated_residual, (hidden, update, gates, text), test_utils=checks)
+    given = (hidden, update, gates, modulation, weight, bias, text, 1e-5)
+    opcheck(ops.gated_modulated_norm, given, test_utils=checks)

@@ -1,0 +1,58 @@
+"""The table of what each kernel takes of each architecture, and that a regression in it is seen and named."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from consisid.kernels import resources  # noqa: E402
+
+KEPT = json.loads(resources.PATH.read_text())
+
+
+def test_no_worse_than_the_table():
+    """The two architectures with instructions of their own; `make kernels` compiles all five."""
+    if triton.__version__ != KEPT["triton"]:
+        pytest.skip(f"the table was made with triton {KEPT['triton']}, this is {triton.__version__}")
+    command = [sys.executable, "-m", "consisid.kernels.resources", "--check", "--arch", "90", "100"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_table_is_whole_and_has_no_faults():
+    kernels = KEPT["kernels"]
+    for name, row in kernels.items():
+        if name.startswith("joint_attention "):  # variants of some architectures
+            continue
+        assert list(row) == [f"sm_{arch}" for arch in resources.TENSOR], name
+    assert not [line for name in kernels for arch, row in kernels[name].items()
+                for line in resources.faults(name, arch, row)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"registers": 240}, "joint_attention on sm_90: registers rose from"),
+        ({"shared": 200000}, "joint_attention on sm_90: shared rose from"),
+        ({"spills": 12}, "joint_attention on sm_90 spills registers"),
+        ({"wgmma": 0, "mma": 128}, "joint_attention on sm_90 has no wgmma"),
+        ({"shared": 300000}, "joint_attention on sm_90 wants 300000 bytes of shared memory"),
+        ({"registers": 255, "warps": 16}, "joint_attention on sm_90 wants 255 registers for 16 warps"),
+    ],
+)
+def test_a_regression_names_kernel_and_architecture(change, message):
+    row = KEPT["kernels"]["joint_attention"]["sm_90"]
+    made = {"joint_attention": {"sm_90": row | change}}
+    assert any(line.startswith(message) for line in resources.regressions(KEPT["kernels"], made))
+    assert not resources.regressions(KEPT["kernels"], {"joint_attention": {"sm_90": row}})
+
+
+def test_a_table_of_another_triton_is_not_compared(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "resources.json"
+    path.write_text(json.dumps({"triton": "2.0.0", "kernels": {}}))
+    monkeypatch.setattr(resources, "PATH", path)
+    assert resources.main(["--check"]) == 0
+    assert "made with triton 2.0.0" in capsys.readouterr().out
