@@ -62,7 +62,8 @@ def load(graph: Graph, path: Path | None, device: torch.device, weights: Sequenc
     )
 
     def run(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Outputs:
-        outputs = package.loader.run([*inputs, *tensors])
+        # A compiled graph reads memory in the layout that it was traced with, and does not look at strides.
+        outputs = package.loader.run([*(x.contiguous() for x in inputs), *tensors])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
