@@ -35,7 +35,7 @@ def test_the_table_is_whole_and_has_no_faults():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"registers": 240}, "joint_attention on sm_90: registers rose from"),
+        ({"registers": 255}, "joint_attention on sm_90: registers rose from"),
         ({"shared": 200000}, "joint_attention on sm_90: shared rose from"),
         ({"spills": 12}, "joint_attention on sm_90 spills registers"),
         ({"wgmma": 0, "mma": 128}, "joint_attention on sm_90 has no wgmma"),
