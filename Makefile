@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format kernels tune clean
+.PHONY: demo test check format kernels tune face-parity clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -18,6 +18,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The face path against the original implementations, in a venv that has them.
+face-parity: $(READY)
+	tests/face_parity/run $(BIN)/python
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -37,4 +41,4 @@ tune: $(READY)
 	$(BIN)/python -m consisid.kernels.tune
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) .venv-parity out build dist *.egg-info

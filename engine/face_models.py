@@ -30,6 +30,8 @@ def open_session(path: Path, device: str = "cpu") -> Any:
         raise InputError(f"{path}: no such face model; the checkpoint needs its face_encoder folder")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # initialisers without a use and the like are nothing a user can act on
+    # A photo is a rare event: threads that spin while they wait for the next one only take cores from PyTorch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers(device))
     except Exception as error:  # onnxruntime's own classes differ between its versions

@@ -1,7 +1,8 @@
 """The face models of TINY: small files in the layout of ConsisID-preview's face_encoder folder.
 
 They are fixtures and say so. They have the names, layouts and outputs of the real files and none of their skill: the
-detectors answer to skin colour, the others are seeded random networks. The same seed gives the same bytes.
+detectors and the parser answer to skin colour, EVA and ArcFace are seeded random networks. The same seed gives the same
+bytes.
 """
 
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from consisid.engine.fixtures_onnx import write_arcface
+from consisid.engine.face_eager import ARCFACE_FILE, BISENET_FILE, EVA_FILE, RETINAFACE_FILE, SCRFD_FILE
+from consisid.engine.fixtures_onnx import write_arcface, write_scrfd
+from consisid.engine.fixtures_torch import tiny_bisenet, tiny_retinaface
 from consisid.engine.networks.eva import EvaTower
-
-EVA_FILE = "EVA02_CLIP_L_336_psz14_s6B.pt"
+from consisid.engine.networks.layers import BatchNorm
 
 
 def write_face_models(folder: Path, seed: int, eva_width: int = 64, eva_layers: int = 21) -> None:
@@ -21,15 +23,17 @@ def write_face_models(folder: Path, seed: int, eva_width: int = 64, eva_layers: 
 
     Args:
         folder: of the checkpoint; face_encoder is made in it.
-        seed: of every random weight.
+        seed: of the random weights, EVA's and ArcFace's; the other three networks are set by hand and do not vary.
         eva_width: width of the EVA tower's tokens, a multiple of 64; the face tokens' width.
         eva_layers: blocks of the EVA tower; at least 21, because the last hidden state enters block 20.
     """
     root = Path(folder) / "face_encoder"
-    antelope = root / "models" / "antelopev2"
-    antelope.mkdir(parents=True, exist_ok=True)
+    (root / SCRFD_FILE).parent.mkdir(parents=True, exist_ok=True)
     save_state(tiny_eva(seed, eva_width, eva_layers), root / EVA_FILE)
-    write_arcface(antelope / "glintr100.onnx", seed)
+    save_state(tiny_retinaface(), root / RETINAFACE_FILE)
+    save_state(tiny_bisenet(), root / BISENET_FILE)
+    write_arcface(root / ARCFACE_FILE, seed)
+    write_scrfd(root / SCRFD_FILE)
 
 
 def tiny_eva(seed: int, width: int, layers: int) -> dict[str, Tensor]:
@@ -47,14 +51,9 @@ def seeded_weights(module: nn.Module, seed: int) -> dict[str, Tensor]:
     near one and everything with one dimension near zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = {
-        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.LayerNorm | nn.BatchNorm2d)
-    }
+    norms = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.LayerNorm | BatchNorm)}
     state: dict[str, Tensor] = {}
     for name, like in module.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros((), dtype=torch.int64)
-            continue
         value = torch.randn(like.shape, generator=generator)
         if name.endswith("running_var") or name in norms:
             state[name] = 1 + 0.1 * value.clamp(-3, 3)

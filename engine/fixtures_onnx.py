@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from consisid.engine.fixtures_skin import BOX, POINTS, constraints
+
 NOTICE = "consisid fixture: hand-written, for tests and demos; it recognises nobody"
 
 
@@ -61,3 +63,94 @@ def write_arcface(path: Path, seed: int) -> None:
     image = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["N", 3, 112, 112])
     embedding = helper.make_tensor_value_info("1333", TensorProto.FLOAT, ["N", 512])
     save_graph(path, "glintr100", nodes, [image], [embedding], constants)
+
+
+# Widths of the heads that the detector answers to, in pixels of its 640 x 640 input: two anchors for each stride.
+HEADS = {8: (48, 72), 16: (108, 162), 32: (243, 364)}
+
+
+def blob_filter(width: float, stride: int, radius: int) -> np.ndarray:
+    """[2 * radius + 1] squared: a Gaussian of the size of a head less one of twice its size, in cells of `stride`."""
+    axis = np.arange(-radius, radius + 1) * stride
+    fine, coarse = (np.exp(-(axis**2) / (2 * sigma**2)) for sigma in (0.21 * width, 0.42 * width))
+    return np.outer(fine, fine) / fine.sum() ** 2 - np.outer(coarse, coarse) / coarse.sum() ** 2
+
+
+def write_scrfd(path: Path) -> None:
+    """scrfd_10g_bnkps.onnx: "input.1" [1, 3, H, W] -> scores, boxes and key points at strides 8, 16 and 32.
+
+    Skin colour, averaged to the stride, filtered for blobs of two sizes; a cell is a face where its answer is the
+    highest around. Boxes and key points are those of an average head of that size.
+    """
+    from onnx import TensorProto, helper
+
+    weights, bounds = constraints()
+    # The input is (colour - 127.5) / 128.
+    constants: dict[str, np.ndarray] = {
+        "rule": (weights * 128)[:, :, None, None].astype(np.float32),
+        "rule_bias": (bounds + weights.sum(axis=1) * 127.5).astype(np.float32),
+        "all": np.full((1, 4, 1, 1), -1, np.float32),
+        "one": np.ones(1, np.float32),
+        "gain": np.full((), 40, np.float32),
+        "threshold": np.full((), 0.38, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input.1", "rule", "rule_bias"], ["broken"], "Conv_0"),
+        helper.make_node("Relu", ["broken"], ["amount"], "Relu_1"),
+        helper.make_node("Conv", ["amount", "all", "one"], ["inside"], "Conv_2"),
+        helper.make_node("Relu", ["inside"], ["skin"], "Relu_3"),
+    ]
+    # The names of the real file's outputs, in its order: scores, boxes, key points, for each stride.
+    names = {8: ("448", "451", "454"), 16: ("471", "474", "477"), 32: ("494", "497", "500")}
+    for stride, heads in HEADS.items():
+        nodes += detect_at(stride, heads, names[stride], constants)
+    values = [1, 4, 10]
+    outputs = [
+        helper.make_tensor_value_info(names[stride][kind], TensorProto.FLOAT, [None, values[kind]])
+        for kind in range(3)
+        for stride in HEADS
+    ]
+    image = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "?", "?"])
+    save_graph(path, "scrfd_10g_bnkps", nodes, [image], outputs, constants)
+
+
+def detect_at(
+    stride: int, heads: tuple[int, int], names: tuple[str, str, str], constants: dict[str, np.ndarray]
+) -> list[Any]:
+    """The nodes of one stride, from "skin" [1, 1, H, W] to the three outputs."""
+    from onnx import helper
+
+    radius = round(3 * 0.42 * heads[1] / stride)
+    span = 2 * round(heads[0] / stride / 2) + 1  # the neighbourhood in which only the best cell is a face
+    p = f"s{stride}_"
+    constants[p + "blob"] = np.stack([blob_filter(w, stride, radius) for w in heads])[:, None].astype(np.float32)
+    # A cell reports from its corner (stride / 2 before its middle), in units of the stride.
+    boxes = [(np.array([-1, 1])[:, None] * w * BOX / stride + np.array([[-0.5], [0.5]])).ravel() for w in heads]
+    points = [(w * POINTS / stride + 0.5).ravel() for w in heads]
+    for name, rows in (("boxes", boxes), ("points", points)):
+        constants[p + name] = np.concatenate(rows).astype(np.float32)
+        constants[p + name + "_zero"] = np.zeros((2 * len(rows[0]), 1, 1, 1), np.float32)
+        constants[p + name + "_shape"] = np.array([-1, len(rows[0])], np.int64)
+    constants[p + "scores_shape"] = np.array([-1, 1], np.int64)
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        # insightface takes a graph whose first nodes are called Sub and Mul for one that normalises its input.
+        return helper.make_node(kind, inputs, [output], f"{p}{kind}_{output}", **attributes)
+
+    nodes = [
+        node("AveragePool", ["skin"], p + "skin", kernel_shape=[stride, stride], strides=[stride, stride]),
+        node("Conv", [p + "skin", p + "blob"], p + "answer", pads=[radius] * 4),
+        node("MaxPool", [p + "answer"], p + "best", kernel_shape=[span, span], pads=[span // 2] * 4, strides=[1, 1]),
+        node("GreaterOrEqual", [p + "answer", p + "best"], p + "peak"),
+        node("Cast", [p + "peak"], p + "mask", to=1),
+        node("Sub", [p + "answer", "threshold"], p + "above"),
+        node("Mul", [p + "above", "gain"], p + "logit"),
+        node("Sigmoid", [p + "logit"], p + "probability"),
+        node("Mul", [p + "probability", p + "mask"], p + "scores"),
+        node("Conv", [p + "skin", p + "boxes_zero", p + "boxes"], p + "box_map"),
+        node("Conv", [p + "skin", p + "points_zero", p + "points"], p + "point_map"),
+    ]
+    for source, shape, output in (("scores", "scores", 0), ("box_map", "boxes", 1), ("point_map", "points", 2)):
+        nodes.append(node("Transpose", [p + source], p + source + "_last", perm=[0, 2, 3, 1]))
+        nodes.append(node("Reshape", [p + source + "_last", p + shape + "_shape"], names[output]))
+    return nodes
