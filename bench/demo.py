@@ -10,23 +10,22 @@ from consisid.engine import ConsisID
 from consisid.engine.commands import run
 from consisid.export import build
 
-# Where the face is in scikit-image's photograph of the astronaut Eileen Collins (NASA, public domain).
-FACE = (160, 20, 288, 148)
-
 
 def demo(folder: Path) -> None:
-    """Write demo.mp4 and the photograph that it was made from."""
+    """Write demo.mp4, the photograph that it was made from (the astronaut Eileen Collins; NASA, public domain) and what
+    the model sees of her."""
     from PIL import Image
     from skimage.data import astronaut
 
     folder.mkdir(parents=True, exist_ok=True)
     photo = folder / "photo.png"
-    Image.fromarray(astronaut()).crop(FACE).resize((512, 512), Image.Resampling.LANCZOS).save(photo)
+    Image.fromarray(astronaut()).save(photo)
     with tempfile.TemporaryDirectory() as scratch:
         engine_folder = Path(scratch) / "tiny"
         build("tiny", engine_folder, backend="eager")
         engine = ConsisID.open(engine_folder)
-        person = engine.identify(photo, aligned=True)
+        person = engine.identify(photo)
+        person.preview().save(folder / "face.png")
         video = engine.generate(person, "An astronaut smiles at the viewer, the flag behind her moving.", seed=42)
         video.save(folder / "demo.mp4")
     frames, height, width, _ = video.frames.shape

@@ -2,7 +2,7 @@
 
 from .api import ConsisID
 from .errors import ConsisIDError
-from .face import Identity
+from .identity import Identity
 from .video import Video
 
 __all__ = ["ConsisID", "ConsisIDError", "Identity", "Video"]

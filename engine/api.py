@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import decode, face
+from . import decode
 from .denoise import condition, denoise
-from .face import Identity, Photo
+from .face import Photo
+from .identity import Identity
 from .noise import draw
 from .opening import Opened
+from .people import Choice
 from .request import Request
 from .schedulers import Stepper
 from .stats import Clock
@@ -20,17 +22,29 @@ from .video import Video
 class ConsisID(Opened):
     """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`."""
 
-    def identify(self, photo: Photo, *, aligned: bool = False) -> Identity:
-        """The identity features of the person in a photo, for any number of videos.
+    def identify(
+        self,
+        photo: Photo | Sequence[Photo],
+        *,
+        face: Choice = "largest",
+        aligned: bool = False,
+        mode: str = "crop",
+        key_points: str = "crop",
+    ) -> Identity:
+        """The identity features of the person in a photo, for any number of videos; a photo seen before costs nothing.
 
         Args:
-            photo: a path, a PIL image or a uint8 array [H, W, 3].
+            photo: a path, a PIL image or an array; of several photos of one person the most typical is taken.
+            face: who is meant where there are several: "largest", "center", a number from the left, a box, or
+                "reference" for diffusers' way, which may mix two people.
             aligned: the photo is an aligned face crop already (FFHQ alignment).
+            mode: "crop" shows the model the aligned face on white, "whole" the whole photo.
+            key_points: coordinates of the drawn key points: of the crop, or ("reference") of the photo.
 
         Raises:
             InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
         """
-        return face.identify(self.networks(), self.arcface, photo, aligned)
+        return self.faces.identify(photo, face, aligned, mode, key_points)
 
     @torch.no_grad()
     def generate(
@@ -71,7 +85,7 @@ class ConsisID(Opened):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with clock.stage("prepare"):
             stepper = Stepper(self.scheduler, num_inference_steps, eta, request.generator)
-            image = decode.pad_image(decode.sample_posterior(moments, request.batch, request.generator), shape)
+            image = decode.first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
             given = condition(networks, positions, embeds, image * self.image_scale, features)

@@ -12,11 +12,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
+from .networks.bisenet import bisenet_state
 from .networks.eva import eva_arguments, eva_state
+from .networks.retinaface import retinaface_backbone, retinaface_state
 from .variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
 
 PARTS = ("transformer", "text_encoder", "vae")
-EVA_FILE = "face_encoder/EVA02_CLIP_L_336_psz14_s6B.pt"
+# The face models below face_encoder/, by the name of the graph or ONNX Runtime session.
+FACE_FILES = {
+    "eva": "EVA02_CLIP_L_336_psz14_s6B.pt",
+    "retinaface": "detection_Resnet50_Final.pth",
+    "bisenet": "parsing_bisenet.pth",
+    "scrfd": "models/antelopev2/scrfd_10g_bnkps.onnx",
+    "arcface": "models/antelopev2/glintr100.onnx",
+}
+FACE_STATES = {"eva": eva_state, "retinaface": retinaface_state, "bisenet": bisenet_state}
 
 
 def header_hash(path: Path) -> str:
@@ -95,31 +105,41 @@ class Checkpoint:
             vae=vae,
             text=TextConfig.read(self.config("text_encoder/config.json")),
             eva=self._eva_config(),
+            retinaface=retinaface_backbone(self._face("retinaface")) if self._has_face("retinaface") else "resnet50",
             height=size[0],
             width=size[1],
             num_frames=size[2],
         )
 
     def _eva_config(self) -> EvaConfig:
-        if not (self.path / EVA_FILE).exists():
-            return EvaConfig()
         try:
-            return EvaConfig(**eva_arguments(self._eva))
+            return EvaConfig(**eva_arguments(self._face("eva"))) if self._has_face("eva") else EvaConfig()
         except (KeyError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path / EVA_FILE} is not the EVA02-CLIP tower ({error} not found); download it again."
+                f"{self.path}/face_encoder/{FACE_FILES['eva']} is not the EVA02-CLIP tower ({error} not found); "
+                "download it again."
             ) from None
 
+    def _has_face(self, part: str) -> bool:
+        return (self.path / "face_encoder" / FACE_FILES[part]).exists()
+
+    def _face(self, part: str) -> Mapping[str, Tensor]:
+        if part not in self._faces:
+            file = self.path / "face_encoder" / FACE_FILES[part]
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except FileNotFoundError:
+                raise CheckpointError(f"{file} is missing; without it no photo can be identified.") from None
+            except Exception as error:  # torch.load raises whatever its unpickler trips over
+                raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from error
+            for wrapper in ("state_dict", "model"):
+                state = state.get(wrapper, state)
+            self._faces[part] = FACE_STATES[part](state)
+        return self._faces[part]
+
     @cached_property
-    def _eva(self) -> Mapping[str, Tensor]:
-        file = self.path / EVA_FILE
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} has no {EVA_FILE}; without it no photo can be identified.") from None
-        except Exception as error:  # torch.load raises whatever its unpickler trips over
-            raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from error
-        return eva_state(state)
+    def _faces(self) -> dict[str, Mapping[str, Tensor]]:
+        return {}
 
     def files(self) -> list[Path]:
         """The files with the weights of the three parts, and the face models that are there, relative to the folder."""
@@ -162,14 +182,14 @@ class Checkpoint:
 
     def has(self, part: str, name: str) -> bool:
         """Whether the checkpoint holds a tensor of that name."""
-        return name in (self._eva if part == "face_encoder" else self._index(part))
+        return name in (self._face(part) if part in FACE_STATES else self._index(part))
 
     def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
         """A tensor in the dtype that it is stored in; on the CPU memory-mapped where the format allows."""
         if not self.has(part, name):
             raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
-        if part == "face_encoder":
-            return self._eva[name].to(device)
+        if part in FACE_STATES:
+            return self._face(part)[name].to(device)
         return self._open(self._index(part)[name]).get_tensor(name).to(device)
 
 

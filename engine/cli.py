@@ -23,6 +23,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--device", help="default: what the engine was built for")
+    p.add_argument(
+        "--face", default="largest", help="who is meant in the photo: largest, center, or a number from the left"
+    )
+    p.add_argument("--save-crop", type=Path, help="also save what the model sees of the person, as a picture")
     p.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
     p.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
     return p
@@ -38,6 +42,10 @@ def generate(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() != ".mp4":
         raise InputError(f"--output {options.output} does not end in .mp4, the one format that is written.")
     engine = ConsisID.open(options.engine, options.device, verify=options.verify)
+    who = int(options.face) if options.face.lstrip("-").isdigit() else options.face
+    person = engine.identify(options.image, face=who, aligned=options.aligned)
+    if options.save_crop is not None:
+        save_picture(person.preview(), options.save_crop)
     with tqdm(total=options.steps, desc="denoising", unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def step(_engine: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def generate(options: argparse.Namespace) -> None:
             return tensors
 
         video = engine.generate(
-            options.image,
+            person,
             options.prompt,
             negative_prompt=options.negative_prompt,
             height=options.height,
@@ -54,13 +62,28 @@ def generate(options: argparse.Namespace) -> None:
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
             seed=options.seed,
-            aligned=options.aligned,
             callback_on_step_end=step,
         )
     video.save(options.output)
     frames, height, width = video.frames.shape[:3]
     print(f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second")
     print(video.stats.summary())
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """Save a PIL image, whole or not at all.
+
+    Raises:
+        InputError: an ending that Pillow knows no format for.
+    """
+    from .errors import InputError
+    from .files import file_aside
+
+    try:
+        with file_aside(path) as aside:
+            picture.save(aside)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """pixels -> latents of the face image, and latents -> frames, a few latent frames at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -39,9 +39,10 @@ def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tens
     return torch.cat([mean + std * draw(mean.shape, g, mean.device, mean.dtype) for g in generator]).transpose(1, 2)
 
 
-def pad_image(latents: Tensor, shape: VideoShape) -> Tensor:
-    """The image's latents [b, 1, 16, h, w] as the first of all latent frames; the others are zero."""
-    return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - 1))
+def first_frames(moments: Sequence[Tensor], batch: int, generator: Generators, shape: VideoShape) -> Tensor:
+    """Latents [batch, F, 16, h, w] that begin with a sample of each image; the other frames are zero."""
+    latents = torch.cat([sample_posterior(image, batch, generator) for image in moments], dim=1)
+    return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
 
 
 def chunks(latent_frames: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, NumericalError
-from .face import FaceFeatures
+from .identity import FaceFeatures
 from .positions import additive_positions, rotary_tables
 from .runtime import Networks
 from .schedulers import Stepper

@@ -1,135 +1,134 @@
-"""photo -> Identity, and what an engine derives from an identity once: nothing about a face is computed in the loop."""
+"""photo -> Identity: the face networks of an engine behind face_chain's protocol, and the photos already seen."""
 
-from dataclasses import dataclass, field
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from .decode import encode_image
-from .errors import FaceError, InputError
-from .face_preprocess import eva_input
-from .face_preprocess import id_cond as id_condition
+from . import align
+from .checkpoint import FACE_FILES, Checkpoint
+from .detect import Detections, Scrfd
+from .errors import CheckpointError, InputError
+from .face_chain import analyse, features
+from .face_models import ArcFace
+from .face_preprocess import eva_input, id_cond
+from .identity import Identity
+from .people import Choice
+from .photo import load_photo
 from .runtime import Networks
 
-if TYPE_CHECKING:
-    from .face_models import ArcFace
-
-Photo = str | Path | Image.Image | np.ndarray
-
-
-@dataclass(eq=False)
-class FaceFeatures:
-    """What an engine keeps of an identity: keys and values [1, H * N, C] of every face attention, and the moments of
-    the image's posterior per (height, width)."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    moments: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+Photo = str | os.PathLike[str] | Image.Image | np.ndarray
+KEPT = 32
+SIDE = 512  # of an aligned face, in pixels
+MODES = ("crop", "whole")
+POINTS = ("crop", "reference")
 
 
-@dataclass(eq=False)
-class Identity:
-    """A person, ready for any number of videos.
+class Faces:
+    """The five face networks of an engine: two under ONNX Runtime, three as graphs. The protocol of face_chain."""
 
-    Attributes:
-        id_cond: [1, 1280], ArcFace embedding and normalised EVA-CLIP embedding.
-        id_vit_hidden: five hidden states of the EVA-CLIP tower, each [1, 577, width].
-        image: the face image that the first frame is conditioned on.
-    """
-
-    id_cond: Tensor
-    id_vit_hidden: tuple[Tensor, ...]
-    image: Image.Image
-    _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(default_factory=WeakKeyDictionary, repr=False)
-
-    @classmethod
-    def from_embeddings(cls, id_cond: Tensor, id_vit_hidden: Any, image: Image.Image) -> "Identity":
-        """From what diffusers' process_face_embeddings_infer returns.
-
-        Raises:
-            InputError: tensors of other shapes.
-        """
-        hidden = tuple(id_vit_hidden)
-        if id_cond.dim() != 2 or id_cond.shape[0] != 1:
-            raise InputError(f"id_cond has to be [1, n], this is {list(id_cond.shape)}; one identity per video.")
-        if not hidden or any(h.dim() != 3 or h.shape[0] != 1 for h in hidden):
-            raise InputError(
-                f"id_vit_hidden has to be a list of [1, tokens, width], this is {[list(h.shape) for h in hidden]}."
+    def __init__(self, networks: Networks, checkpoint: Checkpoint):
+        folder, kind = checkpoint.path / "face_encoder", networks.device.type
+        missing = [file for file in FACE_FILES.values() if not (folder / file).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {', '.join(missing)}, so no photo can be identified; use Identity.from_embeddings."
             )
-        return cls(id_cond, hidden, image)
+        self.networks = networks
+        self._scrfd = Scrfd(folder / FACE_FILES["scrfd"], kind)
+        self._arcface = ArcFace(folder / FACE_FILES["arcface"], kind)
+        digest = hashlib.sha256()
+        for file in sorted(FACE_FILES.values()):
+            digest.update((folder / file).read_bytes())
+        self.hash = digest.hexdigest()
+        self._kept: dict[str, Identity] = {}
 
-    def features(self, networks: Networks) -> FaceFeatures:
-        """The face attention's matrices in an engine; computed at the first call."""
-        if networks not in self._features:
-            device, dtype = networks.device, networks.dtype
-            inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
-            keys, values = [], []
-            if networks.variant.transformer.is_train_face:
-                tokens = networks.one("face_extract", *inputs)
-                for layer in range(networks.variant.transformer.num_cross_attn):
-                    key, value = networks.many("face_fold", tokens, layer=layer)
-                    keys.append(key)
-                    values.append(value)
-            self._features[networks] = FaceFeatures(keys, values)
-        return self._features[networks]
+    def scrfd(self, image_bgr: np.ndarray) -> Detections:
+        return self._scrfd.detect(image_bgr)
 
-    def moments(self, networks: Networks, height: int, width: int) -> Tensor:
-        """The posterior of the face image at a size; computed once per size."""
-        features = self.features(networks)
-        if (height, width) not in features.moments:
-            features.moments[height, width] = encode_image(networks, self.image, height, width)
-        return features.moments[height, width]
+    def arcface(self, image_bgr: np.ndarray) -> np.ndarray:
+        return self._arcface.embed(image_bgr)
+
+    def retinaface(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, points = self._run("retinaface", image)
+        return boxes, scores, points
+
+    def bisenet(self, image: Tensor) -> Tensor:
+        return self._run("bisenet", image)[0]
+
+    def eva(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self._run("eva", image.to(self.networks.dtype))
+
+    def _run(self, graph: str, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.cpu() for x in self.networks.many(graph, image.to(self.networks.device)))
+
+    def identify(self, photo: Any, face: Choice, aligned: bool, mode: str, key_points: str) -> Identity:
+        """See ConsisID.identify."""
+        if mode not in MODES or key_points not in POINTS:
+            raise InputError(f"mode is one of {', '.join(MODES)}, and key_points one of {', '.join(POINTS)}.")
+        if isinstance(photo, Sequence) and not isinstance(photo, str):
+            return choose([self.identify(one, face, aligned, mode, key_points) for one in photo])
+        settings = {"face": str(face), "aligned": str(aligned), "mode": mode, "key_points": key_points}
+        key = "\n".join((mark(photo), *settings.values()))
+        if key not in self._kept:
+            identity = self._aligned(photo) if aligned else self._found(photo, face, mode, key_points)
+            identity.source = {"photo": mark(photo, content=True), "face_models": self.hash, **settings}
+            self._kept = dict([*self._kept.items(), (key, identity)][-KEPT:])
+        return self._kept[key]
+
+    @torch.no_grad()
+    def _found(self, photo: Photo, face: Choice, mode: str, key_points: str) -> Identity:
+        analysis = analyse(load_photo(photo), self, face)
+        whole = mode == "whole"
+        cond, hidden = features(analysis, self, whole=whole)
+        points = analysis.points_photo if whole or key_points == "reference" else analysis.points_crop
+        image = Image.fromarray(analysis.photo if whole else analysis.crop)
+        return Identity(cond.float(), tuple(hidden), image, np.asarray(points, dtype=np.float64))
+
+    @torch.no_grad()
+    def _aligned(self, photo: Photo) -> Identity:
+        pixels = Image.fromarray(load_photo(photo)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = np.ascontiguousarray(np.asarray(pixels)[..., ::-1])
+        crop = align.to_tensor(image)
+        colour, grey = align.parse(crop, self.bisenet(align.parsing_input(crop)))
+        embedding, *hidden = self.eva(eva_input(grey))
+        arcface = torch.from_numpy(self.arcface(image)).float().reshape(1, -1)
+        return Identity(id_cond(arcface, embedding.float()), tuple(hidden), Image.fromarray(align.to_image(colour)))
 
 
-def read_photo(photo: Photo) -> Image.Image:
-    """An RGB image, upright, from a path, a PIL image or a uint8 array [H, W, 3].
-
-    Raises:
-        InputError: no such file, or nothing that is an image.
-    """
-    if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
-            raise InputError(f"An image array has to be uint8 [H, W, 3], this is {photo.dtype} {list(photo.shape)}.")
-        return Image.fromarray(photo)
-    if isinstance(photo, Image.Image):
-        return ImageOps.exif_transpose(photo).convert("RGB")
-    if not isinstance(photo, str | Path):
+def mark(photo: Photo, content: bool = False) -> str:
+    """What tells one photo from another: for a file its place, size and time of change, else (or with content=True)
+    the hash of its bytes."""
+    if isinstance(photo, str | os.PathLike):
+        path = Path(photo)
+        if not path.is_file():
+            return str(photo)  # an address, or nothing: load_photo says what
+        if content:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        status = path.stat()
+        return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    if not isinstance(photo, Image.Image | np.ndarray):
         raise InputError(
             f"A photo is a path, a PIL image or an array, not {type(photo).__name__}; identify() makes an Identity."
         )
-    try:
-        with Image.open(photo) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"There is no image at {photo}.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{photo} cannot be read as an image ({error}); give a PNG or JPEG of a face.") from None
+    pixels = np.asarray(photo)
+    return hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def identify(networks: Networks, arcface: "ArcFace", photo: Photo, aligned: bool) -> Identity:
-    """The identity features of an aligned face crop.
+def choose(identities: Sequence[Identity]) -> Identity:
+    """The most typical of several photos of one person: nearest to the mean of their ArcFace embeddings.
 
-    Raises:
-        InputError: an image that cannot be used.
-        FaceError: a photo that is not said to be aligned: finding and aligning faces is not part of this version.
+    One is chosen rather than an average made, because the model was trained on the features of single photos, and its
+    hidden states belong to one pose and one light.
     """
-    image = read_photo(photo)
-    if not aligned:
-        raise FaceError(
-            "Finding the face in a photo is not supported yet: crop and align the face (FFHQ alignment, 512x512) and "
-            "pass aligned=True (--aligned on the command line)."
-        )
-    if min(image.size) < 64:
-        raise InputError(f"The image is {image.width}x{image.height}; a face needs at least 64x64 pixels.")
-    pixels = np.asarray(image)
-    crop = torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
-    embedding, *hidden = networks.many("eva", eva_input(crop).to(networks.device, networks.dtype))
-    face = arcface.embed(np.ascontiguousarray(pixels[:, :, ::-1]))
-    return Identity(
-        id_condition(torch.from_numpy(face), embedding.float().cpu()), tuple(h.cpu() for h in hidden), image
-    )
+    if not identities:
+        raise InputError("The list of photos is empty; give at least one.")
+    embeddings = torch.cat([identity.id_cond[:, :512] for identity in identities])
+    embeddings = embeddings / embeddings.norm(dim=1, keepdim=True)
+    return identities[int((embeddings @ embeddings.mean(0)).argmax())]

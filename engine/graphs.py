@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from .networks import facial, text, transformer, vae
+from .networks.bisenet import BiSeNet
 from .networks.eva import EvaTower
+from .networks.retinaface import RetinaFace
 from .shapes import VideoShape
 from .variants import Variant
 
@@ -19,7 +21,7 @@ from .variants import Variant
 @dataclass(frozen=True)
 class Spec:
     """A tensor that a graph takes. An int is a fixed size, a letter a size that may change from call to call: B samples
-    in the denoising loop, N steps. What runs once per prompt or video runs for one at a time.
+    in the denoising loop, N steps, H x W pixels of a photo. What runs once per prompt or video runs for one at a time.
 
     dtype None stands for the dtype that the engine was built for.
     """
@@ -44,11 +46,16 @@ class Graph:
     inputs: Mapping[str, Spec]
     layers: tuple[str, ...] = ("",)  # the prefix of the weights' names, one per layer
     renamed: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False  # runs in float32 whatever the engine's dtype, as in the reference
     more_inputs: Callable[[], Mapping[str, Spec]] | None = None  # those that only a trial run tells
 
     def specs(self) -> dict[str, Spec]:
         """Every tensor that the graph takes, in order."""
         return dict(self.inputs) | dict(self.more_inputs() if self.more_inputs else {})
+
+    def dtype(self, engine: torch.dtype) -> torch.dtype:
+        """What its weights and inputs are in, in an engine of a dtype."""
+        return torch.float32 if self.exact else engine
 
     def module(self) -> nn.Module:
         """The module without weights, on the meta device."""
@@ -164,9 +171,15 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
         attention = {"hidden": joint, "keys": identity, "values": identity}
         shared = faces[:-1] if last_has_face else faces
         rows += [
+            Graph("eva", "eva", partial(EvaTower, **vars(e)), {"image": Spec((1, 3, e.image_size, e.image_size))}),
             Graph(
-                "eva", "face_encoder", partial(EvaTower, **vars(e)), {"image": Spec((1, 3, e.image_size, e.image_size))}
+                "retinaface",
+                "retinaface",
+                partial(RetinaFace, variant.retinaface),
+                {"image": Spec((1, 3, "H", "W"))},
+                exact=True,
             ),
+            Graph("bisenet", "bisenet", BiSeNet, {"image": Spec((1, 3, 512, 512))}, exact=True),
             Graph(
                 "face_extract",
                 "transformer",

@@ -9,7 +9,7 @@ import torch
 from .backends import backend
 from .denoise import Positions
 from .errors import EngineError, InputError
-from .face_models import ArcFace
+from .face import Faces
 from .graphs import graph_table, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
@@ -102,8 +102,8 @@ class Opened:
         return load_scheduler(self.checkpoint.path / "scheduler")
 
     @cached_property
-    def arcface(self) -> ArcFace:
-        return ArcFace(self.checkpoint.path / "face_encoder/models/antelopev2/glintr100.onnx", self.device.type)
+    def faces(self) -> Faces:
+        return Faces(self.networks(), self.checkpoint)
 
     @property
     def image_scale(self) -> float:

@@ -58,10 +58,10 @@ class WeightStore:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._held: dict[tuple[str, ...], Tensor] = {}
 
-    def _tensor(self, part: str, sources: tuple[str, ...]) -> Tensor:
+    def _tensor(self, part: str, sources: tuple[str, ...], dtype: torch.dtype) -> Tensor:
         key = (part, *sources)
         if key not in self._held:
-            pieces = [self.checkpoint.tensor(part, s, self.device).to(self.dtype) for s in sources]
+            pieces = [self.checkpoint.tensor(part, s, self.device).to(dtype) for s in sources]
             self._held[key] = pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
         return self._held[key]
 
@@ -71,4 +71,5 @@ class WeightStore:
 
     def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:
         """The tensors of one layer's call."""
-        return tuple(self._tensor(graph.part, graph.sources(name, layer)) for name in names)
+        dtype = graph.dtype(self.dtype)
+        return tuple(self._tensor(graph.part, graph.sources(name, layer), dtype) for name in names)

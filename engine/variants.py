@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .errors import CheckpointError
 
@@ -134,6 +134,7 @@ class Variant:
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
     eva: EvaConfig = field(default_factory=EvaConfig)
+    retinaface: Literal["resnet50", "mobile0.25"] = "resnet50"  # the backbone of the face detector
     height: int = 480
     width: int = 720
     num_frames: int = 49
@@ -178,6 +179,7 @@ TINY = Variant(
     ),
     text=TextConfig(vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),
     eva=EvaConfig(width=64, layers=21, mlp_hidden=170),
+    retinaface="mobile0.25",
     height=96,
     width=144,
     num_frames=17,

@@ -49,6 +49,7 @@ def compile_graph(
     """
     if name != AUTO:
         return Choice(name, _compile(name, graph, stem, device, dtype), {})
+    dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
     truth = _outputs(

@@ -58,21 +58,22 @@ def broken(tmp_path, name, content):
 
 def test_photos(tiny, tmp_path):
     photos = {
-        "There is no image at": tmp_path / "nowhere.png",
-        "empty.png cannot be read": broken(tmp_path, "empty.png", b""),
-        "text.png cannot be read": broken(tmp_path, "text.png", b"this is no image"),
-        r"uint8 \[H, W, 3\], this is float64": np.zeros((64, 64, 3)),
-        "at least 64x64": Image.new("RGB", (40, 40)),
+        "nowhere.png: no such file": tmp_path / "nowhere.png",
+        "empty.png": broken(tmp_path, "empty.png", b""),
+        "text.png": broken(tmp_path, "text.png", b"this is no image"),
+        "is a folder": tmp_path,
         "not int": 3,
+        "list of photos is empty": [],
     }
-    for message, photo in photos.items():
-        with pytest.raises(InputError, match=message):
-            tiny.identify(photo, aligned=True)
+    for aligned in (True, False):
+        for message, photo in photos.items():
+            with pytest.raises(InputError, match=message):
+                tiny.identify(photo, aligned=aligned)
 
 
-def test_a_raw_photo_is_refused(tiny):
-    with pytest.raises(FaceError, match="aligned"):
-        tiny.identify(random_face())
+def test_no_face(tiny):
+    with pytest.raises(FaceError, match="face"):
+        tiny.identify(np.full((256, 256, 3), (30, 90, 160), np.uint8))
 
 
 def test_nan_names_the_step(tiny):
@@ -88,8 +89,11 @@ def test_nan_names_the_step(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{engine}", "--image", "nowhere.png"], "There is no image at nowhere.png."),
-        (["{engine}", "--image", "{face}"], "aligned"),
+        (["{engine}", "--image", "nowhere.png"], "nowhere.png: no such file"),
+        (["{engine}", "--image", "{blue}"], "face"),
+        (["{engine}", "--image", "{text}"], "text.png"),
+        (["{engine}", "--image", "{tmp}"], "is a folder"),
+        (["{engine}", "--image", "{face}", "--aligned", "--save-crop", "{tmp}/crop.xyz"], "cannot be written"),
         (["{engine}", "--image", "{face}", "--aligned", "--prompt", " "], "The prompt is empty"),
         (["{engine}", "--image", "{face}", "--aligned", "--height", "90"], "the nearest that works is 96"),
         (["nowhere", "--image", "{face}"], "There is no engine folder at nowhere"),
@@ -100,7 +104,12 @@ def test_nan_names_the_step(tiny):
 )
 def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, arguments, message):
     random_face().save(tmp_path / "face.png")
-    names = {"engine": tiny_folder, "tmp": tmp_path, "face": tmp_path / "face.png"}
+    Image.new("RGB", (200, 200), (30, 90, 160)).save(tmp_path / "blue.png")
+    broken(tmp_path, "text.png", b"this is no image")
+    names = {name: tmp_path / f"{name}.png" for name in ("face", "blue", "text")} | {
+        "engine": tiny_folder,
+        "tmp": tmp_path,
+    }
     arguments = [a.format(**names) for a in arguments]
     for flag, value in (("--prompt", "A man."), ("--output", str(tmp_path / "out.mp4"))):
         arguments += [] if flag in arguments else [flag, value]
@@ -108,7 +117,7 @@ def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, argum
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
-    assert [p.name for p in tmp_path.iterdir()] == ["face.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blue.png", "face.png", "text.png"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import venv
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from skimage.data import astronaut
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("kernels", "engine", "export", "bench")
@@ -54,8 +56,19 @@ def test_importing_is_light():
     assert result.stdout.split() == []
 
 
-def test_the_wheel_installs_into_a_fresh_environment(tmp_path):
-    """Built, installed without its dependencies, which a path file lends from here, and imported from outside."""
+IDENTIFY = """
+import sys
+for name in ("torchvision", "facexlib", "timm", "insightface", "consisid_eva_clip"):
+    sys.modules[name] = None
+from consisid.engine import ConsisID
+person = ConsisID.open(sys.argv[1]).identify(sys.argv[2])
+print(person.id_cond.shape[1], len(person.id_vit_hidden))
+"""
+
+
+def test_the_wheel_installs_into_a_fresh_environment(tmp_path, tiny_folder):
+    """Built, installed without its dependencies, which a path file lends from here, imported from outside; and there a
+    photo is identified without any of the packages that the reference needs for it."""
     run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path}
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, ROOT], **run)
     (wheel,) = tmp_path.glob("*.whl")
@@ -68,6 +81,9 @@ def test_the_wheel_installs_into_a_fresh_environment(tmp_path):
     result = subprocess.run([python, "-c", script], **run)
     assert Path(result.stdout.strip()).is_relative_to(tmp_path)
     assert (site / "consisid" / "engine" / "py.typed").is_file()
+    Image.fromarray(astronaut()).save(tmp_path / "photo.png")
+    result = subprocess.run([python, "-c", IDENTIFY, tiny_folder, tmp_path / "photo.png"], **run)
+    assert result.stdout.split() == ["1280", "5"]
     for command in ("consisid-build", "consisid-generate", "consisid-bench"):
         result = subprocess.run([tmp_path / "venv" / "bin" / command, "--help"], **run)
         assert result.stdout.startswith(f"usage: {command}")

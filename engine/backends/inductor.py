@@ -15,8 +15,9 @@ from ..graphs import Graph, weight_shapes
 from . import Outputs, Runner
 
 SUFFIX = ".pt2"
-EXAMPLE_SIZES = {"B": 2, "N": 3}  # a size of 1 would be compiled in as a constant
-LARGEST = 4096
+# Sizes that change from call to call: that of the example (1 would be compiled in as a constant), least and largest.
+SIZES = {"B": (2, 1, 4096), "N": (3, 1, 4096), "H": (96, 33, 4096), "W": (128, 33, 4096)}
+EXAMPLE_SIZES = {name: size[0] for name, size in SIZES.items()}
 
 
 class Bound(nn.Module):
@@ -37,10 +38,10 @@ class Bound(nn.Module):
 
 def trace(graph: Graph, device: torch.device, dtype: torch.dtype) -> torch.export.ExportedProgram:
     """The exported program of a graph, for any batch; on the meta device it costs no memory."""
-    bound, specs = Bound(graph), list(graph.specs().values())
+    bound, specs, dtype = Bound(graph), list(graph.specs().values()), graph.dtype(dtype)
     inputs = [spec.example(EXAMPLE_SIZES, dtype, device) for spec in specs]
     inputs += [torch.empty(s, dtype=dtype, device=device) for s in weight_shapes(bound.hidden[0]).values()]
-    sizes = {name: torch.export.Dim(name, min=1, max=LARGEST) for name in EXAMPLE_SIZES}
+    sizes = {name: torch.export.Dim(name, min=least, max=largest) for name, (_, least, largest) in SIZES.items()}
     free: list[dict[int, object] | None] = [
         {i: sizes[size] for i, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     ]

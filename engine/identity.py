@@ -1,0 +1,141 @@
+"""A person, as the model knows one: computed from a photo once, usable for any number of videos, saved and loaded."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .decode import encode_image
+from .errors import InputError
+from .files import file_aside
+from .keypoints import draw_points
+from .runtime import Networks
+
+KIND = "consisid identity 1"
+
+
+@dataclass(eq=False)
+class FaceFeatures:
+    """What an engine keeps of an identity: keys and values [1, H * N, C] of every face attention, and the moments of
+    the posterior of its images per (height, width): the face, and the drawn key points where the model takes them."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    moments: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Identity:
+    """A person, ready for any number of videos.
+
+    Attributes:
+        id_cond: [1, 1280], ArcFace embedding and normalised EVA-CLIP embedding.
+        id_vit_hidden: five hidden states of the EVA-CLIP tower, each [1, 577, width].
+        image: the face image that the first frame is conditioned on.
+        key_points: [5, 2] float, eyes, nose and corners of the mouth in pixels of `image`; None where unknown.
+        source: what it was made from: hashes of the photo and of the face models, and the settings.
+    """
+
+    id_cond: Tensor
+    id_vit_hidden: tuple[Tensor, ...]
+    image: Image.Image
+    key_points: np.ndarray | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(default_factory=WeakKeyDictionary, repr=False)
+
+    @classmethod
+    def from_embeddings(
+        cls, id_cond: Tensor, id_vit_hidden: Any, image: Image.Image, key_points: Any = None
+    ) -> "Identity":
+        """From what diffusers' process_face_embeddings_infer returns.
+
+        Raises:
+            InputError: tensors of other shapes.
+        """
+        hidden = tuple(id_vit_hidden)
+        if id_cond.dim() != 2 or id_cond.shape[0] != 1:
+            raise InputError(f"id_cond has to be [1, n], this is {list(id_cond.shape)}; one identity per video.")
+        if not hidden or any(h.dim() != 3 or h.shape[0] != 1 for h in hidden):
+            raise InputError(
+                f"id_vit_hidden has to be a list of [1, tokens, width], this is {[list(h.shape) for h in hidden]}."
+            )
+        points = None if key_points is None else np.asarray(key_points, dtype=np.float64)
+        if points is not None and points.shape != (5, 2):
+            raise InputError(f"key_points have to be [5, 2], these are {list(points.shape)}.")
+        return cls(id_cond, hidden, image, points)
+
+    def preview(self) -> Image.Image:
+        """What the model sees of the person: the aligned face, cut out onto white."""
+        return self.image
+
+    def save(self, path: str | Path) -> Path:
+        """Write one .safetensors file with the embeddings, the image and, in its header as JSON, where it came from."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise InputError(f"{path} does not end in .safetensors, the one format that identities are saved in.")
+        tensors = {f"hidden_{i}": hidden.contiguous() for i, hidden in enumerate(self.id_vit_hidden)}
+        tensors |= {"id_cond": self.id_cond, "image": torch.from_numpy(np.array(self.image.convert("RGB")))}
+        if self.key_points is not None:
+            tensors["key_points"] = torch.from_numpy(self.key_points)
+        with file_aside(path) as aside:
+            save_file(tensors, aside, metadata={"kind": KIND, "source": json.dumps(self.source)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Identity":
+        """Read what save wrote.
+
+        Raises:
+            InputError: no such file, or none that save wrote.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"There is no identity at {path}.") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as an identity ({error}); save it again.") from None
+        if metadata.get("kind") != KIND:
+            raise InputError(f"{path} is no identity that this version can read; save it again with Identity.save.")
+        hidden = [tensors[f"hidden_{i}"] for i in range(sum(name.startswith("hidden_") for name in tensors))]
+        image = Image.fromarray(tensors["image"].numpy())
+        points = tensors["key_points"].numpy() if "key_points" in tensors else None
+        identity = cls.from_embeddings(tensors["id_cond"], hidden, image, points)
+        identity.source = json.loads(metadata["source"])
+        return identity
+
+    def features(self, networks: Networks) -> FaceFeatures:
+        """The face attention's matrices in an engine; computed at the first call."""
+        if networks not in self._features:
+            device, dtype = networks.device, networks.dtype
+            inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
+            keys, values = [], []
+            if networks.variant.transformer.is_train_face:
+                tokens = networks.one("face_extract", *inputs)
+                for layer in range(networks.variant.transformer.num_cross_attn):
+                    key, value = networks.many("face_fold", tokens, layer=layer)
+                    keys.append(key)
+                    values.append(value)
+            self._features[networks] = FaceFeatures(keys, values)
+        return self._features[networks]
+
+    def moments(self, networks: Networks, height: int, width: int) -> list[Tensor]:
+        """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key
+        points where the model takes them; computed once per size."""
+        features = self.features(networks)
+        if (height, width) not in features.moments:
+            images = [self.image]
+            if networks.variant.transformer.is_kps and self.key_points is not None:
+                points = draw_points(self.key_points, self.image.height, self.image.width)
+                images.append(Image.fromarray(points))
+            features.moments[height, width] = [encode_image(networks, image, height, width) for image in images]
+        return features.moments[height, width]
