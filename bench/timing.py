@@ -35,7 +35,7 @@ def device_seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def repeat(
-    run: Callable[[], Any], device: torch.device, budget: float, at_least: int = 3, at_most: int = 30
+    run: Callable[[], Any], device: torch.device, budget: float, at_least: int = 2, at_most: int = 30
 ) -> list[float]:
     """Seconds of several calls after one that is not counted: as many as fit in `budget` seconds, within the bounds."""
     seconds_of(run, device)
