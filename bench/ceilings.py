@@ -1,4 +1,4 @@
-"""What the hardware gives at best: a large product and a large copy, measured in the run that they are compared with."""
+"""What the hardware gives at best: a large product and a large copy, measured in the same run as the rest."""
 
 import statistics
 from dataclasses import dataclass
@@ -41,7 +41,6 @@ def measure(device: torch.device, dtype: torch.dtype, budget: float = 1.0) -> Ce
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty(n, n, device=device, dtype=dtype)
     product = statistics.median(repeat(lambda: torch.mm(a, b, out=out), device, budget, at_least=5))
-    del a, b, out
     source = torch.randint(0, 256, (size,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     copy = statistics.median(repeat(lambda: target.copy_(source), device, budget, at_least=5))

@@ -26,7 +26,7 @@ def check_watched(seen: Watched) -> None:
     check_alone(seen.others)
     if seen.throttled:
         raise RefusedError(
-            f"The GPU's clocks were throttled during the run ({', '.join(seen.throttled)}); let it cool, and see to its "
+            f"The GPU's clocks were throttled during the run ({', '.join(seen.throttled)}); let it cool, see to its "
             "supply and airflow."
         )
 

@@ -10,10 +10,10 @@ from consisid.engine.commands import run
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-bench", description="Measure an engine folder and write a report.")
-    p.add_argument("engine", help="engine folder made by consisid-build; with --random-weights a variant: preview, tiny")
     p.add_argument(
-        "--output", type=Path, required=True, help="folder for report.json, report.md and report.html"
+        "engine", help="engine folder made by consisid-build; with --random-weights a variant: preview, tiny"
     )
+    p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")
     p.add_argument("--runs", type=int, default=3, help="counted runs after one warm-up (default 3)")
     p.add_argument("--random-weights", action="store_true", help="seeded random weights instead of an engine folder")

@@ -94,7 +94,7 @@ def graph_flops(variant: Variant, shape: VideoShape, name: str) -> float:
 
 def decode_flops(variant: Variant, shape: VideoShape) -> float:
     """The decoder over a whole video of one sample, chunk by chunk."""
-    first, *rest = chunks(shape.latent_frames)
+    _first, *rest = chunks(shape.latent_frames)
     total = graph_flops(variant, shape, "decode_first")
     return total + (len(rest) * graph_flops(variant, shape, "decode_next") if rest else 0.0)
 

@@ -90,11 +90,10 @@ def measure(engine: ConsisID, maker: Ours, runs: int, opening: float, first: flo
         outside.append(max(0.0, total - probe.inside()))
         idle += probe.idle()
         stranger = identity(engine.variant, seed=1000 + index)
-        shape = engine.shape
 
         def meet(person: Any = stranger) -> None:
             person.features(networks)
-            person.moments(networks, shape.height, shape.width)
+            person.moments(networks, engine.shape.height, engine.shape.width)
 
         def read(prompt: str = prompt_of(2000 + index)) -> None:
             engine.text_encoder(networks, [prompt])

@@ -49,7 +49,9 @@ class Timeline:
             begins[name], at = at, at + seconds
         kept = self.samples[::every]
         return {
-            "kind": "allocated and reserved on the GPU" if self.device.type == "cuda" else "resident set of the process",
+            "kind": "allocated and reserved on the GPU"
+            if self.device.type == "cuda"
+            else "resident set of the process",
             "seconds": [s[0] for s in kept],
             "allocated": [s[1] for s in kept],
             "reserved": [s[2] for s in kept],

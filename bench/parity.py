@@ -134,5 +134,3 @@ def measure(engine: ConsisID, steps: int) -> dict[str, Any]:
         "diffusers": against(same, reference),
         "note": note,
     }
-
-

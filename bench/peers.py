@@ -1,5 +1,6 @@
 """diffusers' ConsisIDPipeline in the forms in which people run it, as rows of a table."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,9 +152,9 @@ class Theirs:
         self.pipeline.video_processor.postprocess_video(video=video, output_type="np")
         end = now()
         if device.type == "cuda":
-            steps = [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
+            steps = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
         else:
-            steps = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+            steps = [b - a for a, b in itertools.pairwise(marks)]
         # The first step has no mark before it; it lies with the preparation in the time that the others leave.
         steps = steps or [denoised - text]
         return Sample(end - start, {"text": text - start, "denoise": denoised - text, "decode": end - denoised}, steps)

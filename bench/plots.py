@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 INK, OURS, THEIRS, ACCENT = "#22303c", "#1f77b4", "#b0b7bd", "#d95f02"
@@ -63,7 +64,12 @@ def steps(report: Report) -> bytes:
             axes.plot([row["low"], row["high"]], [i, i], color=_colour(row["name"]), lw=9, solid_capstyle="butt")
             axes.plot(row["median"], i, "|", color=INK, ms=18, mew=2)
             axes.annotate(
-                f"{row['median']:.3g} s", (row["median"], i), (0, 11), textcoords="offset points", ha="center", color=INK
+                f"{row['median']:.3g} s",
+                (row["median"], i),
+                (0, 11),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
             )
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes.set(xlabel="seconds per step: median and quartiles", ylim=(-0.6, len(rows) - 0.2))
@@ -101,12 +107,12 @@ def memory(report: Report) -> bytes:
         if found["reserved"] != found["allocated"]:
             axes.plot(found["seconds"], [x / 2**30 for x in found["reserved"]], color=THEIRS, label="reserved")
             axes.legend(frameon=False)
-        end, last = max(found["seconds"], default=1.0), -1.0
-        for name, at in found["stages"].items():
+        end = max(found["seconds"], default=1.0)
+        begins = [*found["stages"].items(), ("", end)]
+        for (name, at), (_, until) in pairwise(begins):
             axes.axvline(at, color=INK, lw=0.6, ls=":")
-            if at - last > end * 0.04:  # stages that take no time have no room for a name
+            if until - at > end * 0.08:  # a short stage has no room for its name
                 axes.text(at, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", color=INK)
-                last = at
         axes.set(xlabel="seconds", ylabel=f"GiB, {found['kind']}", ylim=(0, None), xlim=(0, end))
 
     return _png(draw)

@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -77,4 +76,4 @@ class RandomEngine(ConsisID):
             "vae": reference.vae(self.source),
             "text_encoder": reference.text_encoder(self.source),
         }
-        return ConsisIDPipeline(tokenizer=SimpleNamespace(), scheduler=reference.scheduler(), **parts)
+        return ConsisIDPipeline(tokenizer=None, scheduler=reference.scheduler(), **parts)

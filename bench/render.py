@@ -19,6 +19,11 @@ def number(value: float | None, unit: str = "") -> str:
     return "not measured" if value is None else f"{value:.4g}{' ' + unit if unit else ''}"
 
 
+def optional(value: float | None, unit: str = "") -> str:
+    """As number, and nothing where there is nothing to measure."""
+    return "" if value is None else number(value, unit)
+
+
 def title(report: Report) -> str:
     engine = report["engine"]
     random = ", random weights" if engine["random_weights"] else ""
@@ -60,13 +65,13 @@ def tables(report: Report) -> Iterable[Table]:
                 for row in rows
             ]  # fmt: skip
     yield "What each technique gains, per step", ("", "seconds", "gain", "what it is"), [
-        (r["name"], number(r["step_seconds"], "s"), number(r["gain"], "s") if r["gain"] is not None else "", r["technique"])
+        (r["name"], number(r["step_seconds"], "s"), optional(r["gain"], "s"), r["technique"])
         for r in report["waterfall"]
     ]  # fmt: skip
     yield "Rates against the ceilings", ("", "TFLOP", "TFLOP/s", "of ceiling", "weights GB/s", "of copy"), [
         (
             r["stage"], number(r["tflop"]), number(r["tflops"]), f"{r['of_ceiling']:.1%}",
-            number(r["weights_gbps"]) if r["weights_gbps"] else "", f"{r['of_copy_ceiling']:.1%}" if r["weights_gbps"] else "",
+            optional(r["weights_gbps"]), f"{r['of_copy_ceiling']:.1%}" if r["weights_gbps"] else "",
         )
         for r in report["rates"]
     ]  # fmt: skip
@@ -125,7 +130,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-STYLE = """body { font: 15px/1.45 system-ui, sans-serif; color: #22303c; max-width: 60em; margin: 2em auto; padding: 0 1em }
+STYLE = """body { font: 15px/1.45 sans-serif; color: #22303c; max-width: 60em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .2em .8em; border-bottom: 1px solid #dde }
 th { text-align: left } td { vertical-align: top } img { max-width: 100% } code { background: #eef; padding: 0 .2em }"""
 
@@ -142,4 +147,4 @@ def html(report: Report) -> str:
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         parts.append(f"<h2>{escape(name)}</h2><table><tr>{head}</tr>{body}</table>")
     head = f'<meta charset="utf-8"><title>{escape(title(report))}</title><style>{STYLE}</style>'
-    return f"<!doctype html><html lang=\"en\"><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

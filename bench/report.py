@@ -21,8 +21,8 @@ from .machine import memory_bytes, stamp
 from .nvml import Watch, Watched, load_nvml
 from .peers import EAGER, PEERS, Peer, Theirs
 from .random_engine import RandomEngine
-from .runs import Maker, Ours, Resident, Row, Sample, alternate
 from .rungs import Unhoisted
+from .runs import Maker, Ours, Resident, Row, Sample, alternate
 from .timing import seconds_of
 
 SCHEMA = 2
@@ -120,7 +120,7 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) ->
     ours = Ours(engine, person, options.steps)
     first = ours(0).total
     start = ceilings.measure(device, measured)
-    makers: dict[str, Maker] = {"ours": ours, UNHOISTED: Unhoisted(engine, person, options.steps)}
+    makers: dict[str, Maker] = {UNHOISTED: Unhoisted(engine, person, options.steps), "ours": ours}
     if options.peers:
         theirs = b.attempt(EAGER.name, lambda: resident.loading(EAGER.name, lambda: _peer(b, engine, EAGER)))
         makers = ({EAGER.name: theirs} if theirs else {}) | makers
@@ -131,11 +131,15 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) ->
     gc.collect()
     solo, timeline = _alone(engine, ours, watch)
     tables = [_peer_row(EAGER.name, EAGER, samples.get(EAGER.name), samples["ours"])] if options.peers else []
+    everything = [sample.total for sample in samples["ours"]]
     for index, peer in enumerate(PEERS[1:] if options.peers else ()):
         found = _beside(b, engine, ours, peer, resident, first=100 * (index + 1))
         tables.append(_peer_row(peer.name, peer, *(found or (None, None))))
-        samples |= {peer.name: found[0]} if found else {}
-    b.rows += _rows(samples)
+        if found:
+            samples[peer.name] = found[0]
+            everything += [sample.total for sample in found[1]]
+    steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
+    b.rows += [*_rows(samples), steady]
     b.rows += latency.measure(engine, ours, options.runs, opening, first)
     b.rows += rates.rows(engine, samples["ours"])
     compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if options.peers else None
@@ -215,7 +219,8 @@ def _rows(samples: dict[str, list[Sample]]) -> list[Row]:
             Row.of("stage", f"{name}: {stage}", "s", [sample.stages[stage] for sample in found])
             for stage in found[0].stages
         ]
-        rows.append(Row.of("step", name, "s", [seconds for sample in found for seconds in sample.steps]))
+        note = "without the first step, which has no mark before it" if name.startswith("diffusers") else ""
+        rows.append(Row.of("step", name, "s", [seconds for sample in found for seconds in sample.steps], note))
         peaks = [sample.peak / 2**30 for sample in found if sample.peak is not None]
         if peaks:
             rows.append(Row.of("memory", f"{name}: peak allocated", "GiB", peaks, "less what the others hold at rest"))

@@ -1,5 +1,6 @@
 """The engine without one of its techniques, composed from the same graph calls: the rungs of the waterfall."""
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from consisid.engine import ConsisID, Identity, decode
 from consisid.engine.denoise import condition, guidance_weight, predict, time_table
 from consisid.engine.noise import draw
 from consisid.engine.schedulers import Stepper
+from consisid.engine.text import TextEncoder
 
 from .runs import Sample, prompt_of
 from .timing import wait
@@ -25,6 +27,10 @@ class Unhoisted:
     engine: ConsisID
     person: Identity
     steps: int
+
+    def __post_init__(self) -> None:
+        # Its own memory of prompts: what generate() has encoded is not to be found here.
+        self._text = TextEncoder(self.engine.text_encoder.tokenizer)
 
     @torch.no_grad()
     def latents(self, embeds: Tensor, seed: int, times: list[float]) -> Tensor:
@@ -59,7 +65,7 @@ class Unhoisted:
     def __call__(self, index: int) -> Sample:
         engine, networks = self.engine, self.engine.networks()
         start = self._now()
-        embeds = engine.text_encoder(networks, ["", prompt_of(index)])
+        embeds = self._text(networks, ["", prompt_of(index)])
         text = self._now()
         times: list[float] = []
         final = self.latents(embeds, index, times)
@@ -69,4 +75,4 @@ class Unhoisted:
         stages = {
             "text": text - start, "prepare": times[0] - text, "denoise": decoding - times[0], "decode": end - decoding
         }  # fmt: skip
-        return Sample(end - start, stages, [b - a for a, b in zip(times, times[1:], strict=False)])
+        return Sample(end - start, stages, [b - a for a, b in itertools.pairwise(times)])

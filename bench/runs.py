@@ -31,7 +31,7 @@ Maker = Callable[[int], Sample]
 
 def prompt_of(index: int) -> str:
     """A new prompt per video, so that nobody answers from what is kept of the last one."""
-    return f"{PROMPT} Take {index}."
+    return f"{index}. {PROMPT}"
 
 
 @dataclass(frozen=True)

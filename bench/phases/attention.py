@@ -1,6 +1,7 @@
 """Joint attention at the shape of a step: every backend of PyTorch, FlexAttention, FlashAttention 3, ours."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -134,7 +135,7 @@ def cases(c: Context) -> Iterator[Case]:
         return sdpa if c.device.type == "meta" else by_backend(backend)
 
     rows: dict[str, Callable[[], Any]] = {"sdpa, PyTorch's choice": lambda: sdpa}
-    rows |= {f"sdpa {name}": (lambda b=b: on_gpu(b)) for name, b in SDPA.items()}
+    rows |= {f"sdpa {name}": partial(on_gpu, b) for name, b in SDPA.items()}
     rows |= {
         "FlexAttention compiled": lambda: flex(c),
         "FlashAttention 3": lambda: flash3(c),
@@ -144,4 +145,4 @@ def cases(c: Context) -> Iterator[Case]:
         "ours, Triton kernel": lambda: ours_forced(c),
     }
     for name, make in rows.items():
-        yield Case(name, lambda make=make: work(c, make), flops, bytes_)
+        yield Case(name, partial(work, c, make), flops, bytes_)

@@ -1,6 +1,7 @@
 """One transformer block by part, as the engine's graph runs it, and diffusers' block beside it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from consisid import kernels
+from consisid.engine.graphs import weight_shapes
 from consisid.engine.networks.transformer import FACE_NORM_EPS, QK_NORM_EPS
 from consisid.engine.positions import rotary_tables
 
@@ -23,8 +25,7 @@ class Parts:
         self.c, t = c, c.variant.transformer
         self.t, self.text, self.eps = t, t.max_text_seq_length, t.norm_eps
         self.networks = c.weights.networks(["block", "face"])
-        names = self.networks.runners and list(_names(c, "block"))
-        self.w = dict(zip(names, self.networks.weights["block"][0], strict=True))
+        self.w = dict(zip(_names(c, "block"), self.networks.weights["block"][0], strict=True))
         self.face_norm = dict(zip(_names(c, "face"), self.networks.weights["face"][0], strict=True))
         rows = c.batch, c.tokens
         self.hidden, self.update = c.randn(*rows, t.inner_dim), c.randn(*rows, t.inner_dim, seed=1)
@@ -51,9 +52,11 @@ class Parts:
         return kernels.gated_residual(self.hidden, self.update, self.modulation[1], self.text)
 
     def rotated(self) -> Any:
-        norms = [self.w[f"attn1.norm_{n}.{kind}"] for n in "qk" for kind in ("weight", "bias")]
-        heads = self.t.num_attention_heads
-        return kernels.qk_norm_rope(self.qkv, *norms, self.cos, self.sin, heads, QK_NORM_EPS)
+        w, heads = self.w, self.t.num_attention_heads
+        return kernels.qk_norm_rope(
+            self.qkv, w["attn1.norm_q.weight"], w["attn1.norm_q.bias"], w["attn1.norm_k.weight"],
+            w["attn1.norm_k.bias"], self.cos, self.sin, heads, QK_NORM_EPS,
+        )  # fmt: skip
 
     def attention(self) -> Tensor:
         size = (self.c.batch, self.c.tokens, 3, self.t.num_attention_heads, -1)
@@ -78,15 +81,11 @@ class Parts:
 
 
 def _names(c: Context, graph: str) -> list[str]:
-    from consisid.engine.graphs import weight_shapes
-
     return list(weight_shapes(c.weights.table[graph].module()))
 
 
 def exact(c: Context, part: str) -> Any:
     """The same part in float32 on a shorter video: the reference of its error. [expected, got]"""
-    from dataclasses import replace
-
     if c.device.type == "meta":
         return None
     frames = min(c.shape.latent_frames, 3)
@@ -106,11 +105,10 @@ def exact(c: Context, part: str) -> Any:
 
 def theirs(c: Context) -> Work:
     """diffusers' ConsisIDBlock with the weights of ours. It computes its own modulation, from a time embedding."""
-    from dataclasses import replace
-
     one = replace(c.variant, transformer=replace(c.variant.transformer, num_layers=2, cross_attn_interval=2))
     weights = RandomWeights(one, c.shape, c.device, c.dtype)
-    block = reference_transformer(weights).transformer_blocks[0]  # type: ignore[index, union-attr]
+    model: Any = reference_transformer(weights)
+    block = model.transformer_blocks[0]
     parts: Parts = c.once("parts", lambda: Parts(c))
     temb = c.randn(1, c.variant.transformer.time_embed_dim, seed=6)
     modulation = weights.networks(["modulation"]).one("modulation", F.silu(temb))[0]

@@ -1,6 +1,7 @@
-"""What the hardware gives: matrix products at large and at the model's sizes, copies on the device and across the bus."""
+"""What the hardware gives: matrix products, large and at the model's sizes; copies on the device and across the bus."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,10 +42,10 @@ def copy(c: Context, size: int) -> Work:
 
 
 def across(c: Context, size: int, to_device: bool) -> Work:
-    """Pinned host memory to the device, or back, on a stream of its own nothing competes with."""
+    """Pinned host memory to the device, or back; nothing else is on the bus."""
     c.need_gpu("a copy between host and device")
     here = c.randn(size // 4, dtype=torch.float32)
-    there = torch.empty(size // 4, dtype=torch.float32, pin_memory=c.gpu)
+    there = torch.empty(size // 4, dtype=torch.float32, pin_memory=c.gpu) if c.gpu else torch.empty_like(here)
     source, target = (there, here) if to_device else (here, there)
     there.copy_(here)
     if to_device and c.gpu:
@@ -62,14 +63,14 @@ def cases(c: Context) -> Iterator[Case]:
     dim, rows = c.variant.transformer.inner_dim, c.batch * c.tokens
     for dtype in (c.dtype,) if small else (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        yield Case(f"product {name} {n}^3", lambda d=dtype: product(c, n, n, n, d), 2.0 * n**3)
-    yield Case(f"product fp8 {n}^3", lambda: fp8(c, n, n, n), 2.0 * n**3)
+        yield Case(f"product {name} {n}^3", partial(product, c, n, n, n, dtype), 2.0 * n**3)
+    yield Case(f"product fp8 {n}^3", partial(fp8, c, n, n, n), 2.0 * n**3)
     for name, k, m in (("qkv", dim, 3 * dim), ("out", dim, dim), ("ff up", dim, 4 * dim), ("ff down", 4 * dim, dim)):
         yield Case(
             f"product {name} [{rows}, {k}] x [{k}, {m}]",
-            lambda k=k, m=m: product(c, rows, m, k, c.dtype),
+            partial(product, c, rows, m, k, c.dtype),
             2.0 * rows * k * m,
         )
-    yield Case(f"copy {size / 2**20:.0f} MiB on the device", lambda: copy(c, size), bytes=2.0 * size)
+    yield Case(f"copy {size / 2**20:.0f} MiB on the device", partial(copy, c, size), bytes=2.0 * size)
     for name, direction in (("host to device", True), ("device to host", False)):
-        yield Case(f"copy {bus / 2**20:.0f} MiB {name}", lambda d=direction: across(c, bus, d), bytes=float(bus))
+        yield Case(f"copy {bus / 2**20:.0f} MiB {name}", partial(across, c, bus, direction), bytes=float(bus))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,12 +134,12 @@ def cases(c: Context) -> Iterator[Case]:
         for layout in FORMATS:
             yield Case(
                 f"conv3d {channels} channels, {frames} x {height} x {width}, {layout}",
-                lambda a=(channels, frames, height, width, layout): convolution(c, *a),
+                partial(convolution, c, channels, frames, height, width, layout),
                 flops,
                 moved,
             )
     total = c.once("flops", lambda: decode_flops(c.variant, c.shape))
     for layout in FORMATS:
-        yield Case(f"decode {s}, {layout}", lambda x=layout: ours(c, x), total, repeats=5)
-    yield Case(f"decode {s}, diffusers", lambda: theirs(c, tiled=False), total, repeats=5)
-    yield Case(f"decode {s}, diffusers tiled", lambda: theirs(c, tiled=True), repeats=5)
+        yield Case(f"decode {s}, {layout}", partial(ours, c, layout), total, repeats=5)
+    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5)
+    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), repeats=5)

@@ -1,12 +1,14 @@
 """A whole generate() with random weights: what was measured at N steps, and what follows for 50 by arithmetic."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from consisid.engine.stats import Stats
 
-from ..inputs import PROMPT, identity
+from ..inputs import identity
 from ..random_engine import RandomEngine
+from ..runs import prompt_of
 from . import Case, Context, Unavailable, Work
 
 FULL = 50  # steps of a video by default
@@ -28,8 +30,7 @@ def work(c: Context, cfg: str) -> Work:
 
     def run() -> None:
         # A new prompt each time: the text encoder keeps what it has encoded.
-        prompt = f"{PROMPT} Take {len(kept)}."
-        kept.append(engine.generate(person, prompt, seed=0, num_inference_steps=c.steps, cfg=cfg).stats)
+        kept.append(engine.generate(person, prompt_of(len(kept)), seed=0, num_inference_steps=c.steps, cfg=cfg).stats)
 
     def more() -> dict[str, Any]:
         last = kept[-1]
@@ -47,4 +48,4 @@ def work(c: Context, cfg: str) -> Work:
 def cases(c: Context) -> Iterator[Case]:
     for cfg in ("batched", "sequential"):
         name = f"generate, {c.steps} steps, CFG {cfg}"
-        yield Case(name, lambda x=cfg: work(c, x), repeats=3, meta=False)
+        yield Case(name, partial(work, c, cfg), repeats=3, meta=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Step:
         if t.use_learned_positional_embeddings:
             learned = c.weights.tensor("transformer", "patch_embed.pos_embedding")
         self.positions = Positions(self.networks, s, t, learned)
-        self.times = time_table(self.networks, torch.tensor([TIMESTEP], device=c.device))
+        self.times = time_table(self.networks, torch.tensor([TIMESTEP]))
         self.given = self.condition()
 
     def condition(self) -> Conditioning:
@@ -50,8 +51,6 @@ class Step:
     def sequential(self) -> Tensor:
         halves = [replace(self.given, text=text) for text in self.given.text.split(1)]
         return torch.cat([predict(self.networks, self.latents, 0, self.times, half) for half in halves])
-
-
 
 
 def shared(c: Context) -> tuple[Step, Tensor]:
@@ -102,7 +101,7 @@ def ours(c: Context, kind: str) -> Work:
     return Work(lambda: step.predict(networks), c.compare(step.predict(networks), right), c.tolerance)
 
 
-def theirs(c: Context, hoisted: bool = False) -> Work:
+def theirs(c: Context) -> Work:
     """diffusers' transformer with the same weights and inputs."""
     step, right = shared(c)
     model = c.once("theirs", lambda: reference_transformer(c.weights))
@@ -126,5 +125,5 @@ def cases(c: Context) -> Iterator[Case]:
     moved = float(step_bytes(c.variant, c.shape, c.dtype.itemsize))
     kinds = ("eager", "sequential", "CUDA graph", "compiled", "compiled, CUDA graph")
     for kind in kinds:
-        yield Case(f"step, {kind}", lambda k=kind: ours(c, k), flops, moved, repeats=10)
-    yield Case("step, diffusers", lambda: theirs(c), whole, repeats=10)
+        yield Case(f"step, {kind}", partial(ours, c, kind), flops, moved, repeats=10)
+    yield Case("step, diffusers", partial(theirs, c), whole, repeats=10)

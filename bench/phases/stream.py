@@ -3,6 +3,7 @@ computes. A prototype: what the engine's memory plan should reach."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ class Ring(Sequence[Any]):
     with the layer after next as soon as the device is done with it. The loop does not know that anything streams.
     """
 
-    def __init__(self, weights: Sequence[tuple[Tensor, ...]], streamed: Sequence[int], device: torch.device):
+    def __init__(self, weights: Sequence[Sequence[Tensor]], streamed: Sequence[int], device: torch.device):
         self.gpu, self.streamed = device.type == "cuda", list(streamed)
-        self.weights: list[tuple[Tensor, ...]] = list(weights)
+        self.weights: list[Sequence[Tensor]] = list(weights)
         for layer in self.streamed:
             self.weights[layer] = tuple(self._to_host(tensor) for tensor in self.weights[layer])
         self.copies = torch.cuda.Stream(device) if self.gpu else None
@@ -105,4 +106,4 @@ def cases(c: Context) -> Iterator[Case]:
     flops = c.batch * step_cost(c.variant, c.shape).total
     for share in SHARES:
         name = f"step, {round(share * layers)} of {layers} blocks resident"
-        yield Case(name, lambda s=share: work(c, s), flops, repeats=10)
+        yield Case(name, partial(work, c, share), flops, repeats=10)

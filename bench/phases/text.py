@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,5 +57,5 @@ def cases(c: Context) -> Iterator[Case]:
     moved = float(weight_bytes(c.variant, c.shape, ("text_layer",), c.dtype.itemsize))
     for batch in (1, 2):
         name = f"T5, {c.variant.text.num_layers} layers, {batch} prompt{'s' * (batch > 1)}"
-        yield Case(name, lambda b=batch: ours(c, b), batch * flops, moved)
-    yield Case("T5, transformers, 1 prompt", lambda: theirs(c), flops, moved)
+        yield Case(name, partial(ours, c, batch), batch * flops, moved)
+    yield Case("T5, transformers, 1 prompt", partial(theirs, c), flops, moved)
