@@ -36,7 +36,7 @@ def measure(device: torch.device, dtype: torch.dtype, budget: float = 1.0) -> Ce
         budget: seconds for each.
     """
     gpu = device.type == "cuda"
-    n, size = (8192, 2**30) if gpu else (1024, 2**26)
+    n, size = (8192, 2**30) if gpu else (512, 2**26)
     # Random data: matrix units draw less power on zeros and run faster than they ever will.
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty(n, n, device=device, dtype=dtype)
