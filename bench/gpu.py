@@ -115,7 +115,7 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
             continue
         row = measure(case, context, budget)
         if watch:
-            row["clock_mhz"] = watch.nvml.nvmlDeviceGetClockInfo(watch.handle, watch.nvml.NVML_CLOCK_SM)
+            row["clock_mhz"] = watch.clock()
         sheet.add(row)
         print(line(row, None), flush=True)
         if context.gpu:

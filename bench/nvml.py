@@ -105,6 +105,10 @@ class Watch:
     def driver(self) -> str:
         return str(self.nvml.nvmlSystemGetDriverVersion())
 
+    def clock(self) -> float | None:
+        """MHz of the multiprocessors now."""
+        return self._ask("nvmlDeviceGetClockInfo", self.nvml.NVML_CLOCK_SM)
+
     def others(self) -> set[int]:
         """Processes on the GPU that are not ours."""
         if self._started:

@@ -145,6 +145,7 @@ def parity(report: Report) -> bytes:
             if any(errors):
                 axes.plot(range(1, len(errors) + 1), errors, "o-", color=colour, label=f"{name}, {found['dtype']}")
         axes.set_yscale("log")
+        axes.margins(y=0.3)
         axes.set_xticks(range(1, found["steps"] + 1))
         axes.set(xlabel="step", ylabel="relative error of the latents")
         axes.legend(frameon=False)

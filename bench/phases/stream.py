@@ -72,6 +72,9 @@ class Ring(Sequence[Any]):
         if layer not in self.streamed:
             return self.weights[layer]
         turn, self.used, self.busy = self.used, self.used + 1, True
+        expected = self.streamed[turn % len(self.streamed)]
+        if layer != expected:
+            raise RuntimeError(f"Block {layer} was asked for where block {expected} is next; blocks stream in order.")
         if self.ready[turn % 2] is not None:
             torch.cuda.current_stream().wait_event(self.ready[turn % 2])
         return self.buffers[turn % 2]
@@ -92,7 +95,7 @@ def work(c: Context, share: float) -> Work:
     networks, streamed = streaming(step, share)
     step.predict(networks)  # twice: the second takes turns in another order where the number streamed is odd
     error = c.compare(step.predict(networks), right)
-    bytes_ = sum(x.numel() * x.element_size() for x in networks.weights["block"][0])
+    bytes_ = sum(x.numel() * x.element_size() for x in step.networks.weights["block"][0])
 
     def more() -> dict[str, Any]:
         return {"streamed_blocks": streamed, "streamed_gb_per_step": streamed * bytes_ / 1e9}

@@ -135,6 +135,15 @@ def test_streamed_blocks_are_spread(layers, streamed):
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
+def test_streamed_blocks_arrive_in_order_and_whole():
+    weights = [(torch.full((3,), float(i)),) for i in range(5)]
+    ring = stream.Ring(weights, [0, 2, 3], CPU)
+    for _ in range(3):  # an odd number streams: the buffers change places from one step to the next
+        assert [float(ring[layer][0][0]) for layer in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match="Block 2 was asked for where block 0 is next"):
+        ring[2]
+
+
 def test_counted_work_is_that_of_the_model():
     """FACTS.md: 163.1, 169.1 and 9.4 TFLOP for a sample and step; folded, the face is a quarter of it."""
     shape = VideoShape.of(PREVIEW, None, None, None)

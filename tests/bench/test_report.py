@@ -15,7 +15,7 @@ from PIL import Image
 from consisid.bench import machine, report
 from consisid.bench.cli import main
 from consisid.bench.inputs import identity
-from consisid.bench.peers import PEERS
+from consisid.bench.peers import PEERS, Theirs
 from consisid.bench.rungs import Unhoisted
 from consisid.engine import ConsisID
 
@@ -135,6 +135,12 @@ def test_random_weights_are_the_same_for_diffusers(mini):
     from consisid.bench.random_engine import RandomEngine
 
     engine = RandomEngine(mini, torch.device("cpu"), torch.float32)
+    assert isinstance(engine, ConsisID)
     found = parity.measure(engine, 2)
     assert max(found["ours"]["relative_error_per_step"]) < 1e-4
-    assert isinstance(engine, ConsisID)
+    theirs = Theirs(engine, identity(mini), 2, PEERS[0])
+    with torch.no_grad():
+        prompt, negative = theirs.embeds("A man.")
+        ours = engine.text_encoder(engine.networks(), ["A man.", ""])
+    assert (torch.cat((prompt, negative)) - ours).abs().max() < 1e-4
+    assert len(theirs(1).steps) == 1  # the first of two has no mark before it
