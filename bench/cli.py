@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="where to run (default: where the folder was built for)")
     p.add_argument("--compiled", action="store_true", help="also diffusers with torch.compile of its blocks")
     p.add_argument("--no-peers", action="store_true", help="leave diffusers out: no waterfall top, no parity")
+    p.add_argument(
+        "--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's); 1 is steady on a shared machine"
+    )
     return p
 
 
@@ -30,10 +33,16 @@ def measure(options: argparse.Namespace) -> None:
     check_plots()
     report = bench(
         Options(
-            options.engine, options.steps, options.runs, options.random_weights, options.device, options.compiled,
+            options.engine,
+            options.steps,
+            options.runs,
+            options.random_weights,
+            options.device,
+            options.compiled,
             not options.no_peers,
+            options.threads,
         )
-    )  # fmt: skip
+    )
     for path in write(report, options.output):
         print(path)
 

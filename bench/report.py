@@ -40,6 +40,7 @@ class Options:
     device: str | None = None
     compiled: bool = False
     peers: bool = True
+    threads: int | None = None
 
 
 @dataclass
@@ -95,6 +96,8 @@ def bench(options: Options, nvml: Any = None) -> dict[str, Any]:
     """
     if options.runs < 1 or options.steps < 2:
         raise InputError(f"--runs {options.runs} has to be at least 1 and --steps {options.steps} at least 2.")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     b = Bench(options)
     nvml, reason = (nvml, None) if nvml is not None else load_nvml()
     watch = Watch.of(nvml, None) if nvml is not None else None
@@ -115,6 +118,7 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) ->
     options, device = b.options, engine.device
     gpu = device.type == "cuda"
     measured = torch.bfloat16 if gpu else engine.dtype
+    made = stamp(device, watch.driver if watch is not None else None)  # now: sources may be edited during a long run
     resident, person = Resident(device), identity(engine.variant)
     resident.held["ours"] = resident._now()
     ours = Ours(engine, person, options.steps)
@@ -150,7 +154,6 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) ->
     b.skip("memory against the plan", "this engine makes no memory plan; the peak above is what was seen")
     if not gpu:
         b.skip("memory of each peer by itself", "on a CPU all of them share one process; only its whole is seen")
-    made = stamp(device, watch.driver if watch is not None else None)
     return {
         "schema": SCHEMA,
         "engine": describe(engine),
