@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import torch
 
+from consisid.engine.errors import InputError
+
 # Bits of the clock event reasons (nvml.h). Reaching the power limit is how a GPU works under full load, so it is
 # recorded only; what follows from heat or from a failing supply makes figures that nobody can repeat.
 THROTTLED = {
@@ -93,13 +95,21 @@ class Watch:
 
     @classmethod
     def of(cls, nvml: Any, index: int | None) -> Self:
-        """The GPU that PyTorch calls cuda:index (None: 0): CUDA_VISIBLE_DEVICES may number them otherwise than NVML."""
-        try:
-            uuid = torch.cuda.get_device_properties(index or 0).uuid
-            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except Exception:  # MIG slices have other names, old drivers none
-            handle = nvml.nvmlDeviceGetHandleByIndex(index or 0)
-        return cls(nvml, handle)
+        """The GPU that PyTorch calls cuda:index (None: 0), without waking CUDA, which would put us on its list."""
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        name = visible[index or 0].strip() if len(visible) > (index or 0) else str(index or 0)
+        if name.isdigit():
+            return cls(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
+        return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
+
+    def check_same(self, device: torch.device) -> None:
+        """Once CUDA is awake: raises InputError where NVML watches another GPU than PyTorch uses."""
+        here, there = self._ask("nvmlDeviceGetUUID"), getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        if here is not None and there is not None and str(there) not in str(here):
+            raise InputError(
+                f"NVML watches GPU {here}, PyTorch uses {there}: they number GPUs differently here; set "
+                "CUDA_DEVICE_ORDER=PCI_BUS_ID."
+            )
 
     @property
     def driver(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
 from consisid.engine.files import file_aside
+from consisid.engine.manifest import Manifest
 from consisid.engine.opening import check_device
 from consisid.engine.variants import variant_named
 
@@ -71,9 +72,31 @@ class Bench:
         options = self.options
         if not options.random_weights:
             return ConsisID.open(options.engine, options.device)
-        device = check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = place_of(options)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         return RandomEngine(variant_named(options.engine), device, dtype)
+
+
+def place_of(options: Options) -> torch.device:
+    """Where the engine will run, without opening it."""
+    if options.device is not None:
+        return check_device(options.device)
+    if options.random_weights:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(Manifest.read(Path(options.engine)).spec.device)
+
+
+def guard(nvml: Any, place: torch.device) -> Watch | None:
+    """A watch on the GPU, made before CUDA wakes; None on a CPU or without NVML.
+
+    Raises:
+        RefusedError: another process holds the GPU.
+    """
+    if nvml is None or place.type != "cuda":
+        return None
+    watch = Watch.of(nvml, place.index)
+    checks.check_alone(watch.others())
+    return watch
 
 
 def describe(engine: ConsisID) -> dict[str, Any]:
@@ -99,14 +122,16 @@ def bench(options: Options, nvml: Any = None) -> dict[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     b = Bench(options)
-    nvml, reason = (nvml, None) if nvml is not None else load_nvml()
-    watch = Watch.of(nvml, None) if nvml is not None else None
-    if watch is not None:
-        checks.check_alone(watch.others())
+    place = place_of(options)
+    reason: str | None = "the engine runs on a CPU"
+    if nvml is None and place.type == "cuda":
+        nvml, reason = load_nvml()
+    watch = guard(nvml, place)
     opened: list[ConsisID] = []
     opening = seconds_of(lambda: opened.append(b.open()), torch.device("cpu"))
     engine = opened[0]
     if watch is not None:
+        watch.check_same(engine.device)
         watch.ours_is_here()
         with watch:
             return _measure(b, engine, opening, watch)

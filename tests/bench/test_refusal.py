@@ -110,6 +110,21 @@ def test_a_process_that_was_there_before_refuses(nvml):
         checks.check_alone(Watch.of(nvml, None).others())
 
 
+def test_a_busy_gpu_does_not_matter_to_a_cpu(nvml):
+    nvml.pids = {4242}
+    assert report.guard(nvml, torch.device("cpu")) is None
+
+
+def test_the_gpu_that_cuda_sees_is_the_one_that_is_watched(nvml, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", asked.append)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByUUID", asked.append, raising=False)
+    for visible in ("", "2,5", "GPU-aa,GPU-bb"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        Watch.of(nvml, 1)
+    assert asked == [1, 5, "GPU-bb"]
+
+
 def test_a_process_that_comes_during_the_run_refuses(nvml):
     def visit():
         nvml.pids = nvml.pids | {99}
@@ -129,6 +144,7 @@ def test_ceilings_that_move_refuse_on_a_gpu_and_are_noted_on_a_cpu():
 def test_the_command_refuses_and_writes_nothing(nvml, mini_folder, tmp_path, monkeypatch, capsys):
     nvml.pids = {4242}
     monkeypatch.setattr(report, "load_nvml", lambda: (nvml, None))
+    monkeypatch.setattr(report, "place_of", lambda options: torch.device("cuda"))
     assert main([str(mini_folder), "--output", str(tmp_path / "r")]) == 2
     assert "4242" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
