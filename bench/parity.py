@@ -93,8 +93,8 @@ class Comparison:
         engine, kept = self.engine, list[Tensor]()
         person, networks = identity(engine.variant), engine.networks()
         size = engine.shape.height, engine.shape.width
-        mean, variance = person.moments(networks, *size).chunk(2, dim=1)
-        person.features(networks).moments[size] = torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)
+        mean, variance = person.moments(networks, *size)[0].chunk(2, dim=1)
+        person.features(networks).moments[size] = [torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)]
 
         def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             kept.append(tensors["latents"].float().cpu())

@@ -39,7 +39,7 @@ class Unhoisted:
         generator = torch.Generator().manual_seed(seed)
         stepper = Stepper(engine.scheduler, self.steps, 0.0, generator)
         moments = self.person.moments(networks, shape.height, shape.width)
-        image = decode.pad_image(decode.sample_posterior(moments, 1, generator), shape) * engine.image_scale
+        image = decode.first_frames(moments, 1, generator, shape) * engine.image_scale
         size = (1, shape.latent_frames, image.shape[2], shape.latent_height, shape.latent_width)
         latents = draw(size, generator, engine.device, engine.dtype) * engine.scheduler.init_noise_sigma
         positions = engine.positions(shape)

@@ -143,7 +143,7 @@ class Manifest:
             raise EngineError(
                 f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}."
             )
-        for name in ("torch", "gpu", "compute_capability", "triton"):
+        for name in ("torch", "gpu", "compute_capability", "triton", "machine"):
             if compiled and self.provenance.get(name) != here.get(name):
                 raise EngineError(
                     f"{folder} was built with {name} {self.provenance.get(name)}, this machine has {here.get(name)}; "

@@ -132,7 +132,7 @@ CASES = {
     "checkpoint gone": (
         lambda f: shutil.rmtree(f / "checkpoint"),
         "weights of .* are not at",
-        "put the checkpoint back",
+        "put it back",
     ),
     "another checkpoint": (other_checkpoint, "was changed after the build", "restore"),
     "weights truncated": (lambda f: truncate(f / WEIGHTS), "bytes instead of", "restore"),

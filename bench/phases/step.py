@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from consisid.engine.denoise import Conditioning, Positions, condition, predict, time_table
-from consisid.engine.face import FaceFeatures
+from consisid.engine.identity import FaceFeatures
 from consisid.engine.runtime import Networks
 
 from ..cost import STEP_GRAPHS, step_bytes, step_cost
