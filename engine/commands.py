@@ -11,9 +11,13 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use
 
 def run(command: str, work: Callable[[], None]) -> int:
     """Run `work`; return the exit code. What goes wrong on purpose is printed in one line, without a traceback."""
-    warnings.showwarning = lambda message, *_, **__: print(f"{command}: warning: {message}", file=sys.stderr)
     try:
-        work()
+        with warnings.catch_warnings():
+            # What libraries say to their developers is nothing that a user of a command can act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.showwarning = lambda message, *_, **__: print(f"{command}: warning: {message}", file=sys.stderr)
+            work()
     except ConsisIDError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,8 @@ import inspect
 import io
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,20 @@ def _randomise(module: nn.Module, seed: int) -> None:
                 tensor.copy_(0.1 * noise)
             else:
                 tensor.copy_(noise / math.sqrt(max(1, tensor[0].numel())))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars for three small files."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _accepted(function: Any, config: TransformerConfig) -> dict[str, Any]:
@@ -98,7 +114,7 @@ def write_random(variant: Variant, path: Path, seed: int, dtype: torch.dtype) ->
 
     if path.exists():
         raise CheckpointError(f"{path} exists already; name a folder that does not, or remove it first.")
-    with write_aside(path) as folder:
+    with _quiet(), write_aside(path) as folder:
         blocks = len(variant.vae.block_out_channels)
         modules = {
             "transformer": ConsisIDTransformer3DModel(

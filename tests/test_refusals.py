@@ -156,7 +156,7 @@ def test_refused(folder, case, monkeypatch):
     change, reason, remedy = CASES[case]
     change(folder)
     loaded = []
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *a, **k: loaded.append(a))
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", lambda *a: loaded.append(a))
     with pytest.raises(ConsisIDError, match=f"(?s){reason}.*({remedy})"):
         ConsisID.open(folder)
     assert not loaded

@@ -58,13 +58,17 @@ def compile(graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) 
 
 
 def load(graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
-    package = torch._inductor.aoti_load_package(
-        str(path), device_index=device.index or 0 if device.type == "cuda" else -1
-    )
+    index = -1
+    if device.type == "cuda":
+        index = device.index or 0
+        from consisid.kernels import ops  # noqa: F401  # a package may call the operators that this registers
+    # torch._inductor.aoti_load_package is this loader behind an import of the whole compiler (seconds) and a probe of
+    # the C++ compiler (which need not be there); one runner, because a stream runs one graph at a time.
+    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
 
     def run(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Outputs:
         # A compiled graph reads memory in the layout that it was traced with, and does not look at strides.
-        outputs = package.loader.run([*(x.contiguous() for x in inputs), *tensors])
+        outputs = package.run([*(x.contiguous() for x in inputs), *tensors])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
