@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine.commands import run
+from consisid.engine.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's); 1 is steady on a shared machine"
     )
+    p.add_argument("--identity", action="store_true", help="only compare the person in --video with the one in --image")
+    p.add_argument("--image", type=Path, help="photo of the person, for --identity")
+    p.add_argument("--video", type=Path, help="mp4 of the person, for --identity")
     return p
 
 
@@ -30,6 +34,13 @@ def measure(options: argparse.Namespace) -> None:
     """The work of the command."""
     from .report import Options, bench, write
 
+    if options.identity:
+        from .similarity import measure_identity
+
+        if options.image is None or options.video is None:
+            raise InputError("--identity compares a photo with a video: give --image and --video.")
+        print(measure_identity(Path(options.engine), options.image, options.video, options.output))
+        return
     check_plots()
     report = bench(
         Options(
@@ -50,8 +61,6 @@ def measure(options: argparse.Namespace) -> None:
 def check_plots() -> None:
     """Before anything is measured: raises InputError where matplotlib is missing."""
     from importlib.util import find_spec
-
-    from consisid.engine.errors import InputError
 
     if find_spec("matplotlib") is None:
         raise InputError("matplotlib, which draws the report's plots, is missing; pip install 'consisid[bench]'.")

@@ -3,12 +3,13 @@
 Time and memory do not depend on the values, so an engine can be measured on a machine that has no checkpoint.
 """
 
-import hashlib
+import math
+import zlib
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
@@ -18,56 +19,88 @@ from .shapes import VideoShape
 from .variants import Variant
 
 PREFIX = "random:"
+BIAS = 0.02  # scale of biases and positions
+
+
+class RandomTensors:
+    """Every tensor that the graphs of a model read, by part and name, drawn when it is asked for.
+
+    A tensor's seed follows from its name in the checkpoint, so whoever asks for it, in whatever order, gets the same
+    numbers on one kind of device. Matrices and convolutions are normal / sqrt(fan in), so that activations keep their
+    size; norms are neutral.
+    """
+
+    def __init__(self, variant: Variant, seed: int = 0):
+        self.model, self.seed = variant, seed
+
+    @cached_property
+    def shapes(self) -> dict[tuple[str, str], tuple[torch.Size, bool]]:
+        """By part and name the shape, and whether the tensor belongs to a norm."""
+        found: dict[tuple[str, str], tuple[torch.Size, bool]] = {}
+        for graph in graph_table(self.model, VideoShape.of(self.model, None, None, None)).values():
+            module = graph.module()
+            norms = {name for name, part in module.named_modules() if _is_norm(part)}
+            for name, size in weight_shapes(module).items():
+                neutral = name.rpartition(".")[0] in norms
+                for layer in range(len(graph.layers)):
+                    sources = graph.sources(name, layer)
+                    part = torch.Size((size[0] // len(sources), *size[1:]))
+                    found |= {(graph.part, source): (part, neutral) for source in sources}
+        config = self.model.transformer
+        if config.use_learned_positional_embeddings:
+            frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+            rows, columns = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+            size = torch.Size((1, config.max_text_seq_length + frames * rows * columns, config.inner_dim))
+            found["transformer", "patch_embed.pos_embedding"] = size, False
+        return found
+
+    def draw(
+        self, part: str, name: str, device: torch.device | str, dtype: torch.dtype, shape: torch.Size | None = None
+    ) -> Tensor:
+        """A tensor by its name in the checkpoint; `shape` for one that no graph reads.
+
+        Raises:
+            CheckpointError: a name that no graph reads, without a shape.
+        """
+        size, neutral = self.shapes.get((part, name), (shape, False))
+        if size is None:
+            raise CheckpointError(f"The {self.model.name} model has no tensor called {name} in its {part}.")
+        if torch.device(device).type == "meta":
+            return torch.empty(size, device="meta", dtype=dtype)
+        kind = name.rpartition(".")[2]
+        if neutral:
+            fill = torch.ones if kind in ("weight", "running_var") else torch.zeros
+            return fill(size, device=device, dtype=dtype)
+        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self.seed} {part} {name}".encode()))
+        scale = BIAS if kind in ("bias", "pos_embedding") else 1 / math.sqrt(max(1, size[1:].numel()))
+        return torch.randn(size, generator=generator, device=device, dtype=torch.float32).mul_(scale).to(dtype)
 
 
 class RandomWeights(Checkpoint):
-    """A checkpoint whose tensors are drawn when they are asked for; the same name gives the same tensor on a device.
+    """A checkpoint whose tensors are drawn when they are asked for, in bfloat16.
 
     Args:
         path: a folder with scheduler/ and tokenizer/ only.
+        variant: the model.
         seed: of all tensors.
     """
 
     def __init__(self, path: Path, variant: Variant, seed: int):
         super().__init__(path)
-        self.model, self.seed = variant, seed
+        self.tensors = RandomTensors(variant, seed)
 
     @property
     def variant(self) -> Variant:
-        return self.model
+        return self.tensors.model
 
     def files(self) -> list[Path]:
         return []
 
-    @cached_property
-    def shapes(self) -> dict[tuple[str, str], tuple[int, ...]]:
-        """Every tensor that the graphs read, by part and name, with its shape."""
-        config, shape = self.model.transformer, VideoShape.of(self.model, None, None, None)
-        found: dict[tuple[str, str], tuple[int, ...]] = {}
-        for graph in graph_table(self.model, shape).values():
-            for name, size in weight_shapes(graph.module()).items():
-                for layer in range(len(graph.layers)):
-                    sources = graph.sources(name, layer)
-                    found |= {(graph.part, source): (size[0] // len(sources), *size[1:]) for source in sources}
-        if config.use_learned_positional_embeddings:
-            tokens = config.max_text_seq_length + shape.video_tokens
-            found["transformer", "patch_embed.pos_embedding"] = (1, tokens, config.inner_dim)
-        return found
-
     def has(self, part: str, name: str) -> bool:
-        return (part, name) in self.shapes
+        return (part, name) in self.tensors.shapes
 
     def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """bfloat16; norms near one, biases near zero, matrices that keep the variance of what they multiply."""
-        if not self.has(part, name):
-            raise CheckpointError(f"The {self.model.name} model has no tensor called {name} in its {part}.")
-        shape = self.shapes[part, name]
-        digest = hashlib.sha256(f"{self.seed} {part} {name}".encode()).digest()
-        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        noise = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-        if len(shape) > 1:
-            return noise * (noise[0].numel() ** -0.5)
-        return 0.02 * noise + (1 if name.endswith("weight") else 0)
+        return self.tensors.draw(part, name, device, torch.bfloat16)
 
 
 def open_checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
@@ -76,3 +109,7 @@ def open_checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
     if source.startswith(PREFIX):
         return RandomWeights(path, manifest.spec.variant, int(source.removeprefix(PREFIX)))
     return Checkpoint(path)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm) or type(module).__name__.endswith(("RMSNorm", "BatchNorm"))

@@ -1,0 +1,83 @@
+"""`consisid-bench ENGINE --identity --image PHOTO --video MP4`: is it still the same person?
+
+Cosine of the ArcFace embeddings of the photo and of the face in each frame, as the authors' evaluation has it
+(ConsisID, arXiv:2411.17440, FaceSim-Arc). Frames in which SCRFD finds no face have no similarity; they are counted.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from consisid.engine import ConsisID, Identity
+from consisid.engine.align import arcface_crop
+from consisid.engine.errors import InputError
+from consisid.engine.face import Faces
+from consisid.engine.files import file_aside
+
+EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Per frame the cosine to the photo, None where no face was found, and a summary of those that have one."""
+
+    frames: list[float | None]
+    mean: float | None
+    lowest: float | None
+    without_face: int
+
+
+def read_video(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video file, uint8 [H, W, 3] BGR.
+
+    Raises:
+        InputError: a file that is not there or is no video.
+    """
+    import av
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such video.")
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="bgr24")
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path} cannot be read as a video ({error}).") from None
+
+
+def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
+    """The similarity of every frame to a person; in each frame the largest face counts."""
+    reference = person.id_cond[0, :EMBEDDING]
+    cosines: list[float | None] = []
+    for frame in read_video(video):
+        found = faces.scrfd(frame)
+        if not len(found):
+            cosines.append(None)
+            continue
+        points = found.points[int(np.argmax(found.areas))]
+        embedding = torch.from_numpy(faces.arcface(arcface_crop(frame, points))).reshape(-1)
+        cosines.append(float(torch.cosine_similarity(reference, embedding, dim=0)))
+    seen = [cosine for cosine in cosines if cosine is not None]
+    mean = statistics.fmean(seen) if seen else None
+    return Similarity(cosines, mean, min(seen, default=None), len(cosines) - len(seen))
+
+
+def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> str:
+    """Write identity.json into `output`; return a line about it."""
+    opened = ConsisID.open(engine)
+    result = compare(opened.faces, opened.identify(image), video)
+    values = {"command": " ".join(sys.argv), "image": str(image), "video": str(video), **asdict(result)}
+    with file_aside(output / "identity.json") as aside:
+        aside.write_text(json.dumps(values, indent=1) + "\n")
+    if result.mean is None:
+        return f"{video}: no face was found in any of {len(result.frames)} frames."
+    return (
+        f"{video}: ArcFace cosine {result.mean:.3f} on average, {result.lowest:.3f} at the lowest; no face in "
+        f"{result.without_face} of {len(result.frames)} frames."
+    )
