@@ -145,7 +145,10 @@ class Upsample(nn.Module):
         out = x.new_empty((batch, channels, self.frames(count), 2 * height, 2 * width))
         single = count % 2 if self.time else count  # frames that stay one frame
         kernel = self.conv.weight.float()
-        rows = (kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]), (kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2])
+        rows = (
+            (kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]),
+            (kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2]),
+        )
         for i, row in enumerate(rows):
             lines = torch.stack(row, dim=2)
             left = torch.stack((lines[..., 0], lines[..., 1] + lines[..., 2]), dim=3)

@@ -1,49 +1,14 @@
 """The autoencoder against diffusers' AutoencoderKLCogVideoX on random configurations, in float32 on a CPU."""
 
-from dataclasses import asdict
-
-import numpy as np
 import pytest
 import torch
+from decode.autoencoders import diffusers_vae, random_config, same_weights
 
 from consisid.engine.networks.vae import Encoder, FirstChunk, NextChunk, live_caches
-from consisid.engine.random_checkpoint import _randomise
-from consisid.engine.variants import PREVIEW, TINY, VaeConfig
+from consisid.engine.variants import PREVIEW, TINY
 
 # Only the order of additions separates the two: weights that are summed before they are applied.
 BOUND = 1e-5
-
-
-def random_config(seed: int) -> VaeConfig:
-    rng = np.random.default_rng(seed)
-    groups = int(rng.choice([2, 4]))
-    return VaeConfig(
-        block_out_channels=tuple(groups * int(n) for n in rng.integers(1, 6, int(rng.integers(3, 5)))),
-        layers_per_block=2 + seed % 2,
-        latent_channels=int(rng.choice([4, 16])),
-        norm_num_groups=groups,
-        norm_eps=1e-6,
-    )
-
-
-def diffusers_vae(config: VaeConfig, seed: int = 0):
-    from diffusers import AutoencoderKLCogVideoX
-
-    blocks = len(config.block_out_channels)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * blocks,
-        up_block_types=("CogVideoXUpBlock3D",) * blocks,
-        **asdict(config),
-    )
-    _randomise(vae, seed)
-    return vae.eval().requires_grad_(False)
-
-
-def same_weights(module, vae):
-    part = next(iter(dict(module.named_children())))
-    weights = {name: tensor for name, tensor in vae.state_dict().items() if name.startswith(part + ".")}
-    module.load_state_dict(weights)  # every name and shape
-    return module.eval().requires_grad_(False)
 
 
 def close(ours, reference) -> None:
@@ -52,11 +17,11 @@ def close(ours, reference) -> None:
     assert error < BOUND, error
 
 
-CONFIGS = [pytest.param(TINY.vae, id="tiny"), *(pytest.param(random_config(s), id=f"random{s}") for s in range(6))]
+CONFIGS = [pytest.param(TINY.vae, id="tiny"), *(pytest.param(random_config(s), id=f"random{s}") for s in range(4))]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("latent_frames", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("latent_frames", [1, 4, 5])
 def test_the_decoder_is_diffusers(config, latent_frames):
     vae = diffusers_vae(config)
     first, later = (same_weights(kind(config), vae) for kind in (FirstChunk, NextChunk))
