@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/python -m consisid.bench.demo --output out
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The face path against the original implementations, in a venv that has them.
 face-parity: $(READY)

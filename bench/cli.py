@@ -10,20 +10,51 @@ from consisid.engine.commands import run
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-bench", description="Measure an engine folder and write a report.")
-    p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
-    p.add_argument("--output", type=Path, required=True, help="folder for report.json and report.md")
+    p.add_argument(
+        "engine", help="engine folder made by consisid-build; with --random-weights a variant: preview, tiny"
+    )
+    p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")
     p.add_argument("--runs", type=int, default=3, help="counted runs after one warm-up (default 3)")
+    p.add_argument("--random-weights", action="store_true", help="seeded random weights instead of an engine folder")
+    p.add_argument("--device", help="where to run (default: where the folder was built for)")
+    p.add_argument("--compiled", action="store_true", help="also diffusers with torch.compile of its blocks")
+    p.add_argument("--no-peers", action="store_true", help="leave diffusers out: no waterfall top, no parity")
+    p.add_argument(
+        "--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's); 1 is steady on a shared machine"
+    )
     return p
 
 
 def measure(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from .report import bench, write
+    from .report import Options, bench, write
 
-    report = bench(options.engine, options.steps, options.runs)
+    check_plots()
+    report = bench(
+        Options(
+            options.engine,
+            options.steps,
+            options.runs,
+            options.random_weights,
+            options.device,
+            options.compiled,
+            not options.no_peers,
+            options.threads,
+        )
+    )
     for path in write(report, options.output):
         print(path)
+
+
+def check_plots() -> None:
+    """Before anything is measured: raises InputError where matplotlib is missing."""
+    from importlib.util import find_spec
+
+    from consisid.engine.errors import InputError
+
+    if find_spec("matplotlib") is None:
+        raise InputError("matplotlib, which draws the report's plots, is missing; pip install 'consisid[bench]'.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

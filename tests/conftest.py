@@ -1,5 +1,7 @@
 """Shared by all tests: one TINY checkpoint and one eager engine per session, and a reference pipeline beside it."""
 
+import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +15,41 @@ from consisid.engine.variants import Variant
 from consisid.export import build
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made once per session, whichever of the parallel workers asks first."""
+    root = factory.getbasetemp() if worker == "master" else factory.getbasetemp().parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            make(root / name)
+    return root / name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads(worker_id: str) -> None:
+    """Workers share the cores: one thread each, or they get in each other's way."""
+    if worker_id != "master":
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "tiny"
-    build(tiny_checkpoint, folder, backend="eager")
-    return folder
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    return once(tmp_path_factory, worker_id, "tiny-checkpoint", lambda path: write_checkpoint("tiny", path))
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    return once(tmp_path_factory, worker_id, "tiny", lambda path: build(tiny_checkpoint, path, backend="eager"))
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """TINY compiled by AOTInductor, every graph once per session: minutes."""
-    folder = tmp_path_factory.mktemp("engines") / "compiled"
-    build(tiny_checkpoint, folder, backend="inductor", bundle=True)
-    return folder
+
+    def make(path: Path) -> None:
+        build(tiny_checkpoint, path, backend="inductor", bundle=True)
+
+    return once(tmp_path_factory, worker_id, "compiled", make)
 
 
 @pytest.fixture(scope="session")

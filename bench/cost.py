@@ -1,0 +1,104 @@
+"""How much arithmetic and traffic a video takes, counted from its shapes: what turns a time into a rate.
+
+A multiply and an add count as two. Exponentials, norms and other element-wise work are not in the count, so a rate
+says how much of the matrix units was used, no more.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from consisid.engine.decode import chunks
+from consisid.engine.graphs import Graph, graph_table, weight_shapes
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import Variant
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of one sample and step by part of the transformer."""
+
+    attention: float
+    linears: float
+    face: float
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.linears + self.face
+
+
+def step_cost(variant: Variant, shape: VideoShape, *, folded: bool = True, whole: bool = False) -> StepCost:
+    """The transformer's blocks for one sample.
+
+    Args:
+        folded: the face attention as this engine runs it (docs/decisions.md); otherwise as diffusers does, keys and
+            values included.
+        whole: count what the last block does for the text, which nothing reads and this engine leaves out.
+    """
+    t = variant.transformer
+    dim, video = t.inner_dim, shape.video_tokens
+    tokens = t.max_text_seq_length + video
+    attention = t.num_layers * 4.0 * tokens**2 * dim
+    linears = t.num_layers * 2.0 * tokens * 12 * dim**2  # qkv 3, out 1, feed-forward 4 + 4
+    if not whole:
+        attention -= 4.0 * t.max_text_seq_length * tokens * dim
+        linears -= 2.0 * t.max_text_seq_length * 9 * dim**2  # queries stay in the fused product: out 1, feed-forward 8
+    heads, inner = t.cross_attn_num_heads, t.cross_attn_num_heads * t.cross_attn_dim_head
+    if folded:
+        each = 4.0 * video * dim * heads * t.LFE_num_querie
+    else:
+        each = 4.0 * video * dim * inner + 4.0 * video * t.LFE_num_querie * inner
+        each += 4.0 * t.LFE_num_querie * t.LFE_output_dim * inner
+    return StepCost(attention, linears, t.num_cross_attn * each)
+
+
+def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], element: int) -> int:
+    """Bytes of the weights of some graphs, all their layers, at `element` bytes each."""
+    table = graph_table(variant, shape)
+    return element * sum(
+        len(table[name].layers) * sum(size.numel() for size in weight_shapes(table[name].module()).values())
+        for name in names
+        if name in table
+    )
+
+
+STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")
+
+
+def step_bytes(variant: Variant, shape: VideoShape, element: int, *, hoisted: bool = True) -> int:
+    """The weights that a step reads: the least it can move, whatever the batch."""
+    names = STEP_GRAPHS if hoisted else (*STEP_GRAPHS, "modulation", "out_modulation", "face_extract", "face_fold")
+    return weight_bytes(variant, shape, names, element)
+
+
+def counted(module: nn.Module, *inputs: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
+    """FLOPs of a module on the meta device as PyTorch counts them, and what it returned."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = module(*inputs)
+    return float(counter.get_total_flops()), outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def meta_inputs(graph: Graph, dtype: torch.dtype = torch.float32, **sizes: int) -> list[torch.Tensor]:
+    """Inputs of a graph without data; letters in its shapes are 1 unless given."""
+    letters = {n: sizes.get(n, 1) for spec in graph.specs().values() for n in spec.shape if isinstance(n, str)}
+    return [spec.example(letters, dtype, "meta") for spec in graph.specs().values()]
+
+
+def graph_flops(variant: Variant, shape: VideoShape, name: str) -> float:
+    """One call of a graph for one sample."""
+    graph = graph_table(variant, shape)[name]
+    return counted(graph.module(), *meta_inputs(graph))[0]
+
+
+def decode_flops(variant: Variant, shape: VideoShape) -> float:
+    """The decoder over a whole video of one sample, chunk by chunk."""
+    _first, *rest = chunks(shape.latent_frames)
+    total = graph_flops(variant, shape, "decode_first")
+    return total + (len(rest) * graph_flops(variant, shape, "decode_next") if rest else 0.0)
+
+
+def text_flops(variant: Variant, shape: VideoShape) -> float:
+    """The text encoder over one prompt."""
+    return variant.text.num_layers * graph_flops(variant, shape, "text_layer")

@@ -1,0 +1,191 @@
+"""`python -m consisid.bench.gpu`: measure on a GPU that is there for minutes only.
+
+No network, no checkpoint: weights are seeded and random. Each phase is a JSON file, written row by row; an interrupted
+phase goes on where it stopped, a finished one is skipped. The check of a row comes before its timing.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consisid.engine.commands import run as run_command
+from consisid.engine.files import file_aside
+from consisid.engine.opening import check_device
+from consisid.engine.variants import variant_named
+
+from .machine import stamp
+from .nvml import Watch, load_nvml
+from .phases import PHASES, Case, Context, Unavailable, cases
+from .timing import repeat
+
+SCHEMA = 1
+LIMIT = 450.0  # seconds after which a phase leaves its remaining rows to the next call: a call has 8 minutes
+LATER = "left for the next call: the phase's time was up"
+
+
+class Sheet:
+    """DIR/<phase>.json, rewritten whole after each row."""
+
+    def __init__(self, folder: Path, phase: str, head: dict[str, Any], again: bool):
+        self.file = folder / f"{phase}.json"
+        self.values: dict[str, Any] = {"schema": SCHEMA, "phase": phase, "finished": False, **head, "rows": []}
+        if self.file.is_file() and not again:
+            found = json.loads(self.file.read_text())
+            same = all(found.get(key) == head[key] for key in ("variant", "shape", "dtype")) and (
+                found["made"]["device"] == head["made"]["device"]
+            )
+            if same and found.get("schema") == SCHEMA:
+                self.values = found
+                found["rows"] = [row for row in found["rows"] if row.get("unmeasured") != LATER]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.values["finished"])
+
+    def has(self, name: str) -> bool:
+        return any(row["name"] == name for row in self.values["rows"])
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.values["rows"].append(row)
+        self.write()
+
+    def write(self) -> None:
+        with file_aside(self.file) as aside:
+            aside.write_text(json.dumps(self.values, indent=1) + "\n")
+
+
+def measure(case: Case, context: Context, budget: float) -> dict[str, Any]:
+    """The row of a case: its seconds and rates, or why there are none."""
+    row: dict[str, Any] = {"name": case.name}
+    try:
+        with torch.no_grad():
+            work = case.make()
+            row |= {"error": work.error, "note": work.note}
+            if work.error is not None and not work.error <= work.allowed:
+                return row | {"unmeasured": f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"}
+            if context.gpu:
+                torch.cuda.reset_peak_memory_stats(context.device)
+            seconds = repeat(work.run, context.device, budget, at_most=case.repeats)
+            median = statistics.median(seconds)
+            low, _, high = statistics.quantiles(seconds, n=4)
+            row |= {"seconds": median, "low": low, "high": high, "count": len(seconds)}
+            if case.flops:
+                row["tflops"] = case.flops / median / 1e12
+            if case.bytes:
+                row["gbps"] = case.bytes / median / 1e9
+            if context.gpu:
+                row["peak_gib"] = torch.cuda.max_memory_allocated(context.device) / 2**30
+            row |= work.more()
+    except Unavailable as reason:
+        row["unmeasured"] = str(reason)
+    except ModuleNotFoundError as error:
+        row["unmeasured"] = f"{error.name} is not installed"
+    except Exception as error:  # each library raises its own; the other rows go on
+        first = str(error).strip().splitlines() or [""]
+        row["unmeasured"] = f"{type(error).__name__}: {first[0][:200]}"
+    return row
+
+
+def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget: float, limit: float) -> Sheet:
+    """Measure what a phase still lacks, a row at a time."""
+    nvml, _ = load_nvml() if context.gpu else (None, None)
+    watch = Watch.of(nvml, context.device.index) if nvml else None
+    head = {
+        "variant": context.variant.name,
+        "shape": str(context.shape),
+        "dtype": str(context.dtype).removeprefix("torch."),
+        "made": stamp(context.device, watch.driver if watch else None),
+    }
+    sheet = Sheet(folder, phase, head, again)
+    if sheet.finished:
+        return sheet
+    start = time.monotonic()
+    for case in cases(phase, context):
+        if sheet.has(case.name):
+            continue
+        if time.monotonic() - start > limit:
+            sheet.add({"name": case.name, "unmeasured": LATER})
+            continue
+        row = measure(case, context, budget)
+        if watch:
+            row["clock_mhz"] = watch.clock()
+        sheet.add(row)
+        print(line(row, None), flush=True)
+        if context.gpu:
+            torch.cuda.empty_cache()
+    sheet.values["finished"] = all(row.get("unmeasured") != LATER for row in sheet.values["rows"])
+    sheet.write()
+    return sheet
+
+
+def ceilings_of(folder: Path) -> dict[str, float]:
+    """The best product and copy of an earlier ceilings phase, or nothing."""
+    file = folder / "ceilings.json"
+    if not file.is_file():
+        return {}
+    rows = json.loads(file.read_text())["rows"]
+    products = [r["tflops"] for r in rows if "tflops" in r and "fp8" not in r["name"]]
+    copies = [r["gbps"] for r in rows if "gbps" in r and "device" in r["name"] and "host" not in r["name"]]
+    return {key: max(values) for key, values in (("tflops", products), ("gbps", copies)) if values}
+
+
+def line(row: dict[str, Any], ceilings: dict[str, float] | None) -> str:
+    """A row for the terminal."""
+    if "unmeasured" in row:
+        return f"  {row['name'][:44]:<44} not measured: {row['unmeasured']}"
+    text = f"  {row['name'][:44]:<44} {row['seconds'] * 1e3:10.3f} ms"
+    for key, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")):
+        if key in row:
+            share = f" ({row[key] / ceilings[key]:4.0%})" if ceilings and key in ceilings else ""
+            text += f" {row[key]:9.4g} {unit}{share}"
+    return text + (f"  error {row['error']:.0e}" if row.get("error") is not None else "")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("python -m consisid.bench.gpu", description=__doc__.splitlines()[0])
+    p.add_argument("--phase", choices=[*PHASES, "all"], required=True, help="what to measure")
+    p.add_argument("--output", type=Path, required=True, help="folder for <phase>.json")
+    p.add_argument("--variant", choices=["tiny", "preview"], default="preview")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--steps", type=int, default=4, help="denoising steps of the e2e phase (default 4)")
+    p.add_argument("--budget", type=float, help="seconds of timing per row (default 3 on a GPU, 0.1 on a CPU)")
+    p.add_argument("--limit", type=float, default=LIMIT, help=f"seconds per phase (default {LIMIT:.0f})")
+    p.add_argument("--again", action="store_true", help="measure what is already there too")
+    return p
+
+
+def work(options: argparse.Namespace) -> None:
+    device = check_device(options.device)
+    budget = options.budget or (3.0 if device.type == "cuda" else 0.1)
+    sheets = []
+    for phase in PHASES if options.phase == "all" else [options.phase]:
+        print(f"{phase}: {PHASES[phase]}", flush=True)
+        context = Context.of(variant_named(options.variant), device, steps=options.steps)
+        sheets.append(
+            run_phase(phase, context, options.output, again=options.again, budget=budget, limit=options.limit)
+        )
+        del context
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    ceilings = ceilings_of(options.output)
+    print(f"\n{options.variant}, {sheets[0].values['dtype']}, {sheets[0].values['made']['device']}")
+    for sheet in sheets:
+        print(f"{sheet.values['phase']}{'' if sheet.finished else ' (unfinished: run it again)'}")
+        for row in sheet.values["rows"]:
+            print(line(row, ceilings))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return run_command("consisid.bench.gpu", lambda: work(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

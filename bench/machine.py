@@ -1,0 +1,86 @@
+"""What a figure was measured on and by what: the stamp that every row of a report carries."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "tensorrt", "xformers", "flash-attn", "consisid")
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that decide a figure, and Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the sources, with "-dirty" where they were changed, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return result.stdout.strip() or None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of cores that this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def command(arguments: Sequence[str] | None = None) -> str:
+    """The command line of this process as somebody else would type it: no absolute path of this machine."""
+    program, *rest = sys.argv if arguments is None else arguments
+    name = Path(program).name
+    if name.endswith(".py"):  # python -m consisid.bench.gpu
+        name = f"python -m consisid.bench.{Path(program).stem}"
+    return " ".join([name, *(_relative(argument) for argument in rest)])
+
+
+def _relative(argument: str) -> str:
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+
+
+def stamp(device: torch.device, driver: str | None = None) -> dict[str, Any]:
+    """What a row carries: device, driver, versions, commit, command and date (UTC)."""
+    return {
+        "device": device_name(device),
+        "driver": driver,
+        "versions": versions(),
+        "commit": commit(),
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,167 @@
+"""The plots of a report, as PNG."""
+
+import io
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+INK, OURS, THEIRS, ACCENT = "#22303c", "#1f77b4", "#b0b7bd", "#d95f02"
+STAGES = ("#d95f02", "#7570b3", "#66a61e", "#1f77b4", "#e6ab02")
+Report = Mapping[str, Any]
+
+
+def _png(draw: Callable[[Any], None], height: float = 3.2) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _rows(report: Report, section: str) -> list[Mapping[str, Any]]:
+    return [row for row in report["rows"] if row["section"] == section]
+
+
+def _colour(name: str) -> str:
+    return OURS if name.startswith("ours") else THEIRS
+
+
+def stages(report: Report) -> bytes:
+    """Seconds of a video by stage, one bar per maker."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _rows(report, "stage"):
+        maker, _, stage = row["name"].rpartition(": ")
+        found.setdefault(maker, {})[stage] = row["median"]
+    names = list(dict.fromkeys(stage for values in found.values() for stage in values))
+
+    def draw(axes: Any) -> None:
+        makers = list(found)[::-1]
+        left = [0.0] * len(makers)
+        for stage, colour in zip(names, STAGES, strict=False):
+            widths = [found[maker].get(stage, 0.0) for maker in makers]
+            axes.barh(makers, widths, left=left, label=stage, color=colour, height=0.6)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        for i, total in enumerate(left):
+            axes.text(total, i, f" {total:.3g} s", va="center", color=INK)
+        axes.set(xlabel="seconds per video (median of each stage)", xlim=(0, max(left) * 1.15))
+        axes.legend(ncols=len(names), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return _png(draw, 1.4 + 0.45 * len(found))
+
+
+def steps(report: Report) -> bytes:
+    """Seconds of a step: median and quartiles."""
+    rows = _rows(report, "step")[::-1]
+
+    def draw(axes: Any) -> None:
+        for i, row in enumerate(rows):
+            axes.plot([row["low"], row["high"]], [i, i], color=_colour(row["name"]), lw=9, solid_capstyle="butt")
+            axes.plot(row["median"], i, "|", color=INK, ms=18, mew=2)
+            axes.annotate(
+                f"{row['median']:.3g} s",
+                (row["median"], i),
+                (0, 11),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
+            )
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set(xlabel="seconds per step: median and quartiles", ylim=(-0.6, len(rows) - 0.2))
+        axes.set_xlim(0, max(row["high"] for row in rows) * 1.1)
+
+    return _png(draw, 1.2 + 0.55 * len(rows))
+
+
+def waterfall(report: Report) -> bytes:
+    """What each rung takes off a step."""
+    rungs = report["waterfall"]
+
+    def draw(axes: Any) -> None:
+        top = max(rung["step_seconds"] for rung in rungs)
+        for i, rung in enumerate(rungs):
+            now, above = rung["step_seconds"], rung["step_seconds"] + (rung["gain"] or 0)
+            axes.bar(i, now, color=_colour(rung["name"]), width=0.6)
+            if rung["gain"]:
+                axes.bar(i, above - now, bottom=now, color=ACCENT, width=0.6, alpha=0.35)
+                axes.plot([i - 1 + 0.3, i + 0.3], [above, above], color=INK, lw=0.8, ls=":")
+            label = f"{now:.3g} s" + (f" ({-rung['gain'] / above:+.0%})" if rung["gain"] else "")
+            axes.text(i, max(now, above) + top * 0.02, label, ha="center", color=INK)
+        axes.set_xticks(range(len(rungs)), [rung["name"] for rung in rungs])
+        axes.set(ylabel="seconds per step", ylim=(0, top * 1.18))
+
+    return _png(draw)
+
+
+def memory(report: Report) -> bytes:
+    """Memory over the time of one video, with its stages."""
+    found = report["memory"]
+
+    def draw(axes: Any) -> None:
+        axes.plot(found["seconds"], [x / 2**30 for x in found["allocated"]], color=OURS, label="in use")
+        if found["reserved"] != found["allocated"]:
+            axes.plot(found["seconds"], [x / 2**30 for x in found["reserved"]], color=THEIRS, label="reserved")
+            axes.legend(frameon=False)
+        end = max(found["seconds"], default=1.0)
+        begins = [*found["stages"].items(), ("", end)]
+        for (name, at), (_, until) in pairwise(begins):
+            axes.axvline(at, color=INK, lw=0.6, ls=":")
+            if until - at > end * 0.08:  # a short stage has no room for its name
+                axes.text(at, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", color=INK)
+        axes.set(xlabel="seconds", ylabel=f"GiB, {found['kind']}", ylim=(0, None), xlim=(0, end))
+
+    return _png(draw)
+
+
+def rates(report: Report) -> bytes:
+    """TFLOP/s of each stage as a share of the measured ceiling."""
+    found = report["rates"][::-1]
+
+    def draw(axes: Any) -> None:
+        shares = [100 * row["of_ceiling"] for row in found]
+        axes.barh([row["stage"] for row in found], shares, color=OURS, height=0.5)
+        for i, row in enumerate(found):
+            axes.text(shares[i], i, f" {row['tflops']:.3g} TFLOP/s", va="center", color=INK)
+        axes.axvline(100, color=ACCENT, lw=1)
+        ceiling = report["ceilings"]["start"]["tflops"]
+        axes.set(xlabel=f"% of the product measured in this run ({ceiling:.3g} TFLOP/s)")
+        axes.set_xlim(0, max(110, *(share * 1.25 for share in shares)))
+
+    return _png(draw, 2.2)
+
+
+def parity(report: Report) -> bytes:
+    """Error of the latents after each step against float32."""
+    found = report["parity"]
+
+    def draw(axes: Any) -> None:
+        for name, colour in (("diffusers", THEIRS), ("ours", OURS)):
+            errors = found[name]["relative_error_per_step"]
+            if any(errors):
+                axes.plot(range(1, len(errors) + 1), errors, "o-", color=colour, label=f"{name}, {found['dtype']}")
+        axes.set_yscale("log")
+        axes.margins(y=0.3)
+        axes.set_xticks(range(1, found["steps"] + 1))
+        axes.set(xlabel="step", ylabel="relative error of the latents")
+        axes.legend(frameon=False)
+
+    return _png(draw)
+
+
+def plots(report: Report) -> dict[str, bytes]:
+    """Title -> PNG, of everything that the report has figures for."""
+    found = {
+        "Seconds per stage": stages(report),
+        "Seconds per step": steps(report),
+        "What each technique gains": waterfall(report),
+        "Memory over one video": memory(report),
+        "Arithmetic against the ceiling": rates(report),
+    }
+    if report["parity"] and any(report["parity"]["ours"]["relative_error_per_step"]):
+        found["Error against float32"] = parity(report)
+    return found
