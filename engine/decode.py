@@ -47,15 +47,20 @@ def first_frames(moments: Sequence[Tensor], batch: int, generator: Generators, s
     return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
 
 
-def whole(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
-    """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w] (unscaled): the whole frame at
-    once, by the engine's compiled graphs."""
+def decode_chunks(networks: Networks, latents: Tensor) -> Iterator[Tensor]:
+    """Frames [n, 3, H, W] in [-1, 1] on the device, in order, from latents [1, F, 16, h, w] (unscaled): the whole frame
+    at once, by the engine's compiled graphs."""
     caches: tuple[Tensor, ...] = ()
     for begin, end in spans(latents.shape[1]):
         part = latents[:, begin:end].transpose(1, 2).contiguous()
         frames, *rest = networks.many("decode_next" if begin else "decode_first", part, *caches)
         caches = tuple(rest)
-        yield convert(frames[0].transpose(0, 1)).cpu()
+        yield frames[0].transpose(0, 1)
+
+
+def whole(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
+    """Frames [n, H, W, 3] on the host; without tiles, whatever `tile` is."""
+    return (convert(frames).cpu() for frames in decode_chunks(networks, latents))
 
 
 # The ways to decode; each yields chunks in order. `tile` is (height, width) in latent pixels.
@@ -88,7 +93,7 @@ OUTPUT_TYPES: Mapping[str, tuple[Convert, Callable[[Iterator[Tensor]], Any]]] = 
 
 
 @torch.no_grad()
-def decode_chunks(
+def frames_in_order(
     networks: Networks, latents: Tensor, convert: Convert, mode: str | None = None, tile: Tile | None = None
 ) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, in order, from latents [1, F, 16, h, w] (unscaled)."""
@@ -107,4 +112,4 @@ def finish(
     if output_type == "latent":
         return None
     convert, join = OUTPUT_TYPES[output_type]
-    return [join(decode_chunks(networks, video[None], convert, mode, tile)) for video in latents]
+    return [join(frames_in_order(networks, video[None], convert, mode, tile)) for video in latents]

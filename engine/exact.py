@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chunks import Convert, Host, bound, spans
-from .networks.vae import CausalConv, Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
+from .networks.causal import CausalConv
+from .networks.vae import Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
 from .runtime import Networks
 from .tiling import Tile
 

@@ -141,13 +141,16 @@ def tiled_reference(networks: Networks, latents: Tensor, tile: Tile, convert: Co
         tile = (sizes[0], sizes[1])
         strides, extents = tile, (0, 0)
     else:
-        strides = tuple(int(side * (1 - part)) for side, part in zip(tile, REFERENCE_OVERLAP, strict=True))
-        extents = tuple(int(side * ratio * part) for side, part in zip(tile, REFERENCE_OVERLAP, strict=True))
+        down, right = REFERENCE_OVERLAP
+        strides = int(tile[0] * (1 - down)), int(tile[1] * (1 - right))
+        extents = int(tile[0] * ratio * down), int(tile[1] * ratio * right)
     limits = [side * ratio - extent for side, extent in zip(tile, extents, strict=True)]
     for span in spans(latents.shape[1]):
-        lines, above = [], []
+        lines: list[Tensor] = []
+        above: list[Tensor] = []
         for y in range(0, sizes[0], strides[0]):
-            line, row = [], []
+            line: list[Tensor] = []
+            row: list[Tensor] = []
             for i, x in enumerate(range(0, sizes[1], strides[1])):
                 frames = decode(span, slice(y, y + tile[0]), slice(x, x + tile[1]))
                 if above:

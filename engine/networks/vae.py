@@ -1,11 +1,9 @@
-"""The CogVideoX autoencoder (Yang et al., arXiv:2408.06072) for inference: the decoder chunk by chunk, the encoder for
-one frame. Parameters have the names that diffusers' AutoencoderKLCogVideoX gives them.
+"""The CogVideoX autoencoder (Yang et al., arXiv:2408.06072) for inference: the decoder chunk by chunk, and the encoder
+for one frame. Parameters have the names that diffusers' AutoencoderKLCogVideoX gives them.
 
 The decoder works through time in chunks, and every causal convolution hands its last two input frames on to the next
 chunk. Only convolutions whose time kernel is longer than 1 have something to hand on.
 """
-
-from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,60 +12,12 @@ from torch import Tensor, nn
 from consisid.kernels import group_norm_silu
 
 from ..variants import VaeConfig
+from .causal import CausalConv, Tape, convolve
+from .still import Encoder
 
-LARGEST = 2**31 - 1  # elements; convolution libraries index with 32 bits
-NORM_EPS = 1e-6  # of the decoder's norms and of norm_out; the config's norm_eps is that of the encoder's blocks
+__all__ = ["Decoder", "Encoder", "FirstChunk", "NextChunk", "live_caches"]
 
-
-class Tape:
-    """The frames that causal convolutions hand from chunk to chunk, in the order in which the convolutions run.
-
-    Args:
-        caches: what the chunk before handed on; None for a first chunk, which repeats its first frame instead.
-    """
-
-    def __init__(self, caches: Sequence[Tensor] | None = None):
-        self._old = None if caches is None else iter(caches)
-        self.new: list[Tensor] = []
-
-    def lead(self, x: Tensor, frames: int) -> Tensor:
-        """x [B, C, F, H, W] -> [B, C, frames + F, H, W], and its last `frames` onto the tape."""
-        before = x[:, :, :1].expand(-1, -1, frames, -1, -1) if self._old is None else next(self._old)
-        x = torch.cat((before, x), dim=2)
-        self.new.append(x[:, :, -frames:].clone())  # a copy, so that the whole does not stay alive
-        return x
-
-
-def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """conv(x), a few frames at a time where x or the result would have more than 2^31 elements."""
-    lead = conv.kernel_size[0] - 1
-    frames, (height, width) = x.shape[2] - lead, x.shape[3:]
-    frame = x.shape[0] * max(conv.in_channels, conv.out_channels) * height * width
-    most = max(1, LARGEST // frame - lead)
-    if frames <= most:
-        return conv(x)
-    return torch.cat([conv(x[:, :, i : i + most + lead]) for i in range(0, frames, most)], dim=2)
-
-
-class CausalConv(nn.Module):
-    """A 3x3x3 convolution over [B, C, F, H, W] that sees the two frames before a frame, and none after it."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, 3, padding=(0, 1, 1))
-
-    @property
-    def lead(self) -> int:
-        """Frames before a frame that it reads."""
-        return self.conv.kernel_size[0] - 1
-
-    def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        return convolve(self.conv, tape.lead(x, self.lead))
-
-    def still(self, x: Tensor) -> Tensor:
-        """The same for a first and only frame [B, C, H, W], which stands in for those before it."""
-        weight = self.conv.weight.float().sum(2).to(x.dtype)
-        return F.conv2d(x, weight, self.conv.bias, padding=1)
+NORM_EPS = 1e-6  # of the decoder's norms, whatever the config's norm_eps
 
 
 class Pointwise(nn.Module):
@@ -236,81 +186,3 @@ class NextChunk(FirstChunk):
     def forward(self, latents: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         tape = Tape(caches)
         return (self.decoder(latents, tape), *tape.new)
-
-
-class DownResnet(nn.Module):
-    """A residual block of the encoder, over a frame [B, C, H, W]."""
-
-    def __init__(self, inputs: int, outputs: int, config: VaeConfig):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(config.norm_num_groups, inputs, config.norm_eps)
-        self.conv1 = CausalConv(inputs, outputs)
-        self.norm2 = nn.GroupNorm(config.norm_num_groups, outputs, config.norm_eps)
-        self.conv2 = CausalConv(outputs, outputs)
-        self.conv_shortcut = None if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1.still(F.silu(self.norm1(x)))
-        h = self.conv2.still(F.silu(self.norm2(h)))
-        if self.conv_shortcut is not None:
-            x = F.conv2d(x, self.conv_shortcut.weight[:, :, 0], self.conv_shortcut.bias)
-        return h + x
-
-
-class Downsample(nn.Module):
-    """Half the size by a 3x3 convolution with stride 2; a row and a column of zeros come after the others."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class DownBlock(nn.Module):
-    """Residual blocks, and downsampling where there is some, over a frame."""
-
-    def __init__(self, inputs: int, outputs: int, layers: int, config: VaeConfig, downsample: bool = False):
-        super().__init__()
-        self.resnets = nn.ModuleList(DownResnet(outputs if i else inputs, outputs, config) for i in range(layers))
-        self.downsamplers = nn.ModuleList([Downsample(outputs)] if downsample else ())
-
-    def forward(self, x: Tensor) -> Tensor:
-        steps: Iterable[nn.Module] = (*self.resnets, *self.downsamplers)
-        for step in steps:
-            x = step(x)
-        return x
-
-
-class StillEncoder(nn.Module):
-    """The encoder for one frame [B, 3, H, W]: a causal convolution of it is one in two dimensions."""
-
-    def __init__(self, config: VaeConfig):
-        super().__init__()
-        channels, layers = config.block_out_channels, config.layers_per_block
-        self.conv_in = CausalConv(3, channels[0])
-        self.down_blocks = nn.ModuleList(
-            DownBlock(channels[max(0, i - 1)], size, layers, config, i < len(channels) - 1)
-            for i, size in enumerate(channels)
-        )
-        self.mid_block = DownBlock(channels[-1], channels[-1], 2, config)
-        self.norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], NORM_EPS)
-        self.conv_out = CausalConv(channels[-1], 2 * config.latent_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in.still(x)
-        for block in (*self.down_blocks, self.mid_block):
-            x = block(x)
-        return self.conv_out.still(F.silu(self.norm_out(x)))
-
-
-class Encoder(nn.Module):
-    """Frames [B, 3, 1, H, W] in [-1, 1] -> moments [B, 2 * 16, 1, h, w]: mean and log variance of the posterior."""
-
-    def __init__(self, config: VaeConfig):
-        super().__init__()
-        self.encoder = StillEncoder(config)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.encoder(frames[:, :, 0])[:, :, None]

@@ -7,7 +7,7 @@ import torch
 from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
 
 from consisid.engine.chunks import Host, bound, spans
-from consisid.engine.decode import decode_chunks
+from consisid.engine.decode import frames_in_order
 from consisid.engine.exact import ExactDecoder, host_bytes
 from consisid.engine.networks.vae import FirstChunk
 from consisid.engine.tiling import cut
@@ -22,7 +22,7 @@ def plain(frames: torch.Tensor) -> torch.Tensor:
 
 
 def decode(config, latents, mode=None, tile=None):
-    return torch.cat(list(decode_chunks(decoding(config), latents, plain, mode, tile)))
+    return torch.cat(list(frames_in_order(decoding(config), latents, plain, mode, tile)))
 
 
 def error(ours, theirs) -> float:
@@ -113,7 +113,7 @@ def test_blending_is_where_the_tiles_meet():
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("consisid.engine.tiling.TileDecoder", Copy)
-            frames = torch.cat(list(decode_chunks(networks, latents, plain, mode, (5, 6))))
+            frames = torch.cat(list(frames_in_order(networks, latents, plain, mode, (5, 6))))
         assert torch.allclose(frames, torch.full_like(frames, 0.3), atol=1e-6), mode
 
 
