@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from consisid.engine.decode import chunks
+from consisid.engine.chunks import chunks
 from consisid.engine.graphs import Graph, graph_table, weight_shapes
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import decode
+from .decode import finish, first_frames
 from .denoise import condition, denoise
 from .face import Photo
 from .identity import Identity
@@ -70,6 +70,8 @@ class ConsisID(Opened):
         output_type: str = "uint8",
         aligned: bool = False,
         cfg: str = "batched",
+        decode: str | None = None,
+        tile: tuple[int, int] | None = None,
     ) -> Any:
         """A Video of the person doing what the prompt says; a list of them for a list of prompts. See Request."""
         options = {name: value for name, value in locals().items() if name not in ("self", "identity", "aligned")}
@@ -85,7 +87,7 @@ class ConsisID(Opened):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with clock.stage("prepare"):
             stepper = Stepper(self.scheduler, num_inference_steps, eta, request.generator)
-            image = decode.first_frames(moments, request.batch, request.generator, shape)
+            image = first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
             given = condition(networks, positions, embeds, image * self.image_scale, features)
@@ -96,6 +98,6 @@ class ConsisID(Opened):
                 on_step=request.callback(self), watch=clock.step,
             )  # fmt: skip
         with clock.stage("decode"):
-            frames = decode.finish(networks, final / self.variant.vae.scaling_factor, output_type)
-        videos = Video.several(frames, final, self.variant.fps, clock.stats())
+            frames = finish(networks, final / self.variant.vae.scaling_factor, output_type, decode, tile)
+        videos = Video.several(frames, final, self.variant.fps, clock.stats)
         return videos[0] if request.single else videos

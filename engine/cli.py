@@ -63,9 +63,10 @@ def generate(options: argparse.Namespace) -> None:
             guidance_scale=options.guidance_scale,
             seed=options.seed,
             callback_on_step_end=step,
+            output_type="stream",
         )
     video.save(options.output)
-    frames, height, width = video.frames.shape[:3]
+    frames, height, width = video.shape
     print(f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second")
     print(video.stats.summary())
 

@@ -1,7 +1,6 @@
 """pixels -> latents of the face image, and latents -> frames, a few latent frames at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .chunks import Convert, spans
+from .exact import exact
 from .noise import draw
 from .runtime import Networks
 from .shapes import VideoShape
+from .tiling import Tile, check_tile, tiled, tiled_reference
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -45,52 +47,69 @@ def first_frames(moments: Sequence[Tensor], batch: int, generator: Generators, s
     return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
 
 
-def chunks(latent_frames: int) -> list[int]:
-    """How many latent frames are decoded at a time: diffusers' 3 + 2 + 2 + ..., or 2 + 2 + ... for an even number."""
-    if latent_frames < 2:
-        return [latent_frames]
-    return [2 + latent_frames % 2] + [2] * (latent_frames // 2 - 1)
-
-
 def decode_chunks(networks: Networks, latents: Tensor) -> Iterator[Tensor]:
-    """Frames [n, 3, H, W] in [-1, 1], in order, from latents [1, F, 16, h, w] (unscaled)."""
+    """Frames [n, 3, H, W] in [-1, 1] on the device, in order, from latents [1, F, 16, h, w] (unscaled): the whole frame
+    at once, by the engine's compiled graphs."""
     caches: tuple[Tensor, ...] = ()
-    start = 0
-    for count in chunks(latents.shape[1]):
-        part = latents[:, start : start + count].transpose(1, 2).contiguous()
-        frames, *rest = networks.many("decode_next" if start else "decode_first", part, *caches)
-        caches, start = tuple(rest), start + count
+    for begin, end in spans(latents.shape[1]):
+        part = latents[:, begin:end].transpose(1, 2).contiguous()
+        frames, *rest = networks.many("decode_next" if begin else "decode_first", part, *caches)
+        caches = tuple(rest)
         yield frames[0].transpose(0, 1)
 
 
-# How a chunk leaves the device, and how the chunks become one video.
-OUTPUT_TYPES: dict[str, tuple[Callable[[Tensor], Any], Callable[[list[Any]], Any]]] = {
-    "uint8": (lambda frames: to_uint8(frames).cpu().numpy(), np.concatenate),
-    "np": (lambda frames: to_unit(frames).float().permute(0, 2, 3, 1).cpu().numpy(), np.concatenate),
-    "pt": (lambda frames: to_unit(frames).cpu(), torch.cat),
-    "pil": (
-        lambda frames: [Image.fromarray(frame) for frame in to_uint8(frames).cpu().numpy()],
-        lambda chunks: list(chain(*chunks)),
-    ),
+def whole(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
+    """Frames [n, H, W, 3] on the host; without tiles, whatever `tile` is."""
+    return (convert(frames).cpu() for frames in decode_chunks(networks, latents))
+
+
+# The ways to decode; each yields chunks in order. `tile` is (height, width) in latent pixels.
+MODES: Mapping[str, Callable[[Networks, Tensor, Tile, Convert], Iterator[Tensor]]] = {
+    "whole": whole,
+    "tiled": tiled,
+    "tiled-reference": tiled_reference,
+    "exact": exact,
 }
 
 
-def finish(networks: Networks, latents: Tensor, output_type: str) -> Any:
-    """Frames of `output_type` from latents [b, F, 16, h, w] (unscaled), one entry per video; None for "latent".
-
-    Each chunk is converted and leaves the device as soon as it is decoded.
-    """
-    if output_type == "latent":
-        return None
-    convert, join = OUTPUT_TYPES[output_type]
-    return [join([convert(frames) for frames in decode_chunks(networks, video[None])]) for video in latents]
-
-
 def to_unit(frames: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], clamped."""
-    return (frames * 0.5 + 0.5).clamp(0, 1)
+    """Frames [n, 3, H, W] in [-1, 1] -> [n, H, W, 3] in [0, 1], clamped."""
+    return (frames * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def to_uint8(frames: Tensor) -> Tensor:
     """Frames [n, 3, H, W] in [-1, 1] -> uint8 [n, H, W, 3], rounded, on the device that they are on."""
-    return (to_unit(frames).float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return (to_unit(frames).float() * 255).round().to(torch.uint8)
+
+
+# How a chunk is converted on the device, and what becomes of the chunks: float frames keep the engine's dtype as "pt".
+OUTPUT_TYPES: Mapping[str, tuple[Convert, Callable[[Iterator[Tensor]], Any]]] = {
+    "uint8": (to_uint8, lambda chunks: torch.cat(list(chunks)).numpy()),
+    "np": (to_unit, lambda chunks: torch.cat(list(chunks)).float().numpy()),
+    "pt": (to_unit, lambda chunks: torch.cat(list(chunks)).permute(0, 3, 1, 2).contiguous()),
+    "pil": (to_uint8, lambda chunks: [Image.fromarray(frame.numpy()) for chunk in chunks for frame in chunk]),
+    "stream": (to_uint8, lambda chunks: (frame.numpy() for chunk in chunks for frame in chunk)),
+}
+
+
+@torch.no_grad()
+def frames_in_order(
+    networks: Networks, latents: Tensor, convert: Convert, mode: str | None = None, tile: Tile | None = None
+) -> Iterator[Tensor]:
+    """Frames [n, H, W, 3] on the host, in order, from latents [1, F, 16, h, w] (unscaled)."""
+    config = networks.variant.vae
+    yield from MODES[mode or "whole"](networks, latents, check_tile(tile, config), convert)
+
+
+def finish(
+    networks: Networks, latents: Tensor, output_type: str, mode: str | None = None, tile: Tile | None = None
+) -> Any:
+    """Frames of `output_type` from latents [b, F, 16, h, w] (unscaled), one entry per video; None for "latent".
+
+    Videos are decoded one by one, and each chunk is converted and leaves the device as soon as it is decoded. "stream"
+    gives iterators over frames uint8 [H, W, 3], and decodes as they are read.
+    """
+    if output_type == "latent":
+        return None
+    convert, join = OUTPUT_TYPES[output_type]
+    return [join(frames_in_order(networks, video[None], convert, mode, tile)) for video in latents]

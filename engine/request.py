@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .decode import OUTPUT_TYPES
+from .decode import MODES, OUTPUT_TYPES, check_tile
 from .denoise import CFG_MODES
 from .errors import InputError
 from .noise import generators
@@ -36,8 +36,11 @@ class Request:
     callback_on_step_end: called as (engine, step, timestep, tensors) after each step; the tensors that it returns
         replace those of the run.
     callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
-    output_type: "uint8", "np", "pt", "pil" or "latent".
+    output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video.
     cfg: "batched" or "sequential".
+    decode: "whole", the default; "tiled", in less memory and with a small error; "exact", in as little without one, but
+        slow; "tiled-reference", as diffusers' enable_tiling() has it.
+    tile: of the last three: height and width of a tile in latent pixels; default half of the trained size.
     """
 
     shape: VideoShape
@@ -77,6 +80,11 @@ class Request:
             raise InputError(f"cfg={options['cfg']!r} is none of {', '.join(CFG_MODES)}.")
         if options["use_dynamic_cfg"] not in (False, True, "step"):
             raise InputError(f'use_dynamic_cfg={options["use_dynamic_cfg"]!r} is none of False, True, "step".')
+        if options["decode"] not in (None, *MODES):
+            raise InputError(f"decode={options['decode']!r} is none of {', '.join(MODES)}.")
+        if options["tile"] is not None and options["decode"] in (None, "whole"):
+            raise InputError(f'tile={options["tile"]!r} goes with decode="tiled", "exact" or "tiled-reference".')
+        check_tile(options["tile"], variant.vae)
         wanted = options["callback_on_step_end_tensor_inputs"]
         unknown = [name for name in wanted if name not in CALLBACK_TENSORS]
         if unknown:

@@ -1,18 +1,20 @@
 """What generate returns, and how it is saved."""
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from . import mp4
 from .errors import InputError
 from .files import file_aside
 from .stats import Stats
-
-CRF = "17"  # x264's "visually lossless"; its default of 23 softens faces
 
 
 @dataclass
@@ -21,45 +23,70 @@ class Video:
 
     Attributes:
         frames: uint8 [F, H, W, 3]; with output_type "np" float32 in [0, 1], with "pt" a tensor [F, 3, H, W], with "pil"
-            a list of images, with "latent" None.
+            a list of images, with "latent" None. With "stream" an iterator over frames uint8 [H, W, 3] that decodes as
+            it is read, once.
         fps: frames per second that the model was trained at.
-        stats: times and peaks.
+        stats: times and peaks; with "stream" without the decode until all frames have been read.
         latents: [F, 16, h, w], with output_type "latent", else None.
+        shape: F, H, W; with "stream" of the frames that have been read.
     """
 
     frames: Any
     fps: int
     stats: Stats
     latents: Tensor | None = None
+    shape: tuple[int, int, int] | None = None
 
     @classmethod
-    def several(cls, frames: Any, latents: Tensor, fps: int, stats: Stats) -> "list[Video]":
+    def several(cls, frames: Any, latents: Tensor, fps: int, stats: Callable[[], Stats]) -> "list[Video]":
         """The videos of a batch: from frames per video, or from latents [b, F, 16, h, w] when there are none."""
         if frames is None:
-            return [cls(None, fps, stats, video) for video in latents]
-        return [cls(video, fps, stats) for video in frames]
+            return [cls(None, fps, stats(), video) for video in latents]
+        videos = [cls(each, fps, stats()) for each in frames]
+        for video in videos:
+            if isinstance(video.frames, Iterator):
+                video.frames = video._read(video.frames, stats)
+            elif isinstance(video.frames, list):
+                video.shape = (len(video.frames), video.frames[0].height, video.frames[0].width)
+            else:
+                size = video.frames.shape
+                video.shape = (size[0], *(size[2:] if isinstance(video.frames, Tensor) else size[1:3]))
+        return videos
+
+    def _read(self, frames: Iterator[np.ndarray], stats: Callable[[], Stats]) -> Iterator[np.ndarray]:
+        """The frames, with the time that they took in the stats when the last has been read."""
+        spent, count = 0.0, 0
+        while True:
+            start = time.perf_counter()
+            frame = next(frames, None)
+            spent += time.perf_counter() - start
+            if frame is None:
+                break
+            count += 1
+            self.shape = (count, frame.shape[0], frame.shape[1])
+            yield frame
+        self.stats = stats()
+        self.stats.seconds["decode"] += spent
 
     def save(self, path: str | Path, fps: int | None = None) -> Path:
-        """Write an mp4 (H.264, yuv420p) that browsers play; written aside and renamed.
+        """Write an mp4 (H.264, yuv420p) that browsers play; written aside and renamed. A stream is encoded while it is
+        decoded.
 
         Raises:
-            InputError: no frames (output_type="latent"), or a path that is not an .mp4.
+            InputError: no frames (output_type="latent", or a stream that was read already), or a path that is not an
+                .mp4.
         """
-        import av
-
         path = Path(path)
         if self.frames is None:
             raise InputError('This video has latents only; generate with another output_type than "latent" to save it.')
         if path.suffix.lower() != ".mp4":
             raise InputError(f"{path} does not end in .mp4, the one format that is written.")
-        frames = as_uint8(self.frames)
-        with file_aside(path) as aside, av.open(str(aside), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps or self.fps), options={"crf": CRF})
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
+        frames = self.frames if isinstance(self.frames, Iterator) else iter(as_uint8(self.frames))
+        first = next(frames, None)
+        if first is None:
+            raise InputError(f'{path}: the frames of this "stream" were read already; keep them, or save it at once.')
+        with file_aside(path) as aside:
+            mp4.write(aside, chain([first], frames), Fraction(fps or self.fps))
         return path
 
 

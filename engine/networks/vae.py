@@ -1,88 +1,168 @@
-"""The CogVideoX autoencoder through diffusers' own modules, with the convolution caches as a flat list.
+"""The CogVideoX autoencoder (Yang et al., arXiv:2408.06072) for inference: the decoder chunk by chunk, and the encoder
+for one frame. Parameters have the names that diffusers' AutoencoderKLCogVideoX gives them.
 
-The decoder works through time in chunks and hands every causal convolution the last frames that it saw. diffusers
-keeps one tensor per convolution, but a convolution whose time kernel is 1 never reads its own: those are left out.
-Which ones are live follows from the modules.
+The decoder works through time in chunks, and every causal convolution hands its last two input frames on to the next
+chunk. Only convolutions whose time kernel is longer than 1 have something to hand on.
 """
 
-import re
-from typing import Any
-
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from consisid.kernels import group_norm_silu
+
 from ..variants import VaeConfig
+from .causal import CausalConv, Tape, convolve
+from .still import Encoder
 
-Cache = dict[str, Any]
+__all__ = ["Decoder", "Encoder", "FirstChunk", "NextChunk", "live_caches"]
 
-
-def _decoder(config: VaeConfig) -> nn.Module:
-    # diffusers is imported where a module of it is made: engines of other backends run without its models.
-    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXDecoder3D
-
-    return CogVideoXDecoder3D(
-        in_channels=config.latent_channels,
-        up_block_types=("CogVideoXUpBlock3D",) * len(config.block_out_channels),
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        norm_eps=config.norm_eps,
-        norm_num_groups=config.norm_num_groups,
-        temporal_compression_ratio=config.temporal_compression_ratio,
-    )
+NORM_EPS = 1e-6  # of the decoder's norms, whatever the config's norm_eps
 
 
-def _encoder(config: VaeConfig) -> nn.Module:
-    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXEncoder3D
+class Pointwise(nn.Module):
+    """A 1x1x1 convolution under the name `conv`."""
 
-    return CogVideoXEncoder3D(
-        out_channels=config.latent_channels,
-        down_block_types=("CogVideoXDownBlock3D",) * len(config.block_out_channels),
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        norm_eps=config.norm_eps,
-        norm_num_groups=config.norm_num_groups,
-        temporal_compression_ratio=config.temporal_compression_ratio,
-    )
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
-def live_caches(decoder: nn.Module) -> list[tuple[str, ...]]:
-    """Where in diffusers' nested cache dictionary the tensors lie that a next chunk reads."""
-    paths = []
-    for name, module in decoder.named_modules():
-        if getattr(module, "time_kernel_size", 1) > 1:
-            # up_blocks.0.resnets.1.conv1 is cached as ["up_block_0"]["resnet_1"]["conv1"].
-            paths.append(tuple(re.sub(r"(\w+?)s\.(\d+)", r"\1_\2", name).split(".")))
-    return paths
+class SpatialNorm(nn.Module):
+    """GroupNorm with scale and shift from the latents, then SiLU; see kernels/group_norm_silu.py."""
+
+    def __init__(self, channels: int, latent_channels: int, groups: int):
+        super().__init__()
+        self.norm_layer = nn.GroupNorm(groups, channels, NORM_EPS)
+        self.conv_y = Pointwise(latent_channels, channels)
+        self.conv_b = Pointwise(latent_channels, channels)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        norm = self.norm_layer
+        scale, shift = self.conv_y(latents), self.conv_b(latents)
+        return group_norm_silu(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
 
 
-def _flatten(cache: Cache, paths: list[tuple[str, ...]]) -> list[Tensor]:
-    flat = []
-    for path in paths:
-        node: Any = cache
-        for key in path:
-            node = node[key]
-        flat.append(node)
-    return flat
+class UpResnet(nn.Module):
+    """A residual block of the decoder."""
+
+    def __init__(self, inputs: int, outputs: int, config: VaeConfig):
+        super().__init__()
+        self.norm1 = SpatialNorm(inputs, config.latent_channels, config.norm_num_groups)
+        self.conv1 = CausalConv(inputs, outputs)
+        self.norm2 = SpatialNorm(outputs, config.latent_channels, config.norm_num_groups)
+        self.conv2 = CausalConv(outputs, outputs)
+        self.conv_shortcut = None if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, latents: Tensor, tape: Tape) -> Tensor:
+        h = self.conv1(self.norm1(x, latents), tape)
+        h = self.norm2(h, latents)
+        h = self.conv2(h, tape)
+        h += self.shortcut(x)
+        return h
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.conv_shortcut is None else convolve(self.conv_shortcut, x)
 
 
-def _nest(flat: tuple[Tensor, ...], paths: list[tuple[str, ...]]) -> Cache:
-    cache: Cache = {}
-    for path, tensor in zip(paths, flat, strict=True):
-        node = cache
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = tensor
-    return cache
+class Upsample(nn.Module):
+    """Twice the size, and with `time` twice the frames, by nearest neighbour, then a 3x3 convolution of each frame.
+
+    A 3x3 convolution of a doubled image reads 2x2 different pixels: one 2x2 convolution for each of the four places
+    that a result can have in a doubled pixel, its weights being sums of the 3x3's. That is 4/9 of the arithmetic, and
+    the doubled image does not come into being. Frames are repeated after the convolution, not before.
+    """
+
+    def __init__(self, channels: int, time: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.time = time
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.padded(F.pad(x, (1, 1, 1, 1)))
+
+    def frames(self, frames: int) -> int:
+        """How many frames become of that many; an odd number begins with a picture, which stays one frame."""
+        return frames if not self.time or frames == 1 else 2 * frames - frames % 2
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x [B, C, F, H + 2, W + 2], with its neighbours or zeros around it, to [B, C, F', 2 H, 2 W]."""
+        batch, channels, count, height, width = x.shape
+        height, width = height - 2, width - 2
+        out = x.new_empty((batch, channels, self.frames(count), 2 * height, 2 * width))
+        single = count % 2 if self.time else count  # frames that stay one frame
+        kernel = self.conv.weight.float()
+        rows = (
+            (kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]),
+            (kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2]),
+        )
+        for i, row in enumerate(rows):
+            lines = torch.stack(row, dim=2)
+            left = torch.stack((lines[..., 0], lines[..., 1] + lines[..., 2]), dim=3)
+            right = torch.stack((lines[..., 0] + lines[..., 1], lines[..., 2]), dim=3)
+            for j, weight in enumerate((left, right)):
+                near = x[..., i : i + height + 1, j : j + width + 1]
+                part = F.conv3d(near, weight[:, :, None].to(x.dtype), self.conv.bias)
+                out[:, :, :single, i::2, j::2] = part[:, :, :single]
+                if single < count:
+                    pairs = out[:, :, single:].unflatten(2, (count - single, 2))
+                    pairs[..., i::2, j::2] = part[:, :, single:, None]
+        return out
 
 
-class Encoder(nn.Module):
-    """Frames [B, 3, 1, H, W] in [-1, 1] -> moments [B, 2 * 16, 1, h, w]: mean and log variance of the posterior."""
+class UpBlock(nn.Module):
+    """Residual blocks, and upsampling where there is some."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, config: VaeConfig, upsample: Upsample | None = None):
+        super().__init__()
+        self.resnets = nn.ModuleList(UpResnet(outputs if i else inputs, outputs, config) for i in range(layers))
+        self.upsamplers = nn.ModuleList(() if upsample is None else (upsample,))
+
+    def forward(self, x: Tensor, latents: Tensor, tape: Tape) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, latents, tape)
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+def doublings(config: VaeConfig) -> int:
+    """How many of the steps in size are steps in time too."""
+    return config.temporal_compression_ratio.bit_length() - 1
+
+
+class Decoder(nn.Module):
+    """Latents [B, 16, n, h, w] -> frames [B, 3, N, H, W] in [-1, 1], one chunk of time."""
 
     def __init__(self, config: VaeConfig):
         super().__init__()
-        self.encoder = _encoder(config)
+        channels = config.block_out_channels[::-1]
+        last = len(channels) - 1
+        self.conv_in = CausalConv(config.latent_channels, channels[0])
+        self.mid_block = UpBlock(channels[0], channels[0], 2, config)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                channels[max(0, i - 1)], size, config.layers_per_block + 1, config,
+                None if i == last else Upsample(size, i < doublings(config)),
+            )
+            for i, size in enumerate(channels)
+        )  # fmt: skip
+        self.norm_out = SpatialNorm(channels[-1], config.latent_channels, config.norm_num_groups)
+        self.conv_out = CausalConv(channels[-1], 3)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.encoder(frames)[0]
+    def forward(self, latents: Tensor, tape: Tape) -> Tensor:
+        x = self.conv_in(latents, tape)
+        for block in (self.mid_block, *self.up_blocks):
+            x = block(x, latents, tape)
+        return self.conv_out(self.norm_out(x, latents), tape)
+
+
+def live_caches(decoder: nn.Module) -> list[str]:
+    """The convolutions that hand frames on, in the order of the caches."""
+    return [name for name, module in decoder.named_modules() if isinstance(module, CausalConv) and module.lead]
 
 
 class FirstChunk(nn.Module):
@@ -93,17 +173,16 @@ class FirstChunk(nn.Module):
 
     def __init__(self, config: VaeConfig):
         super().__init__()
-        self.decoder = _decoder(config)
-        self.paths = live_caches(self.decoder)
+        self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
-        frames, cache = self.decoder(latents)
-        return (frames, *_flatten(cache, self.paths))
+        tape = Tape()
+        return (self.decoder(latents, tape), *tape.new)
 
 
 class NextChunk(FirstChunk):
     """Latents [B, 16, 2, h, w] and the caches of the chunk before -> frames [B, 3, 8, H, W], then the live caches."""
 
     def forward(self, latents: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        frames, cache = self.decoder(latents, conv_cache=_nest(caches, self.paths))
-        return (frames, *_flatten(cache, self.paths))
+        tape = Tape(caches)
+        return (self.decoder(latents, tape), *tape.new)

@@ -1,0 +1,131 @@
+"""Tiles: diffusers' for parity, ours blended without seams, and the mode with the whole frame's statistics."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
+
+from consisid.engine.chunks import Host, bound, spans
+from consisid.engine.decode import frames_in_order
+from consisid.engine.exact import ExactDecoder, host_bytes
+from consisid.engine.networks.vae import FirstChunk
+from consisid.engine.tiling import cut
+
+REFERENCE, EXACT = 1e-4, 1e-5
+CONFIGS = [pytest.param(SMALL, id="small"), *(pytest.param(random_config(s), id=f"random{s}") for s in (1, 2))]
+
+
+def plain(frames: torch.Tensor) -> torch.Tensor:
+    """Unclamped, so that no error hides."""
+    return frames.permute(0, 2, 3, 1)
+
+
+def decode(config, latents, mode=None, tile=None):
+    return torch.cat(list(frames_in_order(decoding(config), latents, plain, mode, tile)))
+
+
+def error(ours, theirs) -> float:
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+
+
+def diffusers_decode(config, latents, tile=None):
+    vae = diffusers_vae(config)
+    if tile:
+        vae.enable_tiling(tile[0] * config.spatial_ratio, tile[1] * config.spatial_ratio)
+    try:
+        return vae.decode(latents.transpose(1, 2)).sample[0].permute(1, 2, 3, 0)
+    finally:
+        vae.disable_tiling()
+
+
+# The last has a last column that is narrower than the blended part, the third nothing to cut.
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("size", "tile"), [((5, 12, 9), (6, 6)), ((4, 7, 10), (6, 5)), ((3, 5, 6), (6, 6)), ((1, 11, 11), (6, 10))]
+)
+def test_reference_tiling_is_diffusers(config, size, tile):
+    latents = random_latents(config, *size)
+    ours = decode(config, latents, "tiled-reference", tile)
+    assert error(ours, diffusers_decode(config, latents, tile)) < REFERENCE
+
+
+def test_the_default_tile_is_diffusers():
+    latents = random_latents(SMALL, 2, 7, 10)
+    vae = diffusers_vae(SMALL)
+    vae.enable_tiling(SMALL.sample_height // 2, SMALL.sample_width // 2)
+    expected = vae.decode(latents.transpose(1, 2)).sample[0].permute(1, 2, 3, 0)
+    vae.disable_tiling()
+    assert error(decode(SMALL, latents, "tiled-reference"), expected) < REFERENCE
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("size", "tile"), [((5, 8, 9), (4, 4)), ((4, 6, 11), (5, 7)), ((3, 9, 5), (4, 9))])
+def test_exact_is_untiled(config, size, tile):
+    latents = random_latents(config, *size)
+    whole = decode(config, latents)
+    assert error(decode(config, latents, "exact", tile), whole) < EXACT
+    assert error(decode(config, latents, "tiled", tile), whole) > 100 * EXACT  # there was something to get right
+
+
+@pytest.mark.parametrize("size", range(4, 40))
+@pytest.mark.parametrize("tile", [4, 5, 7, 16])
+def test_tiles_cover_an_axis(size, tile):
+    """Every pixel belongs to one tile, or to two that are blended; weights add up to one."""
+    total, found = torch.zeros(size), cut(size, tile)
+    for before, after in pairwise(found):
+        assert before.end - before.fall == after.begin
+        assert before.fall == after.rise > 0
+    for span in found:
+        assert span.start <= span.begin
+        assert span.end <= span.stop
+        assert span.rise + span.fall <= span.end - span.begin
+        weight = torch.ones(span.end - span.begin)
+        weight[: span.rise] = (torch.arange(span.rise) + 0.5) / max(1, span.rise)
+        weight[len(weight) - span.fall :] = 1 - (torch.arange(span.fall) + 0.5) / max(1, span.fall)
+        total[span.begin : span.end] += weight
+    assert torch.allclose(total, torch.ones(size))
+    assert len({span.stop - span.start for span in found}) == 1
+
+
+def test_a_tile_that_holds_the_frame_changes_nothing():
+    latents = random_latents(SMALL, 5, 5, 6)
+    whole = decode(SMALL, latents)
+    for mode in ("tiled", "tiled-reference", "exact"):
+        assert error(decode(SMALL, latents, mode, (5, 6)), whole) < EXACT, mode
+
+
+def test_blending_is_where_the_tiles_meet():
+    """A constant colour decoded by a decoder that only copies: the result is constant, wherever it was cut."""
+    latents = torch.ones(1, 3, SMALL.latent_channels, 9, 13) * 0.3
+    for mode in ("tiled", "tiled-reference"):
+        networks = decoding(SMALL)
+
+        class Copy:
+            def __init__(self, *arguments):
+                self.latents = latents
+                self.host = Host(torch.device("cpu"))
+
+            def __call__(self, span, rows, columns):
+                part = self.latents[0, slice(*span), :3, rows, columns]
+                return torch.nn.functional.interpolate(part, scale_factor=float(SMALL.spatial_ratio))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("consisid.engine.tiling.TileDecoder", Copy)
+            frames = torch.cat(list(frames_in_order(networks, latents, plain, mode, (5, 6))))
+        assert torch.allclose(frames, torch.full_like(frames, 0.3), atol=1e-6), mode
+
+
+@pytest.mark.parametrize(("size", "tile"), [((5, 8, 9), (4, 4)), ((4, 6, 11), (5, 7))])
+def test_the_stated_cost_of_exact(size, tile):
+    """host_bytes is what the host store counted."""
+    config, latents = SMALL, random_latents(SMALL, *size)
+    decoder = bound(decoding(config), FirstChunk).decoder
+    host = Host(torch.device("cpu"))
+    run = ExactDecoder(decoder, config.norm_num_groups, host, size[1:], tile)
+    frames = 0
+    for begin, end in spans(size[0]):
+        out = run(latents[:, begin:end].transpose(1, 2).contiguous(), end == size[0], plain)
+        frames += out.nbytes
+    assert host.bytes - frames == host_bytes(decoder, size[1:], size[0], tile, 4)
