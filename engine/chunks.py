@@ -1,10 +1,12 @@
 """What every way of decoding shares: chunks of time, a decoder for any size, and tensors kept in host memory."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
+from .backends import Runner
 from .errors import EngineError
 from .graphs import weight_shapes
 from .networks.vae import FirstChunk, NextChunk
@@ -29,19 +31,39 @@ def spans(latent_frames: int) -> Iterator[tuple[int, int]]:
         begin += count
 
 
-def bound(networks: Networks, kind: type[FirstChunk]) -> FirstChunk:
-    """The decoder as a module with the weights of the engine, whatever its backend: for sizes that no graph was
-    compiled for."""
+def decoder_module(networks: Networks, kind: type[FirstChunk]) -> FirstChunk:
+    """The decoder without weights, on the meta device."""
     with torch.device("meta"):
-        module = kind(networks.variant.vae).eval().requires_grad_(False)
-    weights = dict(zip(weight_shapes(module), networks.weights["decode_first"][0], strict=True))
-    wrong = [name for name, shape in weight_shapes(module).items() if weights[name].shape != shape]
-    if wrong:
-        raise EngineError(
-            f"The engine's decoder has other weights than this version expects ({wrong[0]}); build again."
-        )
-    module.load_state_dict(weights, assign=True)
-    return module
+        return kind(networks.variant.vae).eval().requires_grad_(False)
+
+
+def named(module: FirstChunk, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The weights of a call by their names in the module.
+
+    Raises:
+        EngineError: an engine folder of another version, whose weights come in another order.
+    """
+    shapes = weight_shapes(module)
+    if [w.shape for w in weights] != list(shapes.values()):
+        raise EngineError("The engine folder lists the decoder's weights as another version did; build it again.")
+    return dict(zip(shapes, weights, strict=True))
+
+
+def with_runners(networks: Networks, runners: Mapping[str, Runner]) -> Networks:
+    """The engine's weights under other runners than the compiled ones: for sizes that no graph was compiled for."""
+    shown = Networks(networks.variant, runners, networks.weights, networks.device, networks.dtype)
+    shown.calls = networks.calls
+    return shown
+
+
+def any_size(networks: Networks) -> Networks:
+    """The decoder operator by operator, whatever the backend, for tiles of any size."""
+
+    def runner(kind: type[FirstChunk]) -> Runner:
+        module = decoder_module(networks, kind)
+        return lambda inputs, weights: functional_call(module, named(module, weights), tuple(inputs))
+
+    return with_runners(networks, {"decode_first": runner(FirstChunk), "decode_next": runner(NextChunk)})
 
 
 class Host:
@@ -77,8 +99,7 @@ class TileDecoder:
     """Decodes tiles chunk by chunk; what the convolutions of a tile hand on to its next chunk waits on the host."""
 
     def __init__(self, networks: Networks, latents: Tensor):
-        self.networks, self.latents = networks, latents
-        self.first, self.next = bound(networks, FirstChunk), bound(networks, NextChunk)
+        self.networks, self.latents = any_size(networks), latents
         self.host = Host(latents.device)
         self._caches: dict[Hashable, list[Tensor]] = {}
 
@@ -86,9 +107,8 @@ class TileDecoder:
         """Frames [n, 3, h, w] in [-1, 1] of a tile of the latents [1, F, 16, h, w]."""
         key = rows.start, columns.start
         part = self.latents[:, slice(*span), :, rows, columns].transpose(1, 2).contiguous()
-        self.networks.calls["decode_tile"] += 1
         caches = [self.host.take(cache) for cache in self._caches.pop(key, ())]
-        frames, *new = self.next(part, *caches) if span[0] else self.first(part)
+        frames, *new = self.networks.many("decode_next" if span[0] else "decode_first", part, *caches)
         if span[1] < self.latents.shape[1]:
             self._caches[key] = [self.host.keep(cache) for cache in new]
         return frames[0].transpose(0, 1)

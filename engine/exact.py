@@ -6,14 +6,14 @@ convolution is computed twice: the arithmetic is that of the untiled decode, and
 costs is the way to the host and back, see `host_bytes`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .chunks import Convert, Host, bound, spans
+from .chunks import Convert, Host, decoder_module, named, spans, with_runners
 from .networks.causal import CausalConv
 from .networks.vae import Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
 from .runtime import Networks
@@ -192,11 +192,17 @@ class ExactDecoder:
 def exact(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w]."""
     count, size = latents.shape[1], (latents.shape[3], latents.shape[4])
-    decoder = bound(networks, FirstChunk).decoder
-    run = ExactDecoder(decoder, networks.variant.vae.norm_num_groups, Host(latents.device), size, tile)
+    module = decoder_module(networks, FirstChunk)
+    run = ExactDecoder(module.decoder, networks.variant.vae.norm_num_groups, Host(latents.device), size, tile)
     for begin, end in spans(count):
-        networks.calls["decode_exact"] += 1
-        yield run(latents[:, begin:end].transpose(1, 2).contiguous(), end == count, convert)
+        last = end == count
+
+        def chunk(inputs: Sequence[Tensor], weights: Sequence[Tensor], last: bool = last) -> Tensor:
+            module.load_state_dict(named(module, weights), assign=True)
+            return run(inputs[0], last, convert)
+
+        part = latents[:, begin:end].transpose(1, 2).contiguous()
+        yield with_runners(networks, {"decode_first": chunk}).one("decode_first", part)
 
 
 def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, width: int) -> int:

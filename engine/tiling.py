@@ -134,7 +134,11 @@ def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
 
 def tiled_reference(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
     """As diffusers after enable_tiling(): tiles at a fixed stride, the last ones as narrow as what is left, each faded
-    in over the tiles above and beside it as these are after their own fading."""
+    in over the tiles above and beside it as these are after their own fading.
+
+    Where a sixth of a tile's height or a fifth of its width is no whole number of latent pixels, the frames have
+    another size than they should: diffusers' have it too.
+    """
     decode, ratio = TileDecoder(networks, latents), networks.variant.vae.spatial_ratio
     sizes = latents.shape[3:]
     if all(size <= side for size, side in zip(sizes, tile, strict=True)):

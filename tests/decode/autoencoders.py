@@ -51,6 +51,22 @@ def same_weights(module, vae):
     return module.eval().requires_grad_(False)
 
 
+class Weights(dict):
+    """By graph and layer, as an engine has them in whatever form its networks ask for them."""
+
+    def __init__(self, modules):
+        super().__init__()
+        for name, module in modules.items():
+            parameters = dict(module.named_parameters())
+            self[name] = [[parameters[weight] for weight in weight_shapes(module)]]
+
+    def take(self, name, layer):
+        return self[name][layer]
+
+    def done(self, name, layer):
+        pass
+
+
 class Decoding:
     """What decode asks of an engine's networks."""
 
@@ -62,9 +78,7 @@ class Decoding:
             "decode_first": same_weights(FirstChunk(config), vae),
             "decode_next": same_weights(NextChunk(config), vae),
         }
-        first = self.modules["decode_first"]
-        weights = dict(first.named_parameters())
-        self.weights = {"decode_first": [[weights[name] for name in weight_shapes(first)]]}
+        self.weights = Weights(self.modules)
 
     def many(self, name, *inputs):
         return self.modules[name](*inputs)

@@ -42,19 +42,19 @@ def test_a_stream_is_the_same_video_frame_by_frame(tiny):
 
 @pytest.mark.parametrize("mode", ["tiled", "exact", "tiled-reference"])
 def test_every_mode_through_generate(tiny, mode):
-    video = make(tiny, decode=mode, tile=(6, 9), num_frames=9, height=48, width=64)
-    assert video.frames.shape == (9, 48, 64, 3)
+    video = make(tiny, decode=mode, tile=(6, 9), num_frames=9)
+    assert video.frames.shape == (9, 96, 144, 3)
     if mode == "exact":
-        other = make(tiny, num_frames=9, height=48, width=64)
+        other = make(tiny, num_frames=9)
         assert np.abs(video.frames.astype(int) - other.frames).max() <= 1
 
 
 def test_output_types_have_one_picture(tiny):
-    size = {"num_frames": 9, "height": 48, "width": 64}
+    size = {"num_frames": 9}
     frames = make(tiny, **size).frames
     for kind in ("np", "pt", "pil"):
         video = make(tiny, **size, output_type=kind)
-        assert video.shape == (9, 48, 64)
+        assert video.shape == (9, 96, 144)
         other = video.frames
         other = np.stack([np.asarray(f) for f in other]) / 255 if kind == "pil" else other
         other = other.permute(0, 2, 3, 1).numpy() if kind == "pt" else other

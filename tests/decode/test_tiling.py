@@ -6,10 +6,9 @@ import pytest
 import torch
 from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
 
-from consisid.engine.chunks import Host, bound, spans
+from consisid.engine.chunks import Host, spans
 from consisid.engine.decode import frames_in_order
 from consisid.engine.exact import ExactDecoder, host_bytes
-from consisid.engine.networks.vae import FirstChunk
 from consisid.engine.tiling import cut
 
 REFERENCE, EXACT = 1e-4, 1e-5
@@ -121,7 +120,7 @@ def test_blending_is_where_the_tiles_meet():
 def test_the_stated_cost_of_exact(size, tile):
     """host_bytes is what the host store counted."""
     config, latents = SMALL, random_latents(SMALL, *size)
-    decoder = bound(decoding(config), FirstChunk).decoder
+    decoder = decoding(config).modules["decode_first"].decoder
     host = Host(torch.device("cpu"))
     run = ExactDecoder(decoder, config.norm_num_groups, host, size[1:], tile)
     frames = 0
