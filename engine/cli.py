@@ -23,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--device", help="default: what the engine was built for")
+    p.add_argument("--memory", help='budget of device memory: "8GiB", bytes, or "auto" (default: no limit)')
+    p.add_argument("--checkpoint", type=Path, help="file for finished steps; run the same command again to go on")
+    p.add_argument("--on-oom", choices=("raise", "replan"), default="raise", help="replan: go on with less memory")
     p.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
     p.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
     return p
@@ -37,7 +40,7 @@ def generate(options: argparse.Namespace) -> None:
 
     if options.output.suffix.lower() != ".mp4":
         raise InputError(f"--output {options.output} does not end in .mp4, the one format that is written.")
-    engine = ConsisID.open(options.engine, options.device, verify=options.verify)
+    engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
     with tqdm(total=options.steps, desc="denoising", unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def step(_engine: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +59,8 @@ def generate(options: argparse.Namespace) -> None:
             seed=options.seed,
             aligned=options.aligned,
             callback_on_step_end=step,
+            checkpoint=options.checkpoint,
+            on_oom=options.on_oom,
         )
     video.save(options.output)
     frames, height, width = video.frames.shape[:3]
