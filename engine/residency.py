@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .graphs import Graph, weight_shapes
 from .memory import MemoryPlan
 from .random_weights import RandomWeights
-from .sizes import STAGE_OF, STREAMABLE, Key, aligned, unit_bytes
+from .sizes import STAGE_OF, STREAMABLE, Key, aligned, packed_bytes
 from .stream import Conveyor, Lane
 
 PINNED_SHARE = 0.5  # of the memory that the host has free: the rest is for the page cache and others
@@ -55,13 +55,21 @@ class HostWeights:
         self._flat: dict[Key, Tensor] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
 
-    def views(self, graph: Graph, names: Sequence[str], buffer: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of ALIGN."""
+    def shapes(self, graph: Graph) -> dict[str, torch.Size]:
+        """weight_shapes of a graph; making its module takes a while."""
         if graph.name not in self._shapes:
             self._shapes[graph.name] = weight_shapes(graph.module())
+        return self._shapes[graph.name]
+
+    def size(self, graph: Graph) -> int:
+        """Bytes of one call's weights in one piece."""
+        return packed_bytes(self.shapes(graph), self.dtype.itemsize)
+
+    def views(self, graph: Graph, names: Sequence[str], buffer: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of ALIGN."""
         found, offset = [], 0
         for name in names:
-            shape = self._shapes[graph.name][name]
+            shape = self.shapes(graph)[name]
             size = shape.numel() * self.dtype.itemsize
             found.append(buffer[offset : offset + size].view(self.dtype).view(shape))
             offset += aligned(size)
@@ -70,7 +78,7 @@ class HostWeights:
     def pin(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], keys: Sequence[Key]) -> bool:
         """Read units into pinned memory, where they stay; False where the host has too little for them."""
         new = [key for key in keys if key not in self._flat]
-        sizes = {key: unit_bytes(graphs[key[0]][0], self.dtype.itemsize) for key in new}
+        sizes = {key: self.size(graphs[key[0]][0]) for key in new}
         keep = self.keep
         if keep is None:
             random = isinstance(self.checkpoint, RandomWeights)  # there is no file to read them from
@@ -94,7 +102,7 @@ class HostWeights:
             for part, piece in zip(_rows(view, pieces), pieces, strict=True):
                 # From memory that is not pinned the driver takes a copy before this returns: `piece` may go.
                 self.lane.copy(part, piece.to(self.dtype))
-        return unit_bytes(graph, self.dtype.itemsize)
+        return self.size(graph)
 
     def _pieces(self, graph: Graph, names: Sequence[str], layer: int) -> list[list[Tensor]]:
         # Random weights differ from device to device; what a resident engine would have is drawn here too.
@@ -190,7 +198,7 @@ class Residency:
         if stage == "denoise" and streamed:
             pinned = self.host.pin(self._graphs, planned.streamed)
             self.source = "pinned memory" if pinned else "page cache"
-        sizes = {key: unit_bytes(self._graphs[key[0]][0], self.dtype.itemsize) for key in order}
+        sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
         self._conveyor = Conveyor(
             self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill
         )  # fmt: skip

@@ -130,9 +130,9 @@ def sizes(
     return Sizes(label, tuple(stages), OVERHEAD.get(device, 0), latent, weights)
 
 
-def unit_bytes(graph: Graph, itemsize: int) -> int:
-    """Bytes of one call's weights when each starts at a multiple of ALIGN."""
-    return sum(aligned(shape.numel() * itemsize) for shape in weight_shapes(graph.module()).values())
+def packed_bytes(shapes: Mapping[str, torch.Size], itemsize: int) -> int:
+    """Bytes of tensors in one piece of memory, when each starts at a multiple of ALIGN."""
+    return sum(aligned(shape.numel() * itemsize) for shape in shapes.values())
 
 
 def _fixed(graphs: list[Graph], itemsize: int) -> int:
@@ -165,7 +165,11 @@ def _stage(
         calls = {"decode_first": batch, "decode_next": batch * (len(chunks(shape.latent_frames)) - 1)}
     streamed = [graph for graph in graphs if graph.name in STREAMABLE]
     units = tuple(
-        Unit((graph.name, layer), unit_bytes(graph, dtype.itemsize), beside * counts[graph.name].flops)
+        Unit(
+            (graph.name, layer),
+            packed_bytes(weight_shapes(graph.module()), dtype.itemsize),
+            beside * counts[graph.name].flops,
+        )
         for graph in streamed
         for layer in range(len(graph.layers))
     )
