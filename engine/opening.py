@@ -14,7 +14,7 @@ from .face_models import ArcFace
 from .graphs import graph_table, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
-from .residency import Residency, host_memory_free
+from .residency import Residency, device_memory_free
 from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
@@ -47,7 +47,7 @@ class Opened:
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
         self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
-        self.memory = memory_plan.parse(memory, _free(device))
+        self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
         self._networks: dict[VideoShape, Networks] = {}
         self._positions: dict[VideoShape, Positions] = {}
@@ -103,7 +103,7 @@ class Opened:
         )  # fmt: skip
         machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
         return memory_plan.plan(
-            memory_plan.parse(memory, _free(self.device)), found, machine, cfg=cfg, tiling=self.tiling
+            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=self.tiling
         )  # fmt: skip
 
     def plan_of(self, request: "Request", cfg: str | None, unlimited: bool = False) -> memory_plan.MemoryPlan:
@@ -173,13 +173,6 @@ def _kind(request: "Request") -> dict[str, Any]:
     """What the sizes of a request depend on."""
     steps = request.options["num_inference_steps"]
     return {"shape": request.shape, "batch": request.batch, "steps": steps, "guided": request.guided}
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that a budget of "auto" starts from: what the driver says is free, and what PyTorch holds already."""
-    if device.type != "cuda":
-        return host_memory_free()
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def check_device(name: str | torch.device) -> torch.device:

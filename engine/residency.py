@@ -207,6 +207,13 @@ class Residency:
         self.copied += self.host.fill(*self._graphs[key[0]], key[1], buffer)
 
 
+def device_memory_free(device: torch.device) -> int:
+    """Bytes that a budget of "auto" starts from: what the driver says is free, and what PyTorch holds already."""
+    if device.type != "cuda":
+        return host_memory_free()
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
 def host_memory_free() -> int:
     """Bytes that the host can still give: the system's, or the control group's where that is less."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

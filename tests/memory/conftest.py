@@ -14,6 +14,7 @@ from consisid.engine.variants import TINY
 
 OPTIONS = {"seed": 5, "num_inference_steps": 3, "output_type": "latent"}
 PROMPT = "A person walks."
+PERSON = random_identity(TINY)  # what an engine finds out about a face it finds out once
 
 
 @dataclass
@@ -92,8 +93,8 @@ def put(engine: ConsisID, plan: MemoryPlan, monkeypatch, lane=None) -> None:
         monkeypatch.setattr(engine.weights.host, "lane", lane)
 
 
-def latents(engine: ConsisID, **options):
-    return engine.generate(random_identity(TINY), PROMPT, **{**OPTIONS, **options}).latents
+def latents(engine: ConsisID, person=PERSON, **options):
+    return engine.generate(person, PROMPT, **{**OPTIONS, **options}).latents
 
 
 @pytest.fixture

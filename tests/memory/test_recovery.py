@@ -155,7 +155,7 @@ def test_out_of_memory_in_any_stage(engine, tiny, monkeypatch, graph):
     options = {"output_type": "uint8" if graph.startswith("decode") else "latent"}
     fail_once(engine, monkeypatch, graph)
     with pytest.raises(DeviceMemoryError) as error:
-        latents(engine, **options)
+        latents(engine, random_identity(TINY), **options)
     stage = WHERE.get(graph, "decode" if graph.startswith("decode") else "denoise")
     assert f"stage {stage}" in str(error.value)
     assert "next smaller plan takes" in str(error.value)
