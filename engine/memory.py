@@ -247,14 +247,23 @@ def plan(
         if chosen is not None:
             found.append(MemoryPlan(sizes.label, budget, machine, chosen, held))
     if not found:
-        least = {each[0].name: min(way.peak for way in each) + sizes.overhead for each in options[False]}
-        worst = max(least, key=lambda name: least[name])
-        needed = show(least[worst])
+        worst, bytes_needed = smallest(sizes, machine, cfg, tiling)
+        needed = show(bytes_needed)
         raise MemoryBudgetError(
             f"memory={show(budget or 0)} is too little for {sizes.label}: the stage {worst} needs {needed}. The "
             f"smallest budget that works is {needed}."
         )
     return min(found, key=lambda each: (each.seconds, not each.held))
+
+
+def smallest(sizes: Sizes, machine: Machine, cfg: str | None, tiling: bool) -> tuple[str, int]:
+    """The stage that no plan can make smaller, and the bytes that it needs: the smallest budget."""
+    least = {
+        stage.name: min(way.peak for way in candidates(stage, sizes.latent, machine, cfg, tiling, False))
+        for stage in sizes.stages
+    }
+    worst = max(least, key=lambda name: least[name])
+    return worst, least[worst] + sizes.overhead
 
 
 def _choose(stages: Sequence[tuple[StagePlan, ...]], extra: int, budget: int | None) -> tuple[StagePlan, ...] | None:
@@ -275,11 +284,12 @@ def _raised(stage: StagePlan, extra: int) -> StagePlan:
 def smaller(
     than: MemoryPlan, sizes: Sizes, *, cfg: str | None = None, tiling: bool = False, step: float = 0.9
 ) -> MemoryPlan | None:
-    """The fastest plan whose predicted peak is at most `step` of another's; None when there is none."""
-    try:
-        return plan(int(than.peak * step), sizes, than.machine, cfg=cfg, tiling=tiling)
-    except MemoryBudgetError:
+    """The fastest plan whose predicted peak is at most `step` of another's, or else the smallest; None when that is no
+    smaller than the other."""
+    least = smallest(sizes, than.machine, cfg, tiling)[1]
+    if least >= than.peak:
         return None
+    return plan(max(least, int(than.peak * step)), sizes, than.machine, cfg=cfg, tiling=tiling)
 
 
 def machine_named(gpu: str) -> Machine:

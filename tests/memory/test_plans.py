@@ -101,7 +101,7 @@ def test_no_limit_holds_everything():
 def test_smaller_plans_end():
     found, count = plan(None, sizes_of("preview"), tiling=True), 0
     while (following := smaller(found, sizes_of("preview"), tiling=True)) is not None:
-        assert following.peak <= 0.9 * found.peak
+        assert following.peak < found.peak
         found, count = following, count + 1
     assert count > 3
 

@@ -15,7 +15,7 @@ from consisid.engine.recovery import DeviceMemory, explain
 from consisid.engine.sizes import STAGES
 from consisid.engine.variants import TINY
 
-from .conftest import PROMPT, latents
+from .conftest import PROMPT, SHAPE, SIZE, latents
 
 STEPS = 4
 GIB = 2**30
@@ -48,9 +48,9 @@ def test_killed_at_any_step_and_resumed(engine, tmp_path, scheduler):
     for step in range(STEPS):
         killed_at(engine, step, path)
         assert path.exists() == (step > 0)
-        calls = engine.networks().calls["head"]
+        calls = engine.networks(SHAPE).calls["head"]
         assert torch.equal(latents(engine, num_inference_steps=STEPS, checkpoint=path), whole)
-        assert engine.networks().calls["head"] - calls == STEPS - step
+        assert engine.networks(SHAPE).calls["head"] - calls == STEPS - step
         assert not path.exists()
 
 
@@ -95,7 +95,7 @@ def test_the_checkpoint_of_another_request_is_refused(engine, tmp_path, change):
     killed_at(engine, 1, path)
     options = {"seed": 5, "prompt": PROMPT, **change}
     with pytest.raises(InputError, match="of another request"):
-        engine.generate(random_identity(TINY), num_inference_steps=STEPS, checkpoint=path, **options)
+        engine.generate(random_identity(TINY), num_inference_steps=STEPS, checkpoint=path, **SIZE, **options)
 
 
 def test_a_damaged_checkpoint_is_refused(engine, tmp_path):
@@ -118,7 +118,7 @@ def die(engine, step, timestep, tensors):
     return {}
 ConsisID.open(sys.argv[1]).generate(
     random_identity(TINY), "A person walks.", seed=5, num_inference_steps=4, output_type="latent",
-    checkpoint=sys.argv[3], checkpoint_every=1, callback_on_step_end=die,
+    num_frames=9, checkpoint=sys.argv[3], checkpoint_every=1, callback_on_step_end=die,
 )
 """
 
@@ -134,7 +134,7 @@ def test_a_killed_process(engine, tiny_folder, tmp_path, request):
 
 def fail_once(engine, monkeypatch, graph, nth=0):
     """One call of a graph runs out of memory."""
-    run, calls = engine.networks().runners[graph], []
+    run, calls = engine.networks(SHAPE).runners[graph], []
 
     def failing(inputs, weights):
         calls.append(graph)
@@ -142,10 +142,14 @@ def fail_once(engine, monkeypatch, graph, nth=0):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
         return run(inputs, weights)
 
-    monkeypatch.setitem(engine.networks().runners, graph, failing)
+    monkeypatch.setitem(engine.networks(SHAPE).runners, graph, failing)
 
 
-GRAPHS = [graphs[-1] if name != "denoise" else "head" for name, graphs in STAGES.items() if name != "photo"]
+GRAPHS = [
+    {"denoise": "head", "decode": "decode_first"}.get(name, graphs[-1])
+    for name, graphs in STAGES.items()
+    if name != "photo"
+]
 WHERE = {"face_fold": "identify", "vae_encode": "identify", "text_norm": "text", "image_embed": "prepare"}
 
 
@@ -165,9 +169,11 @@ def test_out_of_memory_in_any_stage(engine, tiny, monkeypatch, graph):
     engine.text_encoder._kept.clear()
     fail_once(engine, monkeypatch, graph)
     video = engine.generate(
-        random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, on_oom="replan", cfg="batched", **options
+        random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, on_oom="replan", cfg="batched", **SIZE, **options
     )
-    plain = tiny.generate(random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, cfg="batched", **options)
+    plain = tiny.generate(
+        random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, cfg="batched", **SIZE, **options
+    )
     assert video.stats.modes["restarts"].startswith("1 ")
     assert engine.memory is not None
     if graph.startswith("decode"):
@@ -179,7 +185,7 @@ def test_out_of_memory_in_any_stage(engine, tiny, monkeypatch, graph):
 def test_replanned_from_the_last_finished_step(engine, expected, monkeypatch):
     fail_once(engine, monkeypatch, "head", nth=2)
     video = engine.generate(
-        random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, output_type="latent", on_oom="replan"
+        random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, output_type="latent", on_oom="replan", **SIZE
     )
     assert torch.equal(video.latents, expected["batched"])
     assert video.stats.calls["head"] == 1

@@ -9,7 +9,7 @@ from consisid.engine.errors import MemoryBudgetError
 from consisid.engine.sizes import STAGE_OF, aligned
 from consisid.engine.variants import TINY
 
-from .conftest import OPTIONS, PROMPT, LateLane, forced, latents, put
+from .conftest import OPTIONS, PROMPT, SHAPE, LateLane, forced, latents, put
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_open_with_a_budget(tiny_folder, tiny, expected):
     assert engine.weights._bound == {}
     video = engine.generate(random_identity(TINY), PROMPT, **OPTIONS)
     assert torch.equal(video.latents, expected[engine.weights.plan.cfg])
-    assert video.stats.predicted_bytes == engine.plan(least, steps=3).peak
+    assert video.stats.predicted_bytes == engine.plan(least, shape=SHAPE, steps=3).peak
     assert len(video.stats.stalls) == OPTIONS["num_inference_steps"]
     assert video.stats.streamed_bytes > 0
     assert video.stats.modes["memory"] == engine.weights.plan.mode
@@ -142,9 +142,9 @@ def test_open_with_a_budget(tiny_folder, tiny, expected):
 def test_a_budget_that_only_a_larger_batch_breaks(tiny_folder):
     """Planned for one video at opening, and anew for each request: refused before anything is loaded."""
     engine = ConsisID.open(tiny_folder, memory="230MiB")
-    with pytest.raises(MemoryBudgetError, match="256 videos"):
-        engine.generate(random_identity(TINY), [PROMPT] * 256, **OPTIONS)
-    assert not any(engine.networks().calls.values())
+    with pytest.raises(MemoryBudgetError, match="4096 videos"):
+        engine.generate(random_identity(TINY), [PROMPT] * 4096, **OPTIONS)
+    assert not any(engine.networks(SHAPE).calls.values())
 
 
 def test_units_are_aligned(engine):
