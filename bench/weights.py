@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from consisid.engine.backends import backend
 from consisid.engine.graphs import Graph, graph_table, weight_shapes
 from consisid.engine.random_weights import RandomTensors
-from consisid.engine.runtime import Networks
+from consisid.engine.runtime import Held, Networks
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant
 
@@ -61,7 +61,13 @@ class RandomWeights:
         # What two graphs read is held once: the second chunk's decoder is the first's.
         if "decode_next" in weights and "decode_first" in weights:
             weights["decode_next"] = weights["decode_first"]
-        return Networks(self.variant, runners, weights, self.device, self.dtype)
+        return Networks(self.variant, runners, Held(weights), self.device, self.dtype)
+
+    @staticmethod
+    def held(networks: Networks) -> Held:
+        """The weights of networks that `networks` made."""
+        assert isinstance(networks.weights, Held)
+        return networks.weights
 
     def fill(self, part: str, module: nn.Module) -> nn.Module:
         """A module of diffusers or transformers, made on the meta device, with these weights in place of its own.

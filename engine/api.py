@@ -1,6 +1,7 @@
 """The path of data: a photo and a prompt become a video."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from .identity import Identity
 from .noise import draw
 from .opening import Opened
 from .people import Choice
+from .recovery import Run, guarded
 from .request import Request
 from .schedulers import Stepper
-from .stats import Clock
 from .video import Video
 
 
@@ -69,35 +70,40 @@ class ConsisID(Opened):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "uint8",
         aligned: bool = False,
-        cfg: str = "batched",
+        cfg: str | None = None,
         decode: str | None = None,
         tile: tuple[int, int] | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 5,
+        on_oom: str = "raise",
     ) -> Any:
         """A Video of the person doing what the prompt says; a list of them for a list of prompts. See Request."""
         options = {name: value for name, value in locals().items() if name not in ("self", "identity", "aligned")}
         request = Request.check(self, options)
-        networks, shape = self.networks(request.shape), request.shape
-        clock = Clock(
-            self.device, networks.calls, {"cfg": cfg, "dtype": self.manifest.spec.dtype, "device": str(self.device)}
-        )
-        with clock.stage("identify"):
+        return guarded(self, request, lambda run: self._make(run, request, identity, aligned))
+
+    def _make(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Any:
+        networks, shape, options = run.networks, request.shape, request.options
+        with run.stage("identify"):
             person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
             features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
-        with clock.stage("text"):
+        with run.stage("text"):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
-        with clock.stage("prepare"):
-            stepper = Stepper(self.scheduler, num_inference_steps, eta, request.generator)
+        with run.stage("prepare"):
+            stepper = Stepper(self.scheduler, options["num_inference_steps"], options["eta"], request.generator)
             image = first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
             given = condition(networks, positions, embeds, image * self.image_scale, features)
-        with clock.stage("denoise"):
+        with run.stage("denoise"):
             final = denoise(
                 networks, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
-                guidance_scale=guidance_scale, dynamic=use_dynamic_cfg, cfg=cfg,
-                on_step=request.callback(self), watch=clock.step,
+                guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
+                on_step=request.callback(self), watch=run.watch,
+                state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
             )  # fmt: skip
-        with clock.stage("decode"):
-            frames = finish(networks, final / self.variant.vae.scaling_factor, output_type, decode, tile)
-        videos = Video.several(frames, final, self.variant.fps, clock.stats)
+        with run.stage("decode"):
+            kind, decoding, tile = (options[name] for name in ("output_type", "decode", "tile"))
+            frames = finish(networks, final / self.variant.vae.scaling_factor, kind, decoding, tile)
+        videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos

@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
         "--face", default="largest", help="who is meant in the photo: largest, center, or a number from the left"
     )
     p.add_argument("--save-crop", type=Path, help="also save what the model sees of the person, as a picture")
+    p.add_argument("--memory", help='budget of device memory: "8GiB", bytes, or "auto" (default: no limit)')
+    p.add_argument("--checkpoint", type=Path, help="file for finished steps; run the same command again to go on")
+    p.add_argument("--on-oom", choices=("raise", "replan"), default="raise", help="replan: go on with less memory")
     p.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
     p.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
     return p
@@ -41,7 +44,7 @@ def generate(options: argparse.Namespace) -> None:
 
     if options.output.suffix.lower() != ".mp4":
         raise InputError(f"--output {options.output} does not end in .mp4, the one format that is written.")
-    engine = ConsisID.open(options.engine, options.device, verify=options.verify)
+    engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
     who = int(options.face) if options.face.lstrip("-").isdigit() else options.face
     person = engine.identify(options.image, face=who, aligned=options.aligned)
     if options.save_crop is not None:
@@ -64,6 +67,8 @@ def generate(options: argparse.Namespace) -> None:
             seed=options.seed,
             callback_on_step_end=step,
             output_type="stream",
+            checkpoint=options.checkpoint,
+            on_oom=options.on_oom,
         )
     video.save(options.output)
     frames, height, width = video.shape

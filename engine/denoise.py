@@ -44,6 +44,20 @@ class TimeTable:
     out: Tensor
 
 
+@dataclass(frozen=True)
+class LoopState:
+    """A finished step, to go on from.
+
+    steps: finished ones. latents: [b, F, 16, h, w]. prompt_embeds: [G * b, T, d_model] where a callback replaced them,
+    else None. stepper: Stepper.state().
+    """
+
+    steps: int
+    latents: Tensor
+    prompt_embeds: Tensor | None
+    stepper: dict[str, Any]
+
+
 class Positions:
     """What a shape alone determines: rotary tables, and positions that are added to the tokens (or None)."""
 
@@ -133,6 +147,8 @@ def denoise(
     cfg: str = "batched",
     on_step: Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
     watch: Callable[[int], None] = lambda step: None,
+    state: LoopState | None = None,
+    keep: Callable[[LoopState], None] | None = None,
 ) -> Tensor:
     """From noise to latents [b, F, 16, h, w].
 
@@ -141,6 +157,8 @@ def denoise(
         cfg: "batched" runs both halves of classifier-free guidance at once, "sequential" one after the other.
         on_step: called with (step, timestep, {"latents", "prompt_embeds"}); what it returns replaces them.
         watch: called after each step with its index.
+        state: where an earlier run of the same video stopped.
+        keep: called after each step with where to go on from.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -148,10 +166,16 @@ def denoise(
     if cfg not in CFG_MODES:
         raise InputError(f"cfg={cfg!r} is not a mode; it is one of {', '.join(CFG_MODES)}.")
     batch, steps = latents.shape[0], len(stepper.timesteps)
-    guided = prompt_embeds.shape[0] > batch
+    guided, first, replacement = prompt_embeds.shape[0] > batch, 0, None
+    if state is not None:
+        stepper.restore(state.stepper)
+        latents, first, replacement = state.latents, state.steps, state.prompt_embeds
+    if replacement is not None:
+        prompt_embeds = replacement
+        given = replace(given, text=project_text(networks, positions, prompt_embeds))
     times = time_table(networks, stepper.timesteps)
-    sound = []
-    for step in range(steps):
+    sound: list[Tensor] = []
+    for step in range(first, steps):
         inputs = stepper.scale(latents, step)
         if cfg == "sequential":
             halves = [replace(given, text=text) for text in given.text.split(batch)]
@@ -168,15 +192,17 @@ def denoise(
             replaced = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
             latents = replaced.get("latents", latents)
             if replaced.get("prompt_embeds", prompt_embeds) is not prompt_embeds:
-                prompt_embeds = replaced["prompt_embeds"].to(networks.device, networks.dtype)
+                prompt_embeds = replacement = replaced["prompt_embeds"].to(networks.device, networks.dtype)
                 given = replace(given, text=project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)
         watch(step)
-    for step, fine in enumerate(torch.stack(sound).tolist()):
+        if keep is not None:
+            keep(LoopState(step + 1, latents, replacement, stepper.state()))
+    for step, fine in enumerate(torch.stack(sound).tolist() if sound else [], first + 1):
         if not fine:
             raise NumericalError(
-                f"The latents are not finite after step {step + 1} of {steps}; check the LoRA, the scheduler and the "
+                f"The latents are not finite after step {step} of {steps}; check the LoRA, the scheduler and the "
                 "embeddings that were passed in, or build the engine in another dtype."
             )
     return latents

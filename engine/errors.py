@@ -27,3 +27,11 @@ class BackendError(ConsisIDError):
 
 class NumericalError(ConsisIDError):
     """NaN or infinity in the latents; the message names the step."""
+
+
+class MemoryBudgetError(ConsisIDError):
+    """A memory budget that cannot be met; the message names the smallest that can."""
+
+
+class DeviceMemoryError(ConsisIDError):
+    """The device ran out of memory; the message names the plan, the stage and the next smaller plan."""

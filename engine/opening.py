@@ -2,10 +2,11 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from . import memory as memory_plan
 from .backends import backend
 from .denoise import Positions
 from .errors import EngineError, InputError
@@ -13,10 +14,16 @@ from .face import Faces
 from .graphs import graph_table, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
-from .runtime import Networks, WeightStore
+from .residency import Residency, device_memory_free
+from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
+from .sizes import Sizes, sizes
+from .stream import lane_of
 from .text import TextEncoder, Tokenizer
+
+if TYPE_CHECKING:
+    from .request import Request
 
 
 class Opened:
@@ -28,35 +35,86 @@ class Opened:
         shape: the video that it was built for.
         device, dtype: where and in what it runs.
         scheduler: a diffusers scheduler; another can be put in its place.
+        memory: the budget in bytes of device memory, None for no limit.
+        weights: where they are.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: torch.device):
+    tiling = False  # whether the decoder can be cut into tiles
+
+    def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
         self.folder, self.manifest, self.device = folder, manifest, device
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
-        self._weights = WeightStore(self.checkpoint, device, self.dtype)
+        self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
+        self.memory = memory_plan.parse(memory, device_memory_free(device))
+        self.weights.use(None if self.memory is None else self.plan(self.memory))
         self._networks: dict[VideoShape, Networks] = {}
         self._positions: dict[VideoShape, Positions] = {}
         self.networks(self.shape)
 
     @classmethod
-    def open(cls, folder: str | Path, device: str | torch.device | None = None, *, verify: bool = False) -> Self:
+    def open(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        memory: int | str | None = None,
+        verify: bool = False,
+    ) -> Self:
         """Open an engine folder that consisid-build made.
 
         Args:
             folder: the engine folder.
             device: where it runs; default where it was built for.
+            memory: how much of the device may be used: bytes, "8GiB", "auto" for what is free less a margin
+                (memory.MARGIN), or None for no limit, with everything resident.
             verify: read and hash the weights too, not only what is executed.
 
         Raises:
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
+            MemoryBudgetError: a budget that is too small; nothing was loaded.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
-        return cls(folder, manifest, place)
+        return cls(folder, manifest, place, memory)
+
+    def plan(
+        self,
+        memory: int | str | None,
+        *,
+        shape: VideoShape | None = None,
+        batch: int = 1,
+        steps: int = 50,
+        guided: bool = True,
+        cfg: str | None = None,
+    ) -> memory_plan.MemoryPlan:
+        """What a run within a budget would hold on the device, and when; print it for a table.
+
+        Raises:
+            InputError: a budget that is none.
+            MemoryBudgetError: one that is too small; the message names the smallest.
+        """
+        found = sizes(
+            self.variant, shape or self.shape, self.dtype,
+            batch=batch, steps=steps, guided=guided, device=self.device.type,
+        )  # fmt: skip
+        machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
+        return memory_plan.plan(
+            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=self.tiling
+        )  # fmt: skip
+
+    def plan_of(self, request: "Request", cfg: str | None, unlimited: bool = False) -> memory_plan.MemoryPlan:
+        """The plan for a request within the engine's budget."""
+        budget = None if unlimited else self.memory
+        return self.plan(budget, cfg=cfg, **_kind(request))
+
+    def sizes_of(self, request: "Request") -> Sizes:
+        """What a request's plan is made from."""
+        kind = _kind(request)
+        return sizes(self.variant, kind.pop("shape"), self.dtype, device=self.device.type, **kind)
 
     def networks(self, shape: VideoShape | None = None) -> Networks:
         """The graphs for a shape; compiled ones exist only for the shape that they were built for."""
@@ -73,15 +131,15 @@ class Opened:
                 f"{self.folder} was built for {self.shape} and makes no other video; build another folder with "
                 f"consisid-build {flags} for {shape}."
             )
-        runners, weights = {}, {}
+        runners = {}
         for name, graph in graph_table(self.variant, shape).items():
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
             runners[name] = module.load(graph, file, self.device, names)
-            weights[name] = self._weights.of(graph, names)
-        return Networks(self.variant, runners, weights, self.device, self.dtype)
+            self.weights.bind(graph, names)
+        return Networks(self.variant, runners, self.weights, self.device, self.dtype)
 
     def positions(self, shape: VideoShape) -> Positions:
         """Rotary tables and additive positions of a shape: once per shape."""
@@ -109,6 +167,12 @@ class Opened:
     def image_scale(self) -> float:
         """What the face image's latents are multiplied with."""
         return self.variant.vae.scaling_factor
+
+
+def _kind(request: "Request") -> dict[str, Any]:
+    """What the sizes of a request depend on."""
+    steps = request.options["num_inference_steps"]
+    return {"shape": request.shape, "batch": request.batch, "steps": steps, "guided": request.guided}
 
 
 def check_device(name: str | torch.device) -> torch.device:

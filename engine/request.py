@@ -37,10 +37,14 @@ class Request:
         replace those of the run.
     callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
     output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video.
-    cfg: "batched" or "sequential".
     decode: "whole", the default; "tiled", in less memory and with a small error; "exact", in as little without one, but
         slow; "tiled-reference", as diffusers' enable_tiling() has it.
     tile: of the last three: height and width of a tile in latent pixels; default half of the trained size.
+    cfg: "batched" or "sequential"; None leaves it to the plan of the memory, "batched" without one.
+    on_oom: when the device runs out of memory, "raise", or "replan": go on with the next smaller plan from the last
+        finished step.
+    checkpoint: a file that holds the last finished steps, written every `checkpoint_every` steps, whole or not at all.
+        Where it exists and is of the same request, the run goes on from it; a finished run removes it.
     """
 
     shape: VideoShape
@@ -76,8 +80,13 @@ class Request:
             raise InputError(f"num_inference_steps={steps!r} has to be a whole number of at least 1.")
         if options["output_type"] not in (*OUTPUT_TYPES, "latent"):
             raise InputError(f"output_type={options['output_type']!r} is none of {', '.join(OUTPUT_TYPES)}, latent.")
-        if options["cfg"] not in CFG_MODES:
+        if options["cfg"] not in (None, *CFG_MODES):
             raise InputError(f"cfg={options['cfg']!r} is none of {', '.join(CFG_MODES)}.")
+        if options["on_oom"] not in ("raise", "replan"):
+            raise InputError(f"on_oom={options['on_oom']!r} is none of raise, replan.")
+        every = options["checkpoint_every"]
+        if not isinstance(every, int) or every < 1:
+            raise InputError(f"checkpoint_every={every!r} has to be a whole number of at least 1.")
         if options["use_dynamic_cfg"] not in (False, True, "step"):
             raise InputError(f'use_dynamic_cfg={options["use_dynamic_cfg"]!r} is none of False, True, "step".')
         if options["decode"] not in (None, *MODES):

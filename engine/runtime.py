@@ -2,14 +2,33 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .backends import Outputs, Runner
-from .checkpoint import Checkpoint
-from .graphs import Graph
 from .variants import Variant
+
+
+class Weights(Protocol):
+    """Where the tensors of a call come from: engine/residency.py."""
+
+    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+        """The tensors of a call, in the order that its graph takes them."""
+
+    def done(self, name: str, layer: int) -> None:
+        """The call that used them is queued."""
+
+
+class Held(dict[str, Sequence[Sequence[Tensor]]]):
+    """Weights that are simply there: by graph, per layer the tensors of a call."""
+
+    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+        return self[name][layer]
+
+    def done(self, name: str, layer: int) -> None:
+        """They stay."""
 
 
 class Networks:
@@ -17,7 +36,7 @@ class Networks:
 
     Args:
         runners: the loaded graphs by name.
-        weights: by graph, per layer the tensors of a call.
+        weights: gives the tensors of each call.
         device, dtype: where and in what the graphs run.
 
     Attributes:
@@ -28,7 +47,7 @@ class Networks:
         self,
         variant: Variant,
         runners: Mapping[str, Runner],
-        weights: Mapping[str, Sequence[Sequence[Tensor]]],
+        weights: Weights,
         device: torch.device,
         dtype: torch.dtype,
     ):
@@ -38,7 +57,9 @@ class Networks:
 
     def __call__(self, name: str, *inputs: Tensor, layer: int = 0) -> Outputs:
         self.calls[name] += 1
-        return self.runners[name](inputs, self.weights[name][layer])
+        outputs = self.runners[name](inputs, self.weights.take(name, layer))
+        self.weights.done(name, layer)
+        return outputs
 
     def one(self, name: str, *inputs: Tensor, layer: int = 0) -> Tensor:
         """A graph with a single output."""
@@ -49,27 +70,3 @@ class Networks:
         """A graph with several outputs."""
         output = self(name, *inputs, layer=layer)
         return (output,) if isinstance(output, Tensor) else tuple(output)
-
-
-class WeightStore:
-    """The tensors of a checkpoint on a device; one that several graphs share is held once."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype):
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self._held: dict[tuple[str, ...], Tensor] = {}
-
-    def _tensor(self, part: str, sources: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-        key = (part, *sources)
-        if key not in self._held:
-            pieces = [self.checkpoint.tensor(part, s, self.device).to(dtype) for s in sources]
-            self._held[key] = pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
-        return self._held[key]
-
-    def of(self, graph: Graph, names: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        """Per layer the tensors of a call, in the order of `names`."""
-        return [self.layer(graph, names, layer) for layer in range(len(graph.layers))]
-
-    def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:
-        """The tensors of one layer's call."""
-        dtype = graph.dtype(self.dtype)
-        return tuple(self._tensor(graph.part, graph.sources(name, layer), dtype) for name in names)

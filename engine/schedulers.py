@@ -1,5 +1,6 @@
 """diffusers' schedulers behind one step function. They are imported when an engine first needs one."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -46,6 +47,17 @@ class Stepper:
         self._options |= {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
         self._keeps_prediction = "old_pred_original_sample" in accepted
         self._prediction: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """All that a later step depends on besides the latents; `restore` puts it back."""
+        kept = {name: value for name, value in vars(self.scheduler).items() if name != "_internal_dict"}
+        prediction = None if self._prediction is None else self._prediction.clone()
+        return {"scheduler": copy.deepcopy(kept), "prediction": prediction}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        vars(self.scheduler).update(copy.deepcopy(state["scheduler"]))
+        self.timesteps, self._prediction = self.scheduler.timesteps, state["prediction"]
 
     def scale(self, latents: Tensor, step: int) -> Tensor:
         """What the network reads at a step."""

@@ -21,6 +21,10 @@ class Stats:
         calls: how often each graph ran.
         modes: what was chosen: CFG mode, dtype, device.
         peak_bytes: the most device memory reserved during the run; on a CPU the peak resident set of the process.
+        allocated_bytes: the most of it that tensors took at once; 0 on a CPU.
+        predicted_bytes: the peak that the plan predicted; None without a plan.
+        streamed_bytes: weights copied to the device.
+        stalls: seconds of each denoising step in which it waited for weights.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -28,6 +32,10 @@ class Stats:
     calls: dict[str, int] = field(default_factory=dict)
     modes: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
+    allocated_bytes: int = 0
+    predicted_bytes: int | None = None
+    streamed_bytes: int = 0
+    stalls: list[float] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line: where the time went."""
@@ -35,7 +43,12 @@ class Stats:
         per_step = (
             f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
         )
-        return f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        text = f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        if self.predicted_bytes is not None:
+            text += f" (predicted {self.predicted_bytes / 2**30:.2f} GiB)"
+        if self.streamed_bytes:
+            text += f", {self.streamed_bytes / 1e9:.2f} GB streamed, steps stalled {sum(self.stalls):.3f} s"
+        return text
 
 
 class Clock:
@@ -82,7 +95,10 @@ class Clock:
                 steps.append(after - before)
             elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
                 steps.append(before.elapsed_time(after) / 1000)
-        return Stats(self._seconds, steps, dict(self._calls - self._before), self._modes, peak_bytes(self.device))
+        calls = dict(self._calls - self._before)
+        return Stats(
+            self._seconds, steps, calls, self._modes, peak_bytes(self.device), allocated_bytes(self.device)
+        )  # fmt: skip
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -91,3 +107,8 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
+
+
+def allocated_bytes(device: torch.device) -> int:
+    """The most bytes of tensors so far on a GPU; 0 on a CPU, where nobody counts them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

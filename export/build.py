@@ -19,7 +19,7 @@ from consisid.engine.manifest import (
     weights_hash,
 )
 from consisid.engine.opening import check_device
-from consisid.engine.runtime import WeightStore
+from consisid.engine.residency import WeightStore
 from consisid.engine.shapes import VideoShape
 
 from .choose import check_backend, compile_graph

@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
     p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny, preview or 1.5")
     p.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
+    p.add_argument("--memory", help='with --dry-run: also print the plan for a budget such as "6GiB"')
     p.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")
     return p
 
@@ -42,11 +43,13 @@ def make(options: argparse.Namespace) -> None:
         return
     if options.checkpoint is None or (options.output is None and not options.dry_run):
         raise InputError("Give a checkpoint and --output; `consisid-build tiny --output DIR` needs no download.")
+    if options.memory is not None and not options.dry_run:
+        raise InputError("--memory belongs to --dry-run; a budget is given when an engine is opened.")
     device = options.device or default_device()
     names = ("backend", "dtype", "height", "width", "num_frames", "random_weights")
     settings = {name: getattr(options, name) for name in names}
     if options.dry_run:
-        print(describe_plan(options.checkpoint, device=device, **settings))
+        print(describe_plan(options.checkpoint, device=device, memory=options.memory, **settings))
         return
     with tqdm(unit="graph", disable=not sys.stderr.isatty()) as bar:
 

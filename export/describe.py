@@ -5,9 +5,12 @@ from math import prod
 from pathlib import Path
 
 from consisid.engine.graphs import graph_table, weight_shapes
-from consisid.engine.manifest import DTYPES, Manifest
+from consisid.engine.manifest import DTYPES, Manifest, provenance
+from consisid.engine.memory import machine_named, parse, plan
 from consisid.engine.opening import check_device
+from consisid.engine.residency import device_memory_free
 from consisid.engine.shapes import VideoShape
+from consisid.engine.sizes import sizes
 
 from .choose import check_backend
 from .source import Source
@@ -32,9 +35,21 @@ def describe_folder(manifest: Manifest, folder: Path) -> str:
 
 
 def describe_plan(
-    checkpoint: str, *, backend: str, dtype: str | None, device: str, random_weights: bool, **size: int | None
+    checkpoint: str,
+    *,
+    backend: str,
+    dtype: str | None,
+    device: str,
+    random_weights: bool,
+    memory: int | str | None = None,
+    **size: int | None,
 ) -> str:
-    """What a build would make; nothing is written and no weights are read."""
+    """What a build would make, and with `memory` how it would run within that budget; nothing is written and no
+    weights are read.
+
+    Raises:
+        MemoryBudgetError: a budget that is too small.
+    """
     place = check_device(device)
     check_backend(backend)
     source = Source.find(checkpoint, random_weights, bundle=False)
@@ -50,4 +65,8 @@ def describe_plan(
         total += count
         lines.append(f"  {name:<16} {len(graph.layers):>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
     lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
+    if memory is not None:
+        gpu = provenance(place).get("gpu", "")
+        found = sizes(source.variant, shape, DTYPES[dtype], device=place.type)
+        lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu)))]
     return "\n".join(lines)

@@ -25,8 +25,8 @@ class Parts:
         self.c, t = c, c.variant.transformer
         self.t, self.text, self.eps = t, t.max_text_seq_length, t.norm_eps
         self.networks = c.weights.networks(["block", "face"])
-        self.w = dict(zip(_names(c, "block"), self.networks.weights["block"][0], strict=True))
-        self.face_norm = dict(zip(_names(c, "face"), self.networks.weights["face"][0], strict=True))
+        self.w = dict(zip(_names(c, "block"), RandomWeights.held(self.networks)["block"][0], strict=True))
+        self.face_norm = dict(zip(_names(c, "face"), RandomWeights.held(self.networks)["face"][0], strict=True))
         rows = c.batch, c.tokens
         self.hidden, self.update = c.randn(*rows, t.inner_dim), c.randn(*rows, t.inner_dim, seed=1)
         self.modulation = c.randn(2, 2, 3, t.inner_dim, seed=2) * 0.1
@@ -96,7 +96,7 @@ def pair(c: Context) -> tuple[Parts, Parts]:
         setattr(high, name, getattr(low, name).float().cpu())
     weights: Any = high.networks.weights
     for graph in ("block", "face"):
-        weights[graph] = [tuple(x.float().cpu() for x in low.networks.weights[graph][0])]
+        weights[graph] = [tuple(x.float().cpu() for x in RandomWeights.held(low.networks)[graph][0])]
     return low, high
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from consisid.engine.decode import decode_chunks
-from consisid.engine.runtime import Networks
+from consisid.engine.runtime import Held, Networks
 
 from ..cost import decode_flops
 from ..reference import vae as reference_vae
@@ -43,9 +43,9 @@ def formatted(networks: Networks, layout: str) -> Networks:
             tuple(x.contiguous(memory_format=FORMATS[layout]) if x.dim() == 5 else x for x in tensors)
             for tensors in layers
         ]
-        for name, layers in networks.weights.items()
+        for name, layers in RandomWeights.held(networks).items()
     }
-    return Networks(networks.variant, networks.runners, weights, networks.device, networks.dtype)
+    return Networks(networks.variant, networks.runners, Held(weights), networks.device, networks.dtype)
 
 
 def whole(networks: Networks, latents: Tensor, layout: str) -> list[Tensor]:

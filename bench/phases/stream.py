@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consisid.engine.runtime import Networks
+from consisid.engine.runtime import Held, Networks
 
 from ..cost import step_cost
+from ..weights import RandomWeights
 from . import Case, Context, Work
 from .step import Step, shared
 
@@ -83,10 +84,11 @@ class Ring(Sequence[Any]):
 def streaming(step: Step, share: float) -> tuple[Networks, int]:
     """Networks of which `share` of the blocks is resident, and how many blocks stream."""
     networks = step.networks
-    layers = len(networks.weights["block"])
+    held = RandomWeights.held(networks)
+    layers = len(held["block"])
     streamed = spread(layers, layers - round(share * layers))
-    ring: Any = Ring(networks.weights["block"], streamed, networks.device)
-    weights = {**networks.weights, "block": ring}
+    ring: Any = Ring(held["block"], streamed, networks.device)
+    weights = Held({**held, "block": ring})
     return Networks(networks.variant, networks.runners, weights, networks.device, networks.dtype), len(streamed)
 
 
@@ -95,7 +97,7 @@ def work(c: Context, share: float) -> Work:
     networks, streamed = streaming(step, share)
     step.predict(networks)  # twice: the second takes turns in another order where the number streamed is odd
     error = c.compare(step.predict(networks), right)
-    bytes_ = sum(x.numel() * x.element_size() for x in step.networks.weights["block"][0])
+    bytes_ = sum(x.numel() * x.element_size() for x in RandomWeights.held(step.networks)["block"][0])
 
     def more() -> dict[str, Any]:
         return {"streamed_blocks": streamed, "streamed_gb_per_step": streamed * bytes_ / 1e9}

@@ -1,0 +1,298 @@
+"""A budget of device memory becomes a plan: per stage what is resident, what streams, and what that costs.
+
+Pure arithmetic on engine/sizes.py and the speeds of a machine: nothing is loaded, no device is asked. Every stage has
+its candidates; a plan takes the fastest of those that fit, so a larger budget, whose candidates include those of a
+smaller one, is never slower.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import ceil
+
+from .errors import InputError, MemoryBudgetError
+from .schedule import MACHINES, Machine, replay, spread
+from .sizes import Key, Sizes, StageSizes
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+BUFFERS = (2, 3, 4)
+SPLITS = (1, 2, 3, 4, 6)  # tiles of the decoder per side
+OVERLAP = 0.25  # of a tile's side, shared with its neighbour
+SMALLEST_TILE = 8  # latent pixels
+MARGIN = 2**30  # bytes that "auto" leaves to others
+# For a GPU that has no row of its own: an assumption, which orders candidates and predicts nothing well.
+UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
+
+
+def parse(memory: "int | str | None", free: int) -> int | None:
+    """Bytes of a budget: a number, "8GiB", "auto" for what is free less MARGIN, None for no limit.
+
+    Raises:
+        InputError: anything else.
+    """
+    if memory is None:
+        return None
+    if isinstance(memory, int) and not isinstance(memory, bool):
+        amount = memory
+    elif memory == "auto":
+        amount = free - MARGIN
+    else:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b|)", str(memory).strip().lower())
+        if not found or found[2] not in UNITS:
+            raise InputError(
+                f'memory={memory!r} is not a budget; give bytes, a size such as "8GiB" or "6000MB", "auto" or None.'
+            )
+        amount = int(float(found[1]) * UNITS[found[2]])
+    if amount <= 0:
+        raise InputError(f"memory={memory!r} is {amount} bytes; a budget has to be more than none.")
+    return amount
+
+
+def show(count: int) -> str:
+    """Bytes for people, rounded up, in a form that `parse` reads."""
+    unit, size = ("GiB", 2**30) if count >= 2**30 else ("MiB", 2**20)
+    return f"{ceil(count / size * 100) / 100:.2f}{unit}"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a plan.
+
+    Attributes:
+        resident, streamed: weights by graph and layer, in the order of execution; what else a stage has is resident.
+        buffers, buffer_bytes: what streams goes through.
+        cfg: "batched" or "sequential".
+        tile: height and width of the decoder's tiles in latent pixels, None for whole frames.
+        peak: predicted bytes of device memory.
+        seconds: predicted, copies that nothing hides included.
+        stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
+        copied: bytes from host to device per video.
+    """
+
+    name: str
+    resident: tuple[Key, ...]
+    streamed: tuple[Key, ...]
+    buffers: int
+    buffer_bytes: int
+    cfg: str
+    tile: tuple[int, int] | None
+    peak: int
+    seconds: float
+    stall: float
+    copied: int
+
+    @property
+    def order(self) -> tuple[int, bool, int, int]:
+        """Among equally fast candidates: guidance at once, whole frames, few bytes copied, little memory."""
+        return self.cfg != "batched", self.tile is not None, self.copied, self.peak
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run holds on its device, and when.
+
+    Attributes:
+        budget: bytes, None for no limit.
+        held: all weights stay on the device between stages and videos.
+        machine: whose speeds the seconds are computed with.
+    """
+
+    label: str
+    budget: int | None
+    machine: Machine
+    stages: tuple[StagePlan, ...]
+    held: bool
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage called `name`."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak, bytes."""
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of a video."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def cfg(self) -> str:
+        return self.stage("denoise").cfg
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        return self.stage("decode").tile
+
+    @property
+    def mode(self) -> str:
+        """In a few words, for stats."""
+        if self.held:
+            return "resident"
+        loop = self.stage("denoise")
+        if not loop.streamed:
+            return "stages hand over"
+        return f"{len(loop.streamed)} of {len(loop.streamed) + len(loop.resident)} blocks stream"
+
+    def __str__(self) -> str:
+        """The plan as a table."""
+        budget = "no limit" if self.budget is None else show(self.budget)
+        lines = [
+            f"{self.label}: budget {budget}, predicted peak {show(self.peak)}, {self.seconds:.1f} s at the speeds of "
+            f"{self.machine.name} ({self.machine.sources})",
+            f"  {'stage':<9} {'resident':>8} {'streams':>8} {'buffers':>14}  {'mode':<12} {'peak':>10} {'seconds':>9} "
+            f"{'stall/pass':>10}",
+        ]
+        for stage in self.stages:
+            ring = f"{stage.buffers} x {show(stage.buffer_bytes)}" if stage.streamed else "-"
+            mode = stage.cfg if stage.name == "denoise" else ""
+            if stage.name == "decode":
+                mode = "whole" if stage.tile is None else f"tile {stage.tile[0]}x{stage.tile[1]}"
+            lines.append(
+                f"  {stage.name:<9} {len(stage.resident):>8} {len(stage.streamed):>8} {ring:>14}  {mode:<12} "
+                f"{show(stage.peak):>10} {stage.seconds:>9.2f} {stage.stall:>10.4f}"
+            )
+        kept = "all weights stay on the device" if self.held else "weights leave with their stage"
+        return "\n".join([*lines, f"  {kept}; resident and streams count layers"])
+
+
+def tiles(
+    stage: StageSizes, latent: tuple[int, int], tiling: bool
+) -> Iterator[tuple[tuple[int, int] | None, int, float]]:
+    """Ways to cut a frame: the tile, the bytes that decoding it holds, and the arithmetic against whole frames.
+
+    What a decoder holds is in proportion to its pixels; the frames that tiles are blended into come on top, twice.
+    """
+    ((_, working), *_) = stage.working
+    height, width = latent
+    for split in SPLITS if tiling and stage.name == "decode" else (1,):
+        if split == 1:
+            yield None, working, 1.0
+            continue
+        sides = [min(side, ceil(side / (split - (split - 1) * OVERLAP))) for side in latent]
+        if min(sides) >= SMALLEST_TILE:
+            share = sides[0] * sides[1] / (height * width)
+            yield (sides[0], sides[1]), ceil(working * share) + 2 * stage.frames, split**2 * share
+
+
+@lru_cache(maxsize=4096)
+def candidates(
+    stage: StageSizes, latent: tuple[int, int], machine: Machine, cfg: str | None, tiling: bool, held: bool
+) -> tuple[StagePlan, ...]:
+    """Every way to run a stage; the peak is without the sizes' overhead, and when `held` without weights."""
+    found = []
+    modes = [mode for mode, _ in stage.working if cfg in (None, mode) or len(stage.working) == 1]
+    largest = max((unit.bytes for unit in stage.units), default=0)
+    total = sum(unit.bytes for unit in stage.units)
+    counts = [0] if held else [0, *range(2, len(stage.units) + 1)]
+    for mode, (tile, decoding, more) in product(modes, tiles(stage, latent, tiling)):
+        working = decoding if stage.name == "decode" else dict(stage.working)[mode]
+        samples = 2 if mode == "batched" and len(stage.working) > 1 else 1
+        for count, buffers in product(counts, BUFFERS):
+            if buffers > max(count, BUFFERS[0]) or (count == 0 and buffers > BUFFERS[0]):
+                continue
+            streamed = spread(stage.units, count)
+            moving = sum(unit.bytes for unit in stage.units if unit.key in streamed)
+            units = [] if held else stage.units
+            flops = stage.flops * more + (sum(unit.flops for unit in stage.units) if held else 0.0)
+            run = replay(
+                units, streamed, buffers, stage.passes // samples, machine,
+                fixed=0 if held else stage.fixed, flops=flops, samples=samples,
+            )  # fmt: skip
+            weights = 0 if held else stage.fixed + total - moving + (buffers * largest if count else 0)
+            found.append(
+                StagePlan(
+                    name=stage.name,
+                    resident=tuple(unit.key for unit in stage.units if unit.key not in streamed),
+                    streamed=tuple(unit.key for unit in stage.units if unit.key in streamed),
+                    buffers=buffers if count else 0,
+                    buffer_bytes=largest if count else 0,
+                    cfg=mode,
+                    tile=tile,
+                    peak=weights + stage.data + working,
+                    seconds=run.seconds,
+                    stall=run.stall[1],
+                    copied=run.bytes,
+                )
+            )
+    return tuple(sorted(found, key=lambda plan: (plan.seconds, plan.order)))
+
+
+def plan(
+    budget: int | None, sizes: Sizes, machine: Machine = UNKNOWN, *, cfg: str | None = None, tiling: bool = False
+) -> MemoryPlan:
+    """The fastest way to make a video within a budget.
+
+    Args:
+        budget: bytes of device memory, None for no limit.
+        sizes: of the video.
+        machine: its speeds decide between candidates and predict the seconds.
+        cfg: a mode that was asked for; None leaves the choice to the plan.
+        tiling: whether the decoder can be cut into tiles.
+
+    Raises:
+        MemoryBudgetError: not even the smallest plan fits; the message names its budget.
+    """
+    options = {
+        held: [candidates(stage, sizes.latent, machine, cfg, tiling, held) for stage in sizes.stages]
+        for held in (True, False)
+    }
+    found = []
+    for held, stages in options.items():
+        extra = sizes.overhead + (sizes.weights if held else 0)
+        chosen = _choose(stages, extra, budget)
+        if chosen is not None:
+            found.append(MemoryPlan(sizes.label, budget, machine, chosen, held))
+    if not found:
+        worst, bytes_needed = smallest(sizes, machine, cfg, tiling)
+        needed = show(bytes_needed)
+        raise MemoryBudgetError(
+            f"memory={show(budget or 0)} is too little for {sizes.label}: the stage {worst} needs {needed}. The "
+            f"smallest budget that works is {needed}."
+        )
+    return min(found, key=lambda each: (each.seconds, not each.held))
+
+
+def smallest(sizes: Sizes, machine: Machine, cfg: str | None, tiling: bool) -> tuple[str, int]:
+    """The stage that no plan can make smaller, and the bytes that it needs: the smallest budget."""
+    least = {
+        stage.name: min(way.peak for way in candidates(stage, sizes.latent, machine, cfg, tiling, False))
+        for stage in sizes.stages
+    }
+    worst = max(least, key=lambda name: least[name])
+    return worst, least[worst] + sizes.overhead
+
+
+def _choose(stages: Sequence[tuple[StagePlan, ...]], extra: int, budget: int | None) -> tuple[StagePlan, ...] | None:
+    """Per stage the first candidate that fits, with `extra` added to its peak; None where none does."""
+    chosen = []
+    for ways in stages:
+        way = next((way for way in ways if budget is None or way.peak + extra <= budget), None)
+        if way is None:
+            return None
+        chosen.append(_raised(way, extra))
+    return tuple(chosen)
+
+
+def _raised(stage: StagePlan, extra: int) -> StagePlan:
+    return StagePlan(**{**vars(stage), "peak": stage.peak + extra})
+
+
+def smaller(
+    than: MemoryPlan, sizes: Sizes, *, cfg: str | None = None, tiling: bool = False, step: float = 0.9
+) -> MemoryPlan | None:
+    """The fastest plan whose predicted peak is at most `step` of another's, or else the smallest; None when that is no
+    smaller than the other."""
+    least = smallest(sizes, than.machine, cfg, tiling)[1]
+    if least >= than.peak:
+        return None
+    return plan(max(least, int(than.peak * step)), sizes, than.machine, cfg=cfg, tiling=tiling)
+
+
+def machine_named(gpu: str) -> Machine:
+    """The row of MACHINES for a GPU by the driver's name, such as "NVIDIA GeForce RTX 4090"; UNKNOWN without one."""
+    name = gpu.lower().replace(" ", "")
+    return next((row for key, row in MACHINES.items() if key in name.removeprefix("nvidia")), UNKNOWN)

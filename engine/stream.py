@@ -1,0 +1,244 @@
+"""Weights that come to the device while it computes: a ring of buffers, filled on a copy stream.
+
+    copy stream     copy 0 | copy 1 |        (waits until call 0 has ended) copy 2 | ...
+    compute stream           (waits for copy 0) call 0 | (for copy 1) call 1 | (for copy 2) call 2 | ...
+
+Both waits are events on the device: the host issues and never waits. Buffers are allocated when a stage begins, so
+nothing is allocated in a loop.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import DeviceMemoryError
+from .sizes import Key
+
+
+class Lane(Protocol):
+    """Copies to one device beside its computation. `Any` is an event of that device."""
+
+    def buffer(self, size: int) -> Tensor:
+        """uint8 [size] on the device, not to be written by computation."""
+
+    def host(self, size: int) -> Tensor:
+        """uint8 [size] on the host, from which copies do not wait."""
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        """Queue a copy."""
+
+    def copied(self) -> Any:
+        """An event after all copies so far."""
+
+    def used(self) -> Any:
+        """An event after all computation so far."""
+
+    def compute_waits(self, event: Any) -> None:
+        """Later computation waits for the copies before `event`; the time counts as a stall."""
+
+    def copy_waits(self, event: Any) -> None:
+        """Later copies wait for the computation before `event`."""
+
+    def border(self) -> None:
+        """The end of a step."""
+
+    def stalls(self) -> list[float]:
+        """Seconds of waiting since the last call of this function: of each step, then of what came after the last
+        border. On a GPU the device has to be idle."""
+
+
+class InlineLane:
+    """Plain copies, at once: a CPU. Computation waits for each copy as long as it takes."""
+
+    def __init__(self) -> None:
+        self._stalls = [0.0]
+
+    def buffer(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def host(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        start = time.perf_counter()
+        to.copy_(source)
+        self._stalls[-1] += time.perf_counter() - start
+
+    def copied(self) -> Any:
+        return None
+
+    def used(self) -> Any:
+        return None
+
+    def compute_waits(self, event: Any) -> None:
+        pass
+
+    def copy_waits(self, event: Any) -> None:
+        pass
+
+    def border(self) -> None:
+        self._stalls.append(0.0)
+
+    def stalls(self) -> list[float]:
+        found, self._stalls = self._stalls, [0.0]
+        return found
+
+
+class CudaLane:
+    """A copy stream beside the current stream of a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self._waits: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[]]
+
+    def buffer(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def host(self, size: int) -> Tensor:
+        # Registered rather than allocated pinned: PyTorch rounds pinned memory up to a power of two.
+        memory = torch.empty(size, dtype=torch.uint8)
+        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)):
+            raise DeviceMemoryError(
+                f"The system refused to pin {size} bytes of host memory; raise the limit (ulimit -l)."
+            )
+        address = memory.data_ptr()
+        weakref.finalize(memory.untyped_storage(), lambda: torch.cuda.cudart().cudaHostUnregister(address))
+        return memory
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        with torch.cuda.stream(self.stream):
+            to.copy_(source, non_blocking=True)
+
+    def copied(self) -> Any:
+        return self.stream.record_event()
+
+    def used(self) -> Any:
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def compute_waits(self, event: Any) -> None:
+        stream = torch.cuda.current_stream(self.device)
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record(stream)
+        stream.wait_event(event)
+        after.record(stream)
+        self._waits[-1].append((before, after))
+
+    def copy_waits(self, event: Any) -> None:
+        self.stream.wait_event(event)
+
+    def border(self) -> None:
+        self._waits.append([])
+
+    def stalls(self) -> list[float]:
+        found = [sum(before.elapsed_time(after) for before, after in step) / 1000 for step in self._waits]
+        self._waits = [[]]
+        return found
+
+
+def lane_of(device: torch.device) -> Lane:
+    """The lane of a device."""
+    return CudaLane(device) if device.type == "cuda" else InlineLane()
+
+
+@dataclass
+class _Slot:
+    """A buffer of the ring and whose weights are in it: the position in the endless order of execution."""
+
+    buffer: Tensor
+    position: int = -1
+    ready: Any = None
+    used: Any = None
+
+
+@dataclass
+class Conveyor:
+    """The units of one stage, in the order of execution, again and again.
+
+    A unit that is resident is copied once into memory of its own; the others pass through the ring. Copies are issued
+    in the order of execution, as far ahead as buffers are free.
+
+    Args:
+        order: the units of a pass.
+        sizes: bytes of each.
+        streamed: those that pass through the ring.
+        buffers, buffer_bytes: of the ring.
+        fill: queues the copies of a unit's weights into a buffer.
+    """
+
+    lane: Lane
+    order: Sequence[Key]
+    sizes: dict[Key, int]
+    streamed: frozenset[Key]
+    buffers: int
+    buffer_bytes: int
+    fill: Callable[[Key, Tensor], None]
+    _issued: int = 0
+    _current: int = -1
+    _home: dict[Key, Tensor] = field(default_factory=dict)
+    _arrived: dict[Key, Any] = field(default_factory=dict)
+    _awaited: set[Key] = field(default_factory=set)
+    _slots: list[_Slot] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._index = {key: i for i, key in enumerate(self.order)}
+        self._home = {key: self.lane.buffer(self.sizes[key]) for key in self.order if key not in self.streamed}
+        self._slots = [_Slot(self.lane.buffer(self.buffer_bytes)) for _ in range(self.buffers if self.streamed else 0)]
+        # The allocator may hand out memory that computation still reads.
+        self.lane.copy_waits(self.lane.used())
+        self._issue()
+
+    def take(self, key: Key) -> Tensor:
+        """The buffer with a unit's weights; computation that is queued from now on finds them there."""
+        count = len(self.order)
+        position = max(self._current, 0) + (self._index[key] - max(self._current, 0)) % count
+        if position != self._current:
+            self._current = position
+            self._issued = max(self._issued, position)  # what was passed over is not copied any more
+            self._issue()
+        if key not in self.streamed:
+            if key not in self._awaited:
+                self.lane.compute_waits(self._arrived.pop(key))
+                self._awaited.add(key)
+            return self._home[key]
+        slot = next(slot for slot in self._slots if slot.position == position)
+        if slot.ready is not _DONE:
+            self.lane.compute_waits(slot.ready)
+            slot.ready = _DONE
+        return slot.buffer
+
+    def done(self, key: Key) -> None:
+        """The computation that reads a unit's weights is queued."""
+        for slot in self._slots:
+            if slot.position == self._current:
+                slot.used = self.lane.used()
+
+    def close(self) -> None:
+        """Computation waits for the copies that are under way, so that the buffers can be given back."""
+        self.lane.copy_waits(self.lane.used())
+        self.lane.compute_waits(self.lane.copied())
+        self._slots, self._home = [], {}
+
+    def _issue(self) -> None:
+        """Queue copies in the order of execution until no buffer is free, at most one pass ahead."""
+        while self._issued < max(self._current, 0) + len(self.order):
+            key = self.order[self._issued % len(self.order)]
+            if key in self.streamed:
+                slot = min(self._slots, key=lambda slot: slot.position)
+                if slot.position >= max(self._current, 0):
+                    return
+                if slot.used is not None:
+                    self.lane.copy_waits(slot.used)
+                self.fill(key, slot.buffer)
+                slot.position, slot.ready, slot.used = self._issued, self.lane.copied(), None
+            elif key not in self._arrived and key not in self._awaited:
+                self.fill(key, self._home[key])
+                self._arrived[key] = self.lane.copied()
+            self._issued += 1
+
+
+_DONE = object()

@@ -1,0 +1,171 @@
+"""Plans for any budget: within it, never slower for more, and refused with the budget that would do."""
+
+import subprocess
+import sys
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consisid.engine.errors import InputError, MemoryBudgetError
+from consisid.engine.memory import UNKNOWN, machine_named, parse, plan, show, smaller
+from consisid.engine.schedule import MACHINES, Machine, replay, spread
+from consisid.engine.shapes import VideoShape
+from consisid.engine.sizes import Sizes, Unit, sizes
+from consisid.engine.variants import PREVIEW, TINY, V1_5
+
+GIB = 2**30
+KINDS = {
+    "preview": (PREVIEW, (480, 720, 49), torch.bfloat16),
+    "preview, small": (PREVIEW, (256, 384, 17), torch.float16),
+    "1.5": (V1_5, (480, 720, 49), torch.bfloat16),
+    "tiny": (TINY, (96, 144, 17), torch.float32),
+}
+BUDGETS = st.integers(2 * GIB, 80 * GIB)
+
+
+@lru_cache
+def sizes_of(kind: str, **options) -> Sizes:
+    variant, shape, dtype = KINDS[kind]
+    return sizes(variant, VideoShape.of(variant, *shape), dtype, device="cuda", **options)
+
+
+def attempt(budget, *arguments, **options):
+    try:
+        return plan(budget, *arguments, **options)
+    except MemoryBudgetError as error:
+        return error
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    budgets=st.tuples(BUDGETS, BUDGETS).map(sorted),
+    kind=st.sampled_from(sorted(KINDS)),
+    machine=st.sampled_from(sorted(MACHINES)),
+    tiling=st.booleans(),
+    cfg=st.sampled_from([None, "batched", "sequential"]),
+)
+def test_any_budget(budgets, kind, machine, tiling, cfg):
+    little, much = (attempt(b, sizes_of(kind), MACHINES[machine], tiling=tiling, cfg=cfg) for b in budgets)
+    for budget, found in zip(budgets, (little, much), strict=True):
+        if isinstance(found, MemoryBudgetError):
+            least = parse(str(found).split("budget that works is ")[1].rstrip("."), 0)
+            assert least > budget
+            smallest = plan(least, sizes_of(kind), MACHINES[machine], tiling=tiling, cfg=cfg)
+            with pytest.raises(MemoryBudgetError):
+                plan(smallest.peak - GIB // 50, sizes_of(kind), MACHINES[machine], tiling=tiling, cfg=cfg)
+        else:
+            assert found.peak <= budget
+            assert cfg in (None, found.cfg)
+            assert tiling or found.tile is None
+    if not isinstance(little, MemoryBudgetError):
+        assert much.seconds <= little.seconds
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_peak_is_the_sum_of_its_parts(kind):
+    found = sizes_of(kind)
+    for budget in (4, 6, 12, 20):
+        made = attempt(budget * GIB, found, MACHINES["rtx3090"], tiling=True)
+        if isinstance(made, MemoryBudgetError) or made.held:
+            continue
+        for stage, size in zip(made.stages, found.stages, strict=True):
+            resident = sum(unit.bytes for unit in size.units if unit.key in stage.resident)
+            ring = stage.buffers * stage.buffer_bytes
+            known = found.overhead + size.fixed + size.data + resident + ring
+            assert sorted(stage.resident + stage.streamed) == sorted(unit.key for unit in size.units)
+            assert bool(stage.streamed) == bool(stage.buffers)
+            if stage.tile is None:
+                assert stage.peak == known + dict(size.working)[stage.cfg]
+
+
+def test_larger_requests_need_more():
+    """More steps, more videos and a larger frame never need less at the same plan."""
+    base = plan(None, sizes_of("tiny")).peak
+    assert plan(None, sizes_of("tiny", steps=500)).peak >= base
+    assert plan(None, sizes_of("tiny", batch=64)).peak > base
+    small, large = (plan(None, sizes_of(kind)).peak for kind in ("preview, small", "preview"))
+    assert small < large
+
+
+def test_no_limit_holds_everything():
+    found = plan(None, sizes_of("preview"))
+    assert found.held
+    assert found.mode == "resident"
+    assert found.cfg == "batched"
+    assert found.tile is None
+
+
+def test_smaller_plans_end():
+    found, count = plan(None, sizes_of("preview"), tiling=True), 0
+    while (following := smaller(found, sizes_of("preview"), tiling=True)) is not None:
+        assert following.peak < found.peak
+        found, count = following, count + 1
+    assert count > 3
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(5, 5), ("8GiB", 8 * GIB), ("8 gib", 8 * GIB), ("1.5GB", 1_500_000_000), ("700MiB", 700 * 2**20), ("123", 123),
+     (None, None), ("auto", 3 * GIB)],
+)  # fmt: skip
+def test_budgets_are_read(given, expected):
+    assert parse(given, 4 * GIB) == expected
+
+
+@pytest.mark.parametrize("given", ["lots", "8 apples", "-1", 0, -5, "0GiB", True, "1.2.3GB", "auto"])
+def test_no_budgets(given):
+    with pytest.raises(InputError, match="memory="):
+        parse(given, 0)
+
+
+@given(st.integers(1, 2**45))
+def test_a_shown_budget_is_enough(count):
+    assert count <= parse(show(count), 0) <= count + GIB // 100 + 1
+
+
+def test_machines_by_the_drivers_name():
+    assert machine_named("NVIDIA GeForce RTX 4090").name == "rtx4090"
+    assert machine_named("NVIDIA H200").name == "h200"
+    assert machine_named("Tesla T4").name == "t4"
+    assert machine_named("NVIDIA L4") is UNKNOWN
+    assert machine_named("") is UNKNOWN
+
+
+UNITS = tuple(Unit(("block", i), 10, 100.0) for i in range(4))
+
+
+def test_replay_by_hand():
+    """Four units, a second to copy each, two to compute: only the first copy shows. The other way round all do."""
+    every = frozenset(unit.key for unit in UNITS)
+    hidden = replay(UNITS, every, 2, 5, Machine("m", 50.0, 10.0, ""))
+    assert hidden.seconds == pytest.approx(1 + 5 * 4 * 2)
+    assert hidden.stall == pytest.approx((1.0, 0.0))
+    assert hidden.bytes == 5 * 40
+    shown = replay(UNITS, every, 2, 5, Machine("m", 100.0, 5.0, ""))
+    assert shown.stall[1] == pytest.approx(4 * (2 - 1))
+    assert shown.seconds == pytest.approx(1 + 5 * 4 * 2)
+    half = replay(UNITS, spread(UNITS, 2), 2, 5, Machine("m", 100.0, 5.0, ""))
+    assert half.stall[1] == pytest.approx(0.0)
+    assert half.bytes == 40 + 4 * 20
+    assert spread(UNITS, 2) == {("block", 0), ("block", 2)}
+
+
+@pytest.mark.parametrize("machine", sorted(MACHINES))
+def test_the_simulation_prints(machine):
+    command = [sys.executable, "-m", "consisid.bench.simulate", "tiny", "--memory", "2GiB", "--machine", machine]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert MACHINES[machine].sources in output
+    assert "simulated stall per step" in output
+
+
+def test_the_dry_run_prints_the_plan(capsys):
+    from consisid.export.cli import main
+
+    assert main(["tiny", "--dry-run", "--device", "cpu", "--memory", "1GiB"]) == 0
+    assert "budget 1.00GiB, predicted peak" in capsys.readouterr().out
+    assert main(["tiny", "--dry-run", "--device", "cpu", "--memory", "1MiB"]) == 2
+    assert "smallest budget that works" in capsys.readouterr().err
+    assert main(["tiny", "--output", "nowhere", "--memory", "1GiB"]) == 2

@@ -1,0 +1,155 @@
+"""The same bytes wherever the weights are; buffers as planned; nothing read or overwritten at the wrong time."""
+
+import pytest
+import torch
+from conftest import random_identity
+
+from consisid.engine import ConsisID
+from consisid.engine.errors import MemoryBudgetError
+from consisid.engine.sizes import STAGE_OF, aligned
+from consisid.engine.variants import TINY
+
+from .conftest import OPTIONS, PROMPT, SHAPE, LateLane, forced, latents, put
+
+
+@pytest.mark.parametrize(
+    ("streamed", "buffers", "cfg", "pinned"),
+    [
+        (0, 2, "batched", False),
+        (2, 2, "batched", True),
+        (3, 2, "sequential", False),
+        (3, 3, "batched", False),
+        (4, 2, "sequential", True),
+        (4, 4, "batched", True),
+    ],
+)
+def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, buffers, cfg, pinned):
+    lane = LateLane()
+    put(engine, forced(engine, streamed, buffers, cfg), monkeypatch, lane)
+    engine.weights.host.keep = pinned
+    assert torch.equal(latents(engine), expected[cfg])
+    # A second video, whose first stages find their results; then one that passes over a stage's first calls.
+    assert torch.equal(latents(engine), expected[cfg])
+
+
+def test_modes_agree(expected):
+    assert (expected["batched"] - expected["sequential"]).abs().max() < 1e-4
+
+
+def test_buffers_are_those_of_the_plan(engine, monkeypatch):
+    """Allocated when a stage begins, as many and as large as planned, and none in the loop."""
+    plan, lane = forced(engine, 3, 2), LateLane()
+    put(engine, plan, monkeypatch, lane)
+    enter, counted = engine.weights._enter, {}
+
+    def counting(stage):
+        enter(stage)
+        counted[stage], lane.allocated = lane.allocated, []
+
+    monkeypatch.setattr(engine.weights, "_enter", counting)
+    take, late = engine.weights.take, []
+
+    def taking(name, layer):
+        tensors = take(name, layer)
+        late.extend(lane.allocated)
+        return tensors
+
+    monkeypatch.setattr(engine.weights, "take", taking)
+    latents(engine)
+    assert late == []
+    for stage in plan.stages:
+        if stage.resident or stage.streamed:
+            sizes = [engine.weights.host.size(engine.weights._graphs[name][0]) for name, _ in stage.resident]
+            assert sorted(counted[stage.name]) == sorted([*sizes, *[stage.buffer_bytes] * stage.buffers])
+
+
+def test_a_buffer_is_filled_again_only_after_a_wait(engine, monkeypatch):
+    """Every copy into memory that a call has read comes after the copy stream waited for a later `used`."""
+    lane = LateLane()
+    put(engine, forced(engine, 4, 2), monkeypatch, lane)
+    engine.weights.host.keep = True
+    latents(engine)
+    start = max(i for i, entry in enumerate(lane.log) if entry[0] == "step")
+    first = min(i for i, entry in enumerate(lane.log) if entry[0] == "step")
+    loop = lane.log[first:start]
+    copies = [i for i, entry in enumerate(loop) if entry[0] == "copy"]
+    assert copies
+    for i in copies:
+        kind, event = loop[i - 1]
+        assert kind == "copy waits"
+        assert ("used", event) in lane.log
+
+
+def test_stages_hand_the_device_over(engine, monkeypatch):
+    """While a stage runs, no weights of another are bound; modulation leaves before the loop."""
+    put(engine, forced(engine, 4, 2), monkeypatch)
+    take, seen = engine.weights.take, []
+
+    def watching(name, layer):
+        tensors = take(name, layer)
+        seen.append(STAGE_OF[name])
+        assert {STAGE_OF[graph] for graph, _ in engine.weights._bound} <= {STAGE_OF[name]}
+        order = engine.weights._conveyor.order if engine.weights._conveyor else []
+        assert {STAGE_OF[graph] for graph, _ in order} <= {STAGE_OF[name]}
+        return tensors
+
+    monkeypatch.setattr(engine.weights, "take", watching)
+    engine.generate(random_identity(TINY), PROMPT, **{**OPTIONS, "output_type": "uint8"})
+    order = list(dict.fromkeys(seen))
+    assert order == ["face", "image", "text", "prepare", "schedule", "denoise", "decode"]
+    assert engine.weights._bound == {}
+    assert engine.weights._conveyor is None
+
+
+def test_a_stage_that_comes_back(engine, tiny, monkeypatch):
+    """A callback that replaces the embeddings and the timesteps calls for weights that have left."""
+    put(engine, forced(engine, 4, 2), monkeypatch, LateLane())
+
+    def callback(owner, step, timestep, tensors):
+        if step == 0:
+            owner.scheduler.timesteps[1] = 500
+        return {"prompt_embeds": tensors["prompt_embeds"] + 1} if step == 1 else {}
+
+    extra = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    assert torch.equal(latents(engine, **extra), latents(tiny, cfg="batched", **extra))
+
+
+def test_random_weights_stream_too(tmp_path, monkeypatch):
+    from consisid.export import build
+
+    build("tiny", tmp_path / "random", backend="eager", random_weights=True)
+    engine = ConsisID.open(tmp_path / "random")
+    resident = latents(engine)
+    put(engine, forced(engine, 4, 2), monkeypatch, LateLane())
+    assert torch.equal(latents(engine), resident)
+
+
+def test_open_with_a_budget(tiny_folder, tiny, expected):
+    with pytest.raises(MemoryBudgetError) as refusal:
+        ConsisID.open(tiny_folder, memory="1MiB")
+    least = str(refusal.value).split("budget that works is ")[1].rstrip(".")
+    engine = ConsisID.open(tiny_folder, memory=least)
+    assert engine.weights._bound == {}
+    video = engine.generate(random_identity(TINY), PROMPT, **OPTIONS)
+    assert torch.equal(video.latents, expected[engine.weights.plan.cfg])
+    assert video.stats.predicted_bytes == engine.plan(least, shape=SHAPE, steps=3).peak
+    assert len(video.stats.stalls) == OPTIONS["num_inference_steps"]
+    assert video.stats.streamed_bytes > 0
+    assert video.stats.modes["memory"] == engine.weights.plan.mode
+    assert str(engine.plan(least)).startswith("tiny")
+
+
+def test_a_budget_that_only_a_larger_batch_breaks(tiny_folder):
+    """Planned for one video at opening, and anew for each request: refused before anything is loaded."""
+    engine = ConsisID.open(tiny_folder, memory="230MiB")
+    with pytest.raises(MemoryBudgetError, match="4096 videos"):
+        engine.generate(random_identity(TINY), [PROMPT] * 4096, **OPTIONS)
+    assert not any(engine.networks(SHAPE).calls.values())
+
+
+def test_units_are_aligned(engine):
+    assert aligned(1) == aligned(512) == 512
+    graph, names = engine.weights._graphs["block"]
+    buffer = torch.zeros(engine.weights.host.size(graph), dtype=torch.uint8)
+    views = engine.weights.host.views(graph, names, buffer)
+    assert all((view.data_ptr() - buffer.data_ptr()) % 512 == 0 for view in views)
