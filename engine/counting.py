@@ -73,8 +73,8 @@ class _Live(TorchDispatchMode):
 
 
 def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype) -> Count:
-    """Count one call of a graph; `sizes` are its free ones, B samples and N steps."""
-    module, specs = graph.module(), graph.specs().values()
+    """Count one call of a graph; `sizes` are its free ones, B samples, N steps, H x W pixels of a photo."""
+    module, specs, dtype = graph.module(), graph.specs().values(), graph.dtype(dtype)
     with FakeTensorMode(), torch.no_grad():
         weights = {name: torch.empty(shape, dtype=dtype) for name, shape in weight_shapes(module).items()}
         inputs = [

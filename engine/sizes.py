@@ -14,6 +14,7 @@ from .graphs import Graph, graph_table, weight_shapes
 from .shapes import VideoShape
 from .variants import Variant
 
+PHOTO = 1024  # pixels: the largest side that photo.py leaves
 ALIGN = 512  # bytes: what PyTorch's allocator rounds to, and more than any kernel asks of an address
 
 # In the order of a video. A call of a graph of another stage ends the one before.
@@ -157,7 +158,7 @@ def _stage(
     working, counts = {}, {}
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
-        free = {"B": halves * batch if name == "prepare" else samples, "N": steps}
+        free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
         counts = {graph.name: count(graph, free, dtype) for graph in graphs}
         working[mode] = beside * max(counted.working for counted in counts.values())
     calls = {graph.name: len(graph.layers) * beside for graph in graphs}  # of a pass; with a pass per half
