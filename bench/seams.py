@@ -99,13 +99,13 @@ def measure(engine: ConsisID, tile: Tile, latents: Tensor) -> tuple[list[Row], d
 
 def picture(frames: dict[str, Tensor], path: Path) -> None:
     """Above the last frames side by side: untiled, diffusers' tiles, ours. Below what they differ by from the untiled
-    one, four times as strong, on grey."""
+    one, on grey."""
     whole = frames["whole"][-1]
-    span = whole.abs().max()
+    span = whole.abs().flatten()[::7].quantile(0.98)  # random weights make a few glaring pixels
     columns = []
     for mode in ("whole", "tiled-reference", "tiled"):
         frame = frames[mode][-1]
-        columns.append(torch.cat((frame / span, (frame - whole) / span * 4)))
+        columns.append(torch.cat((frame / span, (frame - whole) / span)))
     pixels = ((torch.cat(columns, dim=1) * 0.5 + 0.5).clamp(0, 1) * 255).byte().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(pixels)).save(path, optimize=True)

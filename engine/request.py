@@ -38,7 +38,7 @@ class Request:
     callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
     output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video.
     decode: "whole", the default; "tiled", in less memory and with a small error; "exact", in as little without one, but
-        slow; "tiled-reference", as diffusers' enable_tiling() has it.
+        slow; "tiled-reference", as diffusers' enable_tiling() has it, frames that are too wide included.
     tile: of the last three: height and width of a tile in latent pixels; default half of the trained size.
     cfg: "batched" or "sequential"; None leaves it to the plan of the memory, "batched" without one.
     on_oom: when the device runs out of memory, "raise", or "replan": go on with the next smaller plan from the last
