@@ -103,7 +103,7 @@ class ConsisID(Opened):
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
             )  # fmt: skip
         with run.stage("decode"):
-            kind, decoding, tile = (options[name] for name in ("output_type", "decode", "tile"))
-            frames = finish(networks, final / self.variant.vae.scaling_factor, kind, decoding, tile)
+            latents = final / self.variant.vae.scaling_factor
+            frames = finish(networks, latents, options["output_type"], *run.decoding)
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos

@@ -39,7 +39,7 @@ class Opened:
         weights: where they are.
     """
 
-    tiling = False  # whether the decoder can be cut into tiles
+    tiling = True  # a plan may cut the decoder into tiles
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
         self.folder, self.manifest, self.device = folder, manifest, device

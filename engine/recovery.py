@@ -89,12 +89,22 @@ class Run:
     def cfg(self) -> str:
         return self.plan.cfg if self.plan is not None else self.cfg_asked or "batched"
 
+    @property
+    def decoding(self) -> tuple[str | None, tuple[int, int] | None]:
+        """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
+        mode, tile = self.options["decode"], self.options["tile"]
+        if mode is None and self.plan is not None and self.plan.tile is not None:
+            return "tiled", self.plan.tile
+        return mode, tile
+
     def _begin(self) -> None:
         engine, weights = self.engine, self.engine.weights
         weights.use(self.plan)
         for generator, state in zip(self.generators, self.start, strict=True):
             generator.set_state(state)
         modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+        if self.decoding[0] not in (None, "whole"):
+            modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
             modes["memory"] = self.plan.mode
         if self.restarts:

@@ -68,5 +68,5 @@ def describe_plan(
     if memory is not None:
         gpu = provenance(place).get("gpu", "")
         found = sizes(source.variant, shape, DTYPES[dtype], device=place.type)
-        lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu)))]
+        lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True))]
     return "\n".join(lines)
