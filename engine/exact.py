@@ -210,7 +210,8 @@ def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, wid
 
     A map of C channels, F frames and P pixels is written once (C F P) and read once for each convolution of it, with
     the borders (C F R), where R is the pixels of all tiles with a border of one where the frame goes on; a residual is
-    read once more (C F P). What a convolution hands on is written (2 C P) and read by the next chunk (2 C R).
+    read once more (C F P). What a convolution hands on is written (2 C P) and read by the next chunk (2 C R). The
+    arithmetic is the untiled decode's. 49 frames of 480x720 in bfloat16, tiles of 30x45: 194 GB.
     """
 
     def pixels(scale: int) -> tuple[int, int]:

@@ -79,7 +79,9 @@ def test_the_peak_does_not_depend_on_the_frame(mode, host_apart):
     """
     small, large = (5, 12, 12), (5, 12, 24)
     peaks = [peak(mode, size, (4, 4)) for size in (small, large)]
-    assert peaks[1] <= 1.05 * peaks[0], peaks
+    inputs = [random_latents(SMALL, *size).nbytes for size in (small, large)]
+    # Latents stay on the device: those of a chunk twice, while the next one takes its place.
+    assert peaks[1] <= 1.01 * peaks[0] + 2 * (inputs[1] - inputs[0]), (peaks, inputs)
     whole = [peak("whole", size, None) for size in (small, large)]
     assert whole[1] > 1.8 * whole[0]
     assert peaks[1] < 0.5 * whole[1]
