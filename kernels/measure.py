@@ -1,5 +1,6 @@
 """Every kernel against its PyTorch and its torch.compile form on this machine's GPU, as a share of the limit that the
-hardware sets: `python -m consisid.kernels.measure`. Without a GPU it prints what each kernel has to do and stops there.
+hardware sets: `python -m consisid.kernels.measure`. Without a GPU it prints what each kernel has to do, the least time
+that it can take at given ceilings, and stops there.
 """
 
 import argparse
@@ -63,13 +64,17 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time every kernel at full size.")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--tflops", type=float, default=790.0, help="bf16 TFLOP/s of the prediction (default: an H200)")
+    parser.add_argument("--tbytes", type=float, default=4.3, help="TB/s of the prediction (default: an H200)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available() or not INSTALLED:
         for case in cases(FULL, "meta"):
-            work = case.cost
+            work, rates = case.cost, (options.tflops * 1e12, options.tbytes * 1e12)
             print(f"{case.name:32s} {work.flops / 1e9:10.1f} GFLOP {work.bytes / 1e6:9.1f} MB "
-                  f"{work.flops / work.bytes:8.1f} FLOP/B")  # fmt: skip
+                  f"{work.flops / work.bytes:8.1f} FLOP/B  at least {work.seconds(*rates) * 1e3:8.3f} ms "
+                  f"({work.limiter(*rates)})")  # fmt: skip
+        print(f"Predicted from {options.tflops:g} TFLOP/s and {options.tbytes:g} TB/s, a bound and not a measurement.")
         print("Times need a GPU and Triton, and this machine lacks one of them.", file=sys.stderr)
         return 2
     measured = []
