@@ -25,13 +25,6 @@ def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable
     return root / name
 
 
-@pytest.fixture(scope="session", autouse=True)
-def threads(worker_id: str) -> None:
-    """Workers share the cores: one thread each, or they get in each other's way."""
-    if worker_id != "master":
-        torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     return once(tmp_path_factory, worker_id, "tiny-checkpoint", lambda path: write_checkpoint("tiny", path))
