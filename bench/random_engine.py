@@ -12,8 +12,10 @@ from consisid.engine import ConsisID
 from consisid.engine.denoise import Positions
 from consisid.engine.errors import InputError
 from consisid.engine.manifest import BuildSpec, Manifest, kernels_hash, provenance
+from consisid.engine.residency import Residency
 from consisid.engine.runtime import Networks
 from consisid.engine.shapes import VideoShape
+from consisid.engine.stream import lane_of
 from consisid.engine.text import TextEncoder
 from consisid.engine.variants import Variant
 
@@ -48,6 +50,8 @@ class RandomEngine(ConsisID):
         self.folder, self.device = Path(), device
         self.manifest = Manifest(spec, provenance(device), {}, "", {})
         self.variant, self.shape, self.dtype = variant, shape, dtype
+        self.memory = None
+        self.weights = Residency(cast(Any, None), device, dtype, lane_of(device))  # without a plan it holds nothing
         self.source = RandomWeights(variant, shape, device, dtype, seed)
         names = [name for name in self.source.table if name != "eva"]
         self._all = self.source.networks(names)
