@@ -52,7 +52,7 @@ def test_report_is_complete(values):
     assert [rung["name"] for rung in values["waterfall"]] == ["diffusers", "ours without hoisting", "ours"]
     assert {row["name"] for row in values["rows"] if row["section"] == "latency"} == {
         "open", "first generate() after open", "warm generate()", "of which outside the networks", "between two steps",
-        "another person", "another prompt",
+        "another person", "a photo seen before", "another prompt",
     }  # fmt: skip
     assert [row["name"] for row in values["peers"]] == [peer.name for peer in PEERS]
     assert [row["stated_gb"] for row in values["peers"] if row["stated_gb"]] == [

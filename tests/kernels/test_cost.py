@@ -82,5 +82,7 @@ def test_measure_without_a_gpu_lists_the_work(capsys):
         pytest.skip("there is a GPU")
     assert measure.main([]) == 2
     written = capsys.readouterr()
-    assert len(written.out.splitlines()) == len(list(cases(FULL, "meta")))
+    *rows, footing = written.out.splitlines()
+    assert [row.split()[0] for row in rows] == [case.name for case in cases(FULL, "meta")]
+    assert "a bound and not a measurement" in footing
     assert written.err.count("\n") == 1
