@@ -91,6 +91,7 @@ class ConsisID(Opened):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with run.stage("prepare"):
             stepper = Stepper(self.scheduler, options["num_inference_steps"], options["eta"], request.generator)
+            self._interrupt, self.num_timesteps = False, len(stepper.timesteps)
             image = first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
@@ -101,6 +102,7 @@ class ConsisID(Opened):
                 guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
                 on_step=request.callback(self), watch=run.watch,
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
+                stop=lambda: self._interrupt,
             )  # fmt: skip
         with run.stage("decode"):
             latents = final / self.variant.vae.scaling_factor

@@ -149,6 +149,7 @@ def denoise(
     watch: Callable[[int], None] = lambda step: None,
     state: LoopState | None = None,
     keep: Callable[[LoopState], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """From noise to latents [b, F, 16, h, w].
 
@@ -159,6 +160,7 @@ def denoise(
         watch: called after each step with its index.
         state: where an earlier run of the same video stopped.
         keep: called after each step with where to go on from.
+        stop: asked after each step whether it was the last.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -199,6 +201,8 @@ def denoise(
         watch(step)
         if keep is not None:
             keep(LoopState(step + 1, latents, replacement, stepper.state()))
+        if stop():
+            break
     for step, fine in enumerate(torch.stack(sound).tolist() if sound else [], first + 1):
         if not fine:
             raise NumericalError(

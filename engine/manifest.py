@@ -18,6 +18,7 @@ from .variants import Variant
 
 FORMAT = 1
 FILE = "manifest.json"
+DRIVER = Path("/sys/module/nvidia/version")  # where Linux says which driver is loaded
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -65,7 +66,8 @@ class GraphEntry:
     backend: str
     weights: list[str]
     seconds: float  # of compiling
-    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that "auto" tried
+    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that was right
+    rejected: dict[str, str] = field(default_factory=dict)  # candidates of "auto" that were not, and why
     file: str | None = None
     bytes: int = 0
     sha256: str = ""
@@ -115,11 +117,15 @@ class Manifest:
                 )
             if found != expected:
                 raise EngineError(f"{file} was edited after the build; rebuild the folder with consisid-build.")
-            values.pop("key")
+            key, spec = values.pop("key"), BuildSpec.read(values.pop("spec"))
             graphs = {name: GraphEntry(**entry) for name, entry in values.pop("graphs").items()}
-            manifest = cls(spec=BuildSpec.read(values.pop("spec")), graphs=graphs, **values)
+            manifest = cls(spec=spec, graphs=graphs, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{file} is damaged ({error!r}); rebuild the folder with consisid-build.") from None
+        if key != spec.key:
+            raise EngineError(
+                f"{file} is of another specification than its key says; rebuild the folder with consisid-build."
+            )
         return manifest
 
     def checkpoint_path(self, folder: Path) -> Path:
@@ -191,15 +197,15 @@ def weights_hash(weights: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def kernels_hash() -> str:
-    """One hash for the sources of the kernels and networks, which compiled graphs contain."""
+    """One hash for the sources of what compiled graphs contain and how they are called: kernels, networks, the table of
+    graphs and the backends."""
     from consisid import kernels
 
-    from . import networks
-
+    here = Path(__file__).parent
+    folders = (Path(next(iter(kernels.__path__))), here / "networks", here / "backends")
     digest = hashlib.sha256()
-    for package in (kernels, networks):
-        for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in (here / "graphs.py", *(file for folder in folders for file in sorted(folder.glob("*.py")))):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -220,4 +226,6 @@ def provenance(device: torch.device) -> dict[str, str]:
             "compute_capability": f"{major}.{minor}",
             "cuda": str(torch.version.cuda),
         }
+        if DRIVER.is_file():
+            found["driver"] = DRIVER.read_text().strip()
     return found

@@ -1,5 +1,7 @@
 """Opening an engine folder: verify it, load its graphs and bind its weights."""
 
+import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +24,9 @@ from .sizes import Sizes, sizes
 from .stream import lane_of
 from .text import TextEncoder, Tokenizer
 
+# Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
+WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
+
 if TYPE_CHECKING:
     from .request import Request
 
@@ -37,6 +42,8 @@ class Opened:
         scheduler: a diffusers scheduler; another can be put in its place.
         memory: the budget in bytes of device memory, None for no limit.
         weights: where they are.
+        num_timesteps: steps of the last run; diffusers' callbacks ask for it.
+        warmed: seconds that each graph took when the engine was warmed up, empty when it was not.
     """
 
     tiling = True  # a plan may cut the decoder into tiles
@@ -49,6 +56,8 @@ class Opened:
         self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
+        self.num_timesteps, self._interrupt = 0, False
+        self.warmed: Mapping[str, float] = {}
         self._networks: dict[VideoShape, Networks] = {}
         self._positions: dict[VideoShape, Positions] = {}
         self.networks(self.shape)
@@ -61,6 +70,7 @@ class Opened:
         *,
         memory: int | str | None = None,
         verify: bool = False,
+        warm_up: bool = False,
     ) -> Self:
         """Open an engine folder that consisid-build made.
 
@@ -70,6 +80,8 @@ class Opened:
             memory: how much of the device may be used: bytes, "8GiB", "auto" for what is free less a margin
                 (memory.MARGIN), or None for no limit, with everything resident.
             verify: read and hash the weights too, not only what is executed.
+            warm_up: run every graph once, so that the first video does not pay for what loads late; `warmed` says
+                what that took.
 
         Raises:
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
@@ -79,7 +91,10 @@ class Opened:
         manifest = Manifest.read(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
-        return cls(folder, manifest, place, memory)
+        engine = cls(folder, manifest, place, memory)
+        if warm_up:
+            engine.warmed = engine.warm_up()
+        return engine
 
     def plan(
         self,
@@ -140,6 +155,22 @@ class Opened:
             runners[name] = module.load(graph, file, self.device, names)
             self.weights.bind(graph, names)
         return Networks(self.variant, runners, self.weights, self.device, self.dtype)
+
+    @torch.no_grad()
+    def warm_up(self) -> dict[str, float]:
+        """Run every graph once on random inputs; the seconds that each took, by name."""
+        networks, seconds = self.networks(), {}
+        for name, graph in graph_table(self.variant, self.shape).items():
+            dtype = graph.dtype(self.dtype)
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
+                inputs = [spec.example(WARM_UP_SIZES, dtype, self.device) for spec in graph.specs().values()]
+            start = time.perf_counter()
+            networks(name, *inputs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds[name] = time.perf_counter() - start
+        self.weights.leave()
+        return seconds
 
     def positions(self, shape: VideoShape) -> Positions:
         """Rotary tables and additive positions of a shape: once per shape."""

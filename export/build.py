@@ -64,7 +64,7 @@ def build(
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
     source = Source.find(checkpoint, random_weights, bundle)
     shape = VideoShape.of(source.variant, height, width, num_frames)
-    with staging(Path(output)) as work:
+    with staging(Path(output), source.identity) as work:
         opened = source.open(work.folder)
         weights, table = describe_weights(opened), graph_table(opened.variant, shape)
         store = WeightStore(opened, place, DTYPES[dtype])
@@ -93,9 +93,10 @@ def _compile(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore) ->
     choice = compile_graph(spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0))
     seconds = time.perf_counter() - start
     if choice.file is None:
-        return GraphEntry(choice.backend, names, seconds, choice.milliseconds)
+        return GraphEntry(choice.backend, names, seconds, choice.milliseconds, choice.rejected)
     file, size = str(choice.file.relative_to(folder)), choice.file.stat().st_size
-    return GraphEntry(choice.backend, names, seconds, choice.milliseconds, file, size, sha256(choice.file))
+    times, reasons = choice.milliseconds, choice.rejected
+    return GraphEntry(choice.backend, names, seconds, times, reasons, file, size, sha256(choice.file))
 
 
 def _check_complete(graph: Graph, names: list[str], checkpoint: Checkpoint) -> None:

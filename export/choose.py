@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,11 +26,13 @@ HALF = 1.1
 
 @dataclass(frozen=True)
 class Choice:
-    """Who compiled a graph, the file, and with "auto" the milliseconds of every candidate that was right."""
+    """Who compiled a graph, the file, and with "auto" the milliseconds of every candidate that was right and the reason
+    against every other."""
 
     backend: str
     file: Path | None
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
 def compile_graph(
@@ -48,7 +50,7 @@ def compile_graph(
         first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes.
     """
     if name != AUTO:
-        return Choice(name, _compile(name, graph, stem, device, dtype), {})
+        return Choice(name, _compile(name, graph, stem, device, dtype))
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -58,22 +60,28 @@ def compile_graph(
         [w.float() for w in weights],
     )
     files: dict[str, Path | None] = {}
-    milliseconds, errors = {}, {}
+    milliseconds, errors, rejected = {}, {}, {}
     for candidate in CANDIDATES:
-        file = _compile(candidate, graph, stem, device, dtype)
+        try:
+            file = _compile(candidate, graph, stem, device, dtype)
+        except BackendError as error:
+            rejected[candidate] = str(error)
+            continue
         runner = backend(candidate).load(graph, file, device, names)
         errors[candidate] = _error(_outputs(runner, inputs, weights), truth)
         limit = EXACT if dtype is torch.float32 else HALF * max(errors["eager"], EXACT)
         if candidate == "eager" or errors[candidate] <= limit:
             files[candidate] = file
             milliseconds[candidate] = _time(runner, inputs, weights, device)
-        elif file is not None:
+            continue
+        rejected[candidate] = f"its error of {errors[candidate]:.1e} is above {limit:.1e}"
+        if file is not None:
             file.unlink()
     best = min(milliseconds, key=lambda candidate: milliseconds[candidate])
     for candidate, other in files.items():
         if candidate != best and other is not None:
             other.unlink()
-    return Choice(best, files[best], milliseconds)
+    return Choice(best, files[best], milliseconds, rejected)
 
 
 def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
@@ -84,7 +92,9 @@ def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: t
     try:
         module.compile(graph, file, device, dtype)
     except Exception as error:  # compilers raise whatever they trip over; the graph's name is what a reader needs
-        raise BackendError(f"{name} could not compile the graph {graph.name}: {error}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        remedy = "install g++" if "compiler" in said.lower() else "build with --backend eager, which compiles nothing"
+        raise BackendError(f"{name} could not compile the graph {graph.name} ({said}); {remedy}.") from error
     return file
 
 

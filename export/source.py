@@ -1,5 +1,6 @@
 """Where the weights of a build come from."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,18 @@ class Source:
             with write_aside(inside) as aside:
                 shutil.copytree(self.name, aside, dirs_exist_ok=True)
         return Checkpoint(inside)
+
+    @property
+    def identity(self) -> str:
+        """What a build is of, known before anything is read: where it comes from, and of a folder every file's size and
+        time of change."""
+        lines = [self.name, f"random {self.random}", f"bundle {self.bundle}"]
+        root = Path(self.name)
+        if not self.random and root.is_dir():
+            for file in sorted(path for path in root.rglob("*") if path.is_file()):
+                state = file.stat()
+                lines.append(f"{file.relative_to(root)} {state.st_size} {state.st_mtime_ns}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def hash(self) -> str | None:

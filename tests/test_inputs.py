@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_face, random_identity
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from consisid.engine import ConsisIDError, cli
@@ -22,6 +24,20 @@ CASES = {
     "steps": ({"num_inference_steps": 0}, r"num_inference_steps=0 .*at least 1"),
     "both prompts": ({"prompt_embeds": torch.zeros(1, 32, 64)}, r"either a prompt or prompt_embeds"),
     "no prompt": ({"prompt": None}, r"either a prompt or prompt_embeds"),
+    "height of a float": ({"height": 96.0}, r"height=96.0 is not a whole number"),
+    "height of none": ({"height": 0}, r"height=0 is not a positive multiple"),
+    "zero frames": ({"num_frames": 0}, r"num_frames=0 is not of the form"),
+    "seed": ({"seed": 1.5}, r"seed=1.5 is not a whole number"),
+    "generator": ({"generator": 1}, r"generator=1 is neither a torch.Generator"),
+    "scale of text": ({"guidance_scale": "6"}, r"guidance_scale='6' is not a finite number"),
+    "scale": ({"guidance_scale": float("nan")}, r"guidance_scale=nan is not a finite number"),
+    "negative of a number": ({"negative_prompt": 3}, r"negative_prompt=3 is neither a text nor"),
+    "latents of a list": ({"latents": [1]}, r"latents has to be a torch.Tensor, this is list"),
+    "checkpoint every": ({"checkpoint_every": 0}, r"checkpoint_every=0 has to be at least 1"),
+    "callback's latents": (
+        {"num_inference_steps": 1, "callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}},
+        r"callback returned latents of \[2\] after step 1; it has to be a tensor of \[1, 5, 16, 12, 18\]",
+    ),
     "two negatives": (
         {"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 32, 64)},
         r"negative_prompt or negative_prompt_embeds",
@@ -84,6 +100,36 @@ def test_nan_names_the_step(tiny):
         tiny.generate(
             random_identity(TINY), "A man.", seed=1, num_inference_steps=4, callback_on_step_end=callback
         )  # fmt: skip
+
+
+def test_a_callback_ends_the_run_as_in_diffusers(tiny):
+    steps = []
+
+    def callback(engine, step, timestep, tensors):
+        steps.append((step, engine.num_timesteps))
+        engine._interrupt = step == 1
+        return tensors
+
+    options = {"seed": 1, "num_inference_steps": 4, "output_type": "latent", "num_frames": 9}
+    video = tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=callback, **options)
+    assert steps == [(0, 4), (1, 4)]
+    again = tiny.generate(random_identity(TINY), "A man.", **options)
+    assert video.latents.isfinite().all()
+    assert not torch.equal(video.latents, again.latents)
+
+
+def test_a_pipeline_callback_says_which_tensors_it_gets(tiny):
+    class Callback(PipelineCallback):
+        tensor_inputs: ClassVar = ["prompt_embeds"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            seen.append(sorted(callback_kwargs))
+            return callback_kwargs
+
+    seen: list[list[str]] = []
+    options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent", "num_frames": 9}
+    tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=Callback(), **options)
+    assert seen == [["prompt_embeds"]]
 
 
 @pytest.mark.parametrize(

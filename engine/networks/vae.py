@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from consisid.kernels import group_norm_silu
 
 from ..variants import VaeConfig
-from .causal import CausalConv, Tape, convolve
+from .causal import CausalConv, Tape, conv3d, convolve
 from .still import Encoder
 
 __all__ = ["Decoder", "Encoder", "FirstChunk", "NextChunk", "live_caches"]
@@ -28,7 +28,7 @@ class Pointwise(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return convolve(self.conv, x)
 
 
 class SpatialNorm(nn.Module):
@@ -105,7 +105,7 @@ class Upsample(nn.Module):
             right = torch.stack((lines[..., 0] + lines[..., 1], lines[..., 2]), dim=3)
             for j, weight in enumerate((left, right)):
                 near = x[..., i : i + height + 1, j : j + width + 1]
-                part = F.conv3d(near, weight[:, :, None].to(x.dtype), self.conv.bias)
+                part = conv3d(near, weight[:, :, None].to(x.dtype), self.conv.bias)
                 out[:, :, :single, i::2, j::2] = part[:, :, :single]
                 if single < count:
                     pairs = out[:, :, single:].unflatten(2, (count - single, 2))
