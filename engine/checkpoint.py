@@ -93,8 +93,7 @@ class Checkpoint:
         kind = values.get("_class_name")
         if kind != "ConsisIDTransformer3DModel":
             raise CheckpointError(
-                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview or "
-                "ConsisID-1.5 checkpoint."
+                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview checkpoint."
             )
         transformer = TransformerConfig.read(values)
         vae = VaeConfig.read(self.config("vae/config.json"))

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
-    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny, preview or 1.5")
+    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny or preview")
     p.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
     p.add_argument("--memory", help='with --dry-run: also print the plan for a budget such as "6GiB"')
     p.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")

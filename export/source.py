@@ -10,7 +10,7 @@ from consisid.engine.errors import CheckpointError
 from consisid.engine.files import write_aside
 from consisid.engine.random_checkpoint import write_small_parts
 from consisid.engine.random_weights import PREFIX, RandomWeights
-from consisid.engine.variants import TINY, VARIANTS, Variant, variant_named
+from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant, variant_named
 
 INSIDE = "checkpoint"
 SEED = 0
@@ -34,7 +34,7 @@ class Source:
         """
         name = str(name)
         if random:
-            return cls(name, variant_named(name), True, False)
+            return cls(name, _made(variant_named(name)), True, False)
         if name in VARIANTS:
             if name == TINY.name:
                 return cls(name, TINY, False, False)
@@ -43,7 +43,7 @@ class Source:
                 "--random-weights to measure it without one."
             )
         checkpoint = Checkpoint.find(name)
-        return cls(str(checkpoint.path.resolve()), checkpoint.variant, False, bundle)
+        return cls(str(checkpoint.path.resolve()), _made(checkpoint.variant), False, bundle)
 
     def open(self, folder: Path) -> Checkpoint:
         """The checkpoint, placed into the engine folder where it belongs there."""
@@ -78,3 +78,18 @@ class Source:
     def hash(self) -> str | None:
         """What stands for the weights in the specification where there are no files; None where files are hashed."""
         return f"{PREFIX}{SEED}" if self.random else None
+
+
+def _made(variant: Variant) -> Variant:
+    """The variant, if its transformer's layers are all here.
+
+    Raises:
+        CheckpointError: a transformer with layers of the 1.5 model.
+    """
+    t = variant.transformer
+    if t.patch_size_t is not None or t.ofs_embed_dim is not None:
+        raise CheckpointError(
+            f"The {variant.name} model has patches over time and an ofs embedding (patch_size_t={t.patch_size_t}, "
+            f"ofs_embed_dim={t.ofs_embed_dim}), which this version cannot run; use {PREVIEW.hub_id}."
+        )
+    return variant

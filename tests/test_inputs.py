@@ -171,6 +171,8 @@ def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, argum
     [
         (["{tmp}/nowhere"], "is neither a folder nor a hub id"),
         (["{tmp}"], "is not a complete ConsisID checkpoint: transformer/config.json is missing"),
+        (["1.5", "--random-weights"], "The 1.5 model has patches over time"),
+        (["a b/c"], "is neither a folder nor a hub id"),
         (["{tiny}", "--backend", "magic"], "There is no backend called 'magic'"),
         (["{tiny}", "--num-frames", "13"], "num_frames=13"),
         (["{tiny}", "--device", "cuda"], "sees no CUDA GPU"),
