@@ -13,7 +13,7 @@ from consisid.engine.backends import inductor
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import ConsisIDError, EngineError
 from consisid.engine.graphs import graph_table
-from consisid.engine.manifest import Manifest, digest
+from consisid.engine.manifest import BuildSpec, Manifest, digest
 from consisid.engine.variants import TINY
 
 WEIGHTS = "checkpoint/transformer/diffusion_pytorch_model.safetensors"
@@ -32,9 +32,10 @@ def replace(file, content):
     file.write_bytes(content)
 
 
-def flip(file, position=-100):
+def flip(file, position=None):
+    """Change one bit, in the last third of the file where nothing else is said."""
     content = bytearray(file.read_bytes())
-    content[position] ^= 1
+    content[len(content) * 2 // 3 if position is None else position] ^= 1
     replace(file, bytes(content))
 
 
@@ -46,13 +47,15 @@ def swap(file, other):
     replace(file, other.read_bytes())
 
 
-def edit(folder, change, *, sign=False):
+def edit(folder, change, *, sign=False, rekey=False):
     """Change the manifest; with sign=True as a build elsewhere would have written it."""
     file = folder / "manifest.json"
     values = json.loads(file.read_text())
     change(values)
     if sign:
         values.pop("digest")
+        if rekey:
+            values["key"] = BuildSpec.read(values["spec"]).key
         values["digest"] = digest(values)
     replace(file, json.dumps(values).encode())
 
@@ -129,12 +132,12 @@ CASES = {
         REBUILD,
     ),
     "other device": (
-        lambda f: edit(f, set_in("spec", "device", value="cuda"), sign=True),
+        lambda f: edit(f, set_in("spec", "device", value="cuda"), sign=True, rekey=True),
         "cuda",
         "CPU|--device|consisid-build",
     ),
     "other kernels": (
-        lambda f: edit(f, set_in("spec", "kernels", value="0" * 64), sign=True),
+        lambda f: edit(f, set_in("spec", "kernels", value="0" * 64), sign=True, rekey=True),
         "other kernel sources",
         REBUILD,
     ),
