@@ -68,7 +68,7 @@ FAULTS = {
 def test_a_fault_is_caught(assert_close, broken, fault):
     given = arguments(2, 2, 3, 8, 64, 4, 8, torch.float16)
     result = broken("face_cross_attention", *FAULTS[fault]).launch(*given)
-    with pytest.raises(AssertionError, match="allowed|finite"):
+    with pytest.raises(AssertionError, match=r"allowed|finite"):
         assert_close(result, reference, given)
 
 

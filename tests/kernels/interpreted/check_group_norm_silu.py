@@ -73,7 +73,7 @@ FAULTS = {
 def test_a_fault_is_caught(assert_close, broken, fault):
     given = arguments(1, 4, 2, (5, 120, 121), (3, 60, 121), torch.float16)
     result = broken("group_norm_silu", *FAULTS[fault]).launch(*given)
-    with pytest.raises(AssertionError, match="allowed|finite"):
+    with pytest.raises(AssertionError, match=r"allowed|finite"):
         assert_close(result, reference, given)
 
 

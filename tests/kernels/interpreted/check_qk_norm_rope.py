@@ -49,7 +49,7 @@ FAULTS = {
 def test_a_fault_is_caught(assert_close, broken, fault):
     given = arguments(1, 3, 8, 2, 32, torch.float16)
     outputs = broken("qk_norm_rope", *FAULTS[fault]).launch(*given)
-    with pytest.raises(AssertionError, match="allowed|finite"):
+    with pytest.raises(AssertionError, match=r"allowed|finite"):
         assert_close(outputs, reference, given)
 
 
