@@ -87,6 +87,7 @@ class ConsisID(Opened):
         with run.stage("identify"):
             person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
             features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
+        self.release_faces()
         with run.stage("text"):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with run.stage("prepare"):

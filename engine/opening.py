@@ -192,7 +192,12 @@ class Opened:
 
     @cached_property
     def faces(self) -> Faces:
-        return Faces(self.networks(), self.checkpoint)
+        return Faces(self.networks(), self.checkpoint, self.manifest)
+
+    def release_faces(self) -> None:
+        """The face detectors leave a GPU; they are no part of the loop."""
+        if self.device.type == "cuda" and "faces" in vars(self):
+            self.faces.release()
 
     @property
     def image_scale(self) -> float:

@@ -40,7 +40,7 @@ class Networks:
         device, dtype: where and in what the graphs run.
 
     Attributes:
-        calls: how often each graph has run.
+        calls: how often each graph has run, and each session of ONNX Runtime (face.py).
     """
 
     def __init__(

@@ -73,7 +73,8 @@ def default_device() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-build; returns the exit code."""
     options = parser().parse_args(arguments)
-    return run("consisid-build", lambda: make(options))
+    left = "no engine folder was written; the same command goes on with what is finished"
+    return run("consisid-build", lambda: make(options), lambda: left)
 
 
 if __name__ == "__main__":

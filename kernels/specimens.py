@@ -67,11 +67,13 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
 
 
 def _variants(arch: int) -> dict[str, tuning.Config]:
+    """The default, and on data-centre GPUs since Hopper, where attention is tuned, what it may have to give way to."""
     default = tuning.default_config((arch // 10, arch % 10), torch.bfloat16)
     found = {"joint_attention": default}
-    if arch >= 90:
-        other = "by plain loads" if default.descriptors else "by descriptors"
-        found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
+    if arch not in (90, 100):
+        return found
+    other = "by plain loads" if default.descriptors else "by descriptors"
+    found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
     found[f"joint_attention {'not ' * default.ahead}ahead"] = replace(default, ahead=not default.ahead)
     if arch == 100:
         found["joint_attention warp specialised"] = tuning.Config(

@@ -57,7 +57,8 @@ def test_importing_is_light():
 
 
 IDENTIFY = """
-import sys
+import socket, sys
+socket.socket.connect = None  # no network either
 for name in ("torchvision", "facexlib", "timm", "insightface", "consisid_eva_clip"):
     sys.modules[name] = None
 from consisid.engine import ConsisID
