@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")
     p.add_argument("--runs", type=int, default=3, help="counted runs after one warm-up (default 3)")
+    p.add_argument("--memory", help="a budget such as 8GiB; the report shows its plan against what is seen")
     p.add_argument("--random-weights", action="store_true", help="seeded random weights instead of an engine folder")
     p.add_argument("--device", help="where to run (default: where the folder was built for)")
     p.add_argument("--compiled", action="store_true", help="also diffusers with torch.compile of its blocks")
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """The work of the command."""
+    from .parity import check
     from .report import Options, bench, write
 
     if options.identity:
@@ -52,10 +54,12 @@ def measure(options: argparse.Namespace) -> None:
             options.compiled,
             not options.no_peers,
             options.threads,
+            options.memory,
         )
     )
     for path in write(report, options.output):
         print(path)
+    check(report["parity"])
 
 
 def check_plots() -> None:

@@ -103,17 +103,20 @@ def memory(report: Report) -> bytes:
     found = report["memory"]
 
     def draw(axes: Any) -> None:
-        axes.plot(found["seconds"], [x / 2**30 for x in found["allocated"]], color=OURS, label="in use")
+        unit, size = ("GiB", 2**30) if max(found["reserved"]) > 2**30 else ("MiB", 2**20)
+        axes.plot(found["seconds"], [x / size for x in found["allocated"]], color=OURS, label="in use")
         if found["reserved"] != found["allocated"]:
-            axes.plot(found["seconds"], [x / 2**30 for x in found["reserved"]], color=THEIRS, label="reserved")
-            axes.legend(frameon=False)
+            axes.plot(found["seconds"], [x / size for x in found["reserved"]], color=THEIRS, label="reserved")
         end = max(found["seconds"], default=1.0)
         begins = [*found["stages"].items(), ("", end)]
         for (name, at), (_, until) in pairwise(begins):
             axes.axvline(at, color=INK, lw=0.6, ls=":")
+            height = found["plan"]["stages"][name] / size
+            axes.plot([at, until], [height, height], color=ACCENT, lw=1.5, label="predicted" if at == 0 else None)
             if until - at > end * 0.08:  # a short stage has no room for its name
                 axes.text(at, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", color=INK)
-        axes.set(xlabel="seconds", ylabel=f"GiB, {found['kind']}", ylim=(0, None), xlim=(0, end))
+        axes.set(xlabel=f"seconds; memory {found['kind']}", ylabel=unit, ylim=(0, None), xlim=(0, end))
+        axes.legend(frameon=False, loc="lower right", ncols=3)
 
     return _png(draw)
 

@@ -25,15 +25,16 @@ class Source:
     bundle: bool
 
     @classmethod
-    def find(cls, name: str | Path, random: bool, bundle: bool) -> "Source":
-        """Resolve a folder, a hub id or the name of a variant.
+    def find(cls, name: str | Path | Variant, random: bool, bundle: bool) -> "Source":
+        """Resolve a folder, a hub id or the name of a variant; for random weights also a variant of one's own.
 
         Raises:
             CheckpointError: none of them, or a variant's name where a checkpoint is needed.
         """
-        name = str(name)
         if random:
-            return cls(name, variant_named(name), True, False)
+            variant = name if isinstance(name, Variant) else variant_named(str(name))
+            return cls(variant.name, variant, True, False)
+        name = str(name)
         if name in VARIANTS:
             if name == TINY.name:
                 return cls(name, TINY, False, False)
