@@ -141,5 +141,5 @@ def cases(c: Context) -> Iterator[Case]:
     total = c.once("flops", lambda: decode_flops(c.variant, c.shape))
     for layout in FORMATS:
         yield Case(f"decode {s}, {layout}", partial(ours, c, layout), total, repeats=5)
-    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5)
-    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), repeats=5)
+    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5, foreign=True)
+    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), total, repeats=5, foreign=True)
