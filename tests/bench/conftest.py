@@ -1,12 +1,15 @@
 """A model smaller than TINY: reports and phases are about what is measured and said, not about the video."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from consisid.bench.cli import main
 from consisid.bench.random_folder import random_folder
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
@@ -42,3 +45,17 @@ def random_mini(mini: Variant) -> Iterator[ConsisID]:
     """An engine in bfloat16 from a folder with random weights; the folder stays for the session."""
     with random_folder(mini, torch.device("cpu"), torch.bfloat16) as folder:
         yield ConsisID.open(folder)
+
+
+@pytest.fixture(scope="session")
+def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report made by the command; its folder. All tests that read a report read this one."""
+    folder = tmp_path_factory.mktemp("report")
+    arguments = ["--steps", "2", "--runs", "2", "--memory", "1GiB"]
+    assert main([str(mini_folder), "--output", str(folder), *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def values(written: Path) -> dict[str, Any]:
+    return json.loads((written / "report.json").read_text())

@@ -24,20 +24,6 @@ from consisid.engine.errors import NumericalError
 SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def written(mini_folder, tmp_path_factory):
-    """A report made by the command; its folder. All tests that read a report read this one."""
-    folder = tmp_path_factory.mktemp("report")
-    arguments = ["--steps", "2", "--runs", "2", "--memory", "1GiB"]
-    assert main([str(mini_folder), "--output", str(folder), *arguments]) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def values(written):
-    return json.loads((written / "report.json").read_text())
-
-
 def test_report_follows_its_schema(values):
     jsonschema.validate(values, SCHEMA)
 
