@@ -21,6 +21,7 @@ from consisid.engine.manifest import (
 from consisid.engine.opening import check_device
 from consisid.engine.residency import WeightStore
 from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import Variant
 
 from .choose import check_backend, compile_graph
 from .source import Source
@@ -28,7 +29,7 @@ from .staging import staging
 
 
 def build(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Variant,
     output: str | Path,
     *,
     backend: str = "auto",
@@ -52,7 +53,7 @@ def build(
         device: where the engine will run.
         height, width, num_frames: of the videos; default what the model was trained at.
         bundle: copy the checkpoint into the folder instead of referring to it by path and hash.
-        random_weights: `checkpoint` is the name of a variant, and its weights are random and stored nowhere.
+        random_weights: `checkpoint` is a variant or its name, and its weights are random and stored nowhere.
         report: called after each graph with its name, its entry and the number of graphs.
 
     Raises:

@@ -26,15 +26,16 @@ class Source:
     bundle: bool
 
     @classmethod
-    def find(cls, name: str | Path, random: bool, bundle: bool) -> "Source":
-        """Resolve a folder, a hub id or the name of a variant.
+    def find(cls, name: str | Path | Variant, random: bool, bundle: bool) -> "Source":
+        """Resolve a folder, a hub id or the name of a variant; for random weights also a variant of one's own.
 
         Raises:
             CheckpointError: none of them, or a variant's name where a checkpoint is needed.
         """
-        name = str(name)
         if random:
-            return cls(name, _made(variant_named(name)), True, False)
+            variant = name if isinstance(name, Variant) else variant_named(str(name))
+            return cls(variant.name, _made(variant), True, False)
+        name = str(name)
         if name in VARIANTS:
             if name == TINY.name:
                 return cls(name, TINY, False, False)
@@ -66,7 +67,7 @@ class Source:
     def identity(self) -> str:
         """What a build is of, known before anything is read: where it comes from, and of a folder every file's size and
         time of change."""
-        lines = [self.name, f"random {self.random}", f"bundle {self.bundle}"]
+        lines = [self.name, repr(self.variant), f"random {self.random}", f"bundle {self.bundle}"]
         root = Path(self.name)
         if not self.random and root.is_dir():
             for file in sorted(path for path in root.rglob("*") if path.is_file()):

@@ -51,14 +51,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates."""
+    """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates.
+
+    foreign: what runs is others' code, so that whatever it raises says nothing about ours and stands in its row.
+    """
 
     name: str
     make: Callable[[], Work]
     flops: float = 0.0
     bytes: float = 0.0
     repeats: int = 30
-    meta: bool = True  # whether `run` can be called on the meta device, to prove its shapes without a GPU
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
