@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decode import finish, first_frames
+from .decode import first_frames
 from .denoise import condition, denoise
 from .face import Photo
 from .identity import Identity
 from .noise import draw
 from .opening import Opened
 from .people import Choice
-from .recovery import Run, guarded
+from .recovery import Run, guarded, photo_guarded
 from .request import Request
 from .schedulers import Stepper
 from .video import Video
@@ -44,8 +44,10 @@ class ConsisID(Opened):
 
         Raises:
             InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
+            DeviceMemoryError: out of memory.
         """
-        return self.faces.identify(photo, face, aligned, mode, key_points)
+        with photo_guarded(self):
+            return self.faces.identify(photo, face, aligned, mode, key_points)
 
     @torch.no_grad()
     def generate(
@@ -85,7 +87,7 @@ class ConsisID(Opened):
     def _make(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Any:
         networks, shape, options = run.networks, request.shape, request.options
         with run.stage("identify"):
-            person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
+            person = identity if isinstance(identity, Identity) else self.faces.identify(identity, aligned=aligned)
             features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
         self.release_faces()
         with run.stage("text"):
@@ -106,7 +108,6 @@ class ConsisID(Opened):
                 stop=lambda: self._interrupt,
             )  # fmt: skip
         with run.stage("decode"):
-            latents = final / self.variant.vae.scaling_factor
-            frames = finish(networks, latents, options["output_type"], *run.decoding)
+            frames = run.decode(final / self.variant.vae.scaling_factor)
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos

@@ -134,6 +134,15 @@ def guidance_weight(scale: float, dynamic: bool | str, step: int, timestep: floa
     return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2
 
 
+def not_finite(step: int, steps: int) -> NumericalError:
+    """The error of latents with NaN or infinity after `step` finished steps."""
+    where = f"after step {step} of {steps}" if step else "before the first step"
+    return NumericalError(
+        f"The latents are not finite {where}; check the LoRA, the scheduler and the embeddings that were passed in, or "
+        "build the engine in another dtype."
+    )
+
+
 def denoise(
     networks: Networks,
     stepper: Stepper,
@@ -176,7 +185,7 @@ def denoise(
         prompt_embeds = replacement
         given = replace(given, text=project_text(networks, positions, prompt_embeds))
     times = time_table(networks, stepper.timesteps)
-    sound: list[Tensor] = []
+    sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
     for step in range(first, steps):
         inputs = stepper.scale(latents, step)
         if cfg == "sequential":
@@ -189,7 +198,6 @@ def denoise(
             unconditional, prompted = noise.chunk(2)
             noise = unconditional + weight * (prompted - unconditional)
         latents = stepper.step(noise, step, latents).to(networks.dtype)
-        sound.append(latents.isfinite().all())  # read after the loop: reading it here would stall the device
         if on_step is not None:
             replaced = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
             latents = replaced.get("latents", latents)
@@ -198,15 +206,13 @@ def denoise(
                 given = replace(given, text=project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)
+        sound.append(latents.isfinite().all())
         watch(step)
         if keep is not None:
             keep(LoopState(step + 1, latents, replacement, stepper.state()))
         if stop():
             break
-    for step, fine in enumerate(torch.stack(sound).tolist() if sound else [], first + 1):
+    for step, fine in enumerate(torch.stack(sound).tolist(), first):
         if not fine:
-            raise NumericalError(
-                f"The latents are not finite after step {step} of {steps}; check the LoRA, the scheduler and the "
-                "embeddings that were passed in, or build the engine in another dtype."
-            )
+            raise not_finite(step, steps)
     return latents

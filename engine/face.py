@@ -88,7 +88,14 @@ class Faces:
     def _run(self, graph: str, image: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.cpu() for x in self.networks.many(graph, image.to(self.networks.device)))
 
-    def identify(self, photo: Any, face: Choice, aligned: bool, mode: str, key_points: str) -> Identity:
+    def identify(
+        self,
+        photo: Any,
+        face: Choice = "largest",
+        aligned: bool = False,
+        mode: str = "crop",
+        key_points: str = "crop",
+    ) -> Identity:
         """See ConsisID.identify."""
         if mode not in MODES or key_points not in POINTS:
             raise InputError(f"mode is one of {', '.join(MODES)}, and key_points one of {', '.join(POINTS)}.")

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from . import memory
-from .denoise import LoopState
+from .decode import finish
+from .denoise import LoopState, not_finite
 from .errors import DeviceMemoryError, InputError
 from .memory import MemoryPlan, show
 from .request import Request
@@ -71,6 +75,7 @@ class Run:
         self.start = states(self.generators)
         self.snapshot: Snapshot | None = None
         self.restarts, self._fingerprint, self._expected = 0, "", ""
+        self._streams = 0  # of frames that are not all read yet
         self.path = None if self.options["checkpoint"] is None else Path(self.options["checkpoint"])
         if self.path is not None and self.path.exists():
             self.snapshot, self._expected = Snapshot.load(self.path, engine.device)
@@ -93,8 +98,11 @@ class Run:
     def decoding(self) -> tuple[str | None, tuple[int, int] | None]:
         """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
         mode, tile = self.options["decode"], self.options["tile"]
-        if mode is None and self.plan is not None and self.plan.tile is not None:
-            return "tiled", self.plan.tile
+        if self.plan is not None and self.plan.tile is not None:
+            if mode is None:
+                return "tiled", self.plan.tile
+            if mode in ("tiled", "exact") and tile is None:
+                return mode, self.plan.tile
         return mode, tile
 
     def _begin(self) -> None:
@@ -158,6 +166,8 @@ class Run:
         return self._keep if self.path is not None or self.options["on_oom"] == "replan" else None
 
     def _keep(self, loop: LoopState) -> None:
+        if self.path is not None and not bool(loop.latents.isfinite().all()):
+            raise not_finite(loop.steps, self.options["num_inference_steps"])  # nobody could go on from it
         self.snapshot = Snapshot(loop, self.cfg, self.start, states(self.generators))
         if self.path is not None and loop.steps % self.options["checkpoint_every"] == 0:
             self.snapshot.save(self.path, self._fingerprint)
@@ -187,6 +197,45 @@ class Run:
         self.plan, self.restarts, self.before = following, self.restarts + 1, after
         self._begin()
 
+    def decode(self, latents: Tensor) -> Any:
+        """Frames of the output type that was asked for, from latents [b, F, 16, h, w] (unscaled), one entry per video;
+        with "stream" they are decoded as they are read, and the run ends when the last of them has been."""
+        if self.options["output_type"] != "stream":
+            return finish(self.networks, latents, self.options["output_type"], *self.decoding)
+        self._streams = len(latents)
+        return [self._stream(video[None]) for video in latents]
+
+    def _stream(self, latents: Tensor) -> Iterator[np.ndarray]:
+        delivered, read = 0, False
+        try:
+            while not read:
+                try:
+                    # From the beginning after running out of memory: what the chunks before hand on is gone.
+                    frames = finish(self.networks, latents, "stream", *self.decoding)[0]
+                    for frame in islice(frames, delivered, None):
+                        delivered += 1
+                        yield frame
+                    read = True
+                except torch.OutOfMemoryError as error:
+                    message = _first_line(error)
+                if not read:
+                    seconds = self.clock.stats().seconds
+                    self.out_of_memory(message)
+                    self.clock.add(seconds)
+        finally:
+            self._streams -= 1
+            if self._streams == 0:
+                self.end(read)
+
+    def end(self, made: bool) -> None:
+        """Give the device back, and the checkpoint up where the video is made. A run with frames that are still to be
+        read does not end."""
+        if made and self.path is not None and self._streams == 0:
+            self.path.unlink(missing_ok=True)
+        if self._streams == 0 or not made:
+            self.engine.weights.leave()
+            _limit(self.engine.device, None)
+
     def stats(self) -> Stats:
         """Times and peaks of the run, its last attempt where there were several."""
         weights, stats = self.engine.weights, self.clock.stats()
@@ -196,11 +245,6 @@ class Run:
         if weights.source:
             self._modes["weights from"] = weights.source
         return stats
-
-    def finished(self) -> None:
-        """The video is made: nobody has to go on from the checkpoint."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def _release(self) -> None:
         self.engine.weights.leave()
@@ -222,17 +266,45 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
         MemoryBudgetError: the engine's budget is too small for this request; nothing was loaded.
         DeviceMemoryError: out of memory.
     """
-    run = Run(engine, request)
+    run, made = Run(engine, request), None
     try:
-        while True:
+        while made is None:
             try:
                 made = make(run)
-                run.finished()
-                return made
             except torch.OutOfMemoryError as error:
-                message = str(error).splitlines()[0] if str(error) else type(error).__name__
+                message = _first_line(error)
             # Here the traceback, and with it the tensors of the attempt, are gone.
-            run.out_of_memory(message)
+            if made is None:
+                run.out_of_memory(message)
+        return made
+    finally:
+        run.end(made is not None)
+
+
+@contextmanager
+def photo_guarded(engine: "Opened") -> Iterator[None]:
+    """What looks at a photo outside a run keeps to the engine's budget too, and gives the device back.
+
+    Raises:
+        DeviceMemoryError: out of memory.
+    """
+    before, message = DeviceMemory.now(engine.device), None
+    _limit(engine.device, engine.memory)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = _first_line(error)
     finally:
         engine.weights.leave()
         _limit(engine.device, None)
+    if message is not None:
+        plan = engine.plan(engine.memory)
+        reason = explain(plan, before, DeviceMemory.now(engine.device))
+        raise DeviceMemoryError(
+            f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open the "
+            f"engine with more memory, or give a smaller photo. ({message})"
+        )
+
+
+def _first_line(error: torch.OutOfMemoryError) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,6 +44,8 @@ class Stats:
             f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
         )
         text = f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        if "weights from" in self.modes:
+            text += f", weights from {self.modes['weights from']}"
         if self.predicted_bytes is not None:
             text += f" (predicted {self.predicted_bytes / 2**30:.2f} GiB)"
         if self.streamed_bytes:
@@ -84,6 +86,10 @@ class Clock:
             self._marks = [self._mark()]
         yield
         self._seconds[name] = self._wait() - start
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Stages that another clock timed, before those of this one."""
+        self._seconds = {**seconds, **self._seconds}
 
     def step(self, index: int) -> None:
         self._marks.append(self._mark())

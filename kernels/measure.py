@@ -18,7 +18,6 @@ from .cases import FULL, Case, cases
 from .joint_attention import describe
 from .timing import ceilings, time
 
-
 # Of an H200: what cuBLAS reached in bf16 on one, and the 4.8 TB/s of NVIDIA's data sheet times the nine tenths that a
 # copy of memory reaches at best. Only the prediction uses them; a GPU's own ceilings are measured.
 H200_TFLOPS, H200_TBYTES = 790.0, 4.3
