@@ -48,7 +48,8 @@ def test_the_engine_says_what_the_oracle_says(engine, crop, oracle, request):
     for ours, theirs in zip(person.id_vit_hidden, hidden, strict=True):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
     assert np.abs(np.asarray(person.image).astype(int) - analysis.crop).max() <= 1
-    assert np.abs(person.key_points - analysis.points_crop).max() < 1e-2
+    # Nothing separated them when this was written; float32 points of up to 512 pixels carry 3e-5 each.
+    assert np.abs(person.key_points - analysis.points_crop).max() < 1e-4
 
 
 def counted(engine, photo, **options):
