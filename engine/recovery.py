@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consisid.kernels import describe
+
 from . import memory
 from .decode import finish
 from .denoise import LoopState, not_finite
@@ -111,6 +113,7 @@ class Run:
         for generator, state in zip(self.generators, self.start, strict=True):
             generator.set_state(state)
         modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+        modes["attention"] = describe(engine.device, _keys_shape(engine, self.request), engine.dtype)
         if self.decoding[0] not in (None, "whole"):
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
@@ -250,6 +253,13 @@ class Run:
         self.engine.weights.leave()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _keys_shape(engine: "Opened", request: Request) -> tuple[int, int, int, int]:
+    """Of the joint attention's keys: [B, S, H, D]."""
+    t = engine.variant.transformer
+    tokens = t.max_text_seq_length + request.shape.video_tokens
+    return request.batch, tokens, t.num_attention_heads, t.attention_head_dim
 
 
 def _limit(device: torch.device, budget: int | None) -> None:

@@ -48,7 +48,8 @@ def test_the_engine_says_what_the_oracle_says(engine, crop, oracle, request):
     for ours, theirs in zip(person.id_vit_hidden, hidden, strict=True):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
     assert np.abs(np.asarray(person.image).astype(int) - analysis.crop).max() <= 1
-    assert np.abs(person.key_points - analysis.points_crop).max() < 1e-2
+    # Nothing separated them when this was written; float32 points of up to 512 pixels carry 3e-5 each.
+    assert np.abs(person.key_points - analysis.points_crop).max() < 1e-4
 
 
 def counted(engine, photo, **options):
@@ -183,8 +184,9 @@ def test_face_models_are_known_without_reading_them(tiny, monkeypatch):
 def test_saved_and_loaded(tiny, tmp_path):
     person = tiny.identify(astronaut())
     again = Identity.load(person.save(tmp_path / "me.safetensors"))
-    one, other = (tiny.generate(who, "A man.", **SHORT).latents for who in (person, again))
-    assert torch.equal(one, other)
+    one, other = (tiny.generate(who, "A man.", **SHORT) for who in (person, again))
+    assert torch.equal(one.latents, other.latents)
+    assert one.stats.modes["attention"].startswith("torch's scaled_dot_product_attention, because")
     assert again.source == person.source
     assert {"photo", "face_models", "face", "mode"} <= set(person.source)
     assert np.array_equal(again.key_points, person.key_points)
