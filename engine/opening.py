@@ -11,7 +11,7 @@ from .backends import backend
 from .denoise import Positions
 from .errors import EngineError, InputError
 from .face import Faces
-from .graphs import graph_table, weight_shapes
+from .graphs import weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
 from .residency import Residency, device_memory_free
@@ -19,6 +19,7 @@ from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
 from .sizes import Sizes, sizes
+from .spans import LayerByLayer, Shards
 from .stream import lane_of
 from .text import TextEncoder, Tokenizer
 
@@ -77,6 +78,7 @@ class Opened:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        manifest.check_target(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
         return cls(folder, manifest, place, memory)
@@ -132,14 +134,16 @@ class Opened:
                 f"consisid-build {flags} for {shape}."
             )
         runners = {}
-        for name, graph in graph_table(self.variant, shape).items():
+        for name, graph in self.manifest.spec.graphs(shape).items():
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
             runners[name] = module.load(graph, file, self.device, names)
             self.weights.bind(graph, names)
-        return Networks(self.variant, runners, self.weights, self.device, self.dtype)
+        count = self.manifest.spec.layers_per_shard
+        spans = Shards(count) if count else LayerByLayer()
+        return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
 
     def positions(self, shape: VideoShape) -> Positions:
         """Rotary tables and additive positions of a shape: once per shape."""

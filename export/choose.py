@@ -5,14 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from consisid.engine.backends import Runner, backend
+from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
+from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
+
+from .through_onnx import compile_through_onnx
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
@@ -40,15 +44,19 @@ def compile_graph(
     device: torch.device,
     dtype: torch.dtype,
     first_layer: Callable[[], Sequence[Tensor]],
+    options: BuildOptions | None = None,
 ) -> Choice:
     """Compile with the backend `name`, or with all and keep the best.
 
     Args:
         stem: path of the file to write, without its ending.
-        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes.
+        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes, and for engines
+            that hold their weights.
+        options: of such an engine.
     """
+    options = options or BuildOptions(streaming=False)
     if name != AUTO:
-        return Choice(name, _compile(name, graph, stem, device, dtype), {})
+        return Choice(name, _compile(name, graph, stem, device, dtype, first_layer, options), {})
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -59,8 +67,8 @@ def compile_graph(
     )
     files: dict[str, Path | None] = {}
     milliseconds, errors = {}, {}
-    for candidate in CANDIDATES:
-        file = _compile(candidate, graph, stem, device, dtype)
+    for candidate in candidates(graph, device):
+        file = _compile(candidate, graph, stem, device, dtype, lambda: weights, options)
         runner = backend(candidate).load(graph, file, device, names)
         errors[candidate] = _error(_outputs(runner, inputs, weights), truth)
         limit = EXACT if dtype is torch.float32 else HALF * max(errors["eager"], EXACT)
@@ -76,13 +84,41 @@ def compile_graph(
     return Choice(best, files[best], milliseconds)
 
 
-def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
+def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
+    """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here, and
+    only where a graph has one set of weights."""
+    return CANDIDATES + tuple(name for name in sorted(HOLDS_WEIGHTS) if len(graph.layers) == 1 and _runs(name, device))
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    engines: Any = backend(name)
+    try:
+        engines.check(device)
+    except BackendError:
+        return False
+    return True
+
+
+def _compile(
+    name: str,
+    graph: Graph,
+    stem: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: Callable[[], Sequence[Tensor]],
+    options: BuildOptions,
+) -> Path | None:
     module = backend(name)
     if module.SUFFIX is None:
         return None
-    file = stem.with_suffix(module.SUFFIX)
+    file = stem.with_name(f"{stem.name}.{name}{module.SUFFIX}") if name in HOLDS_WEIGHTS else stem.with_suffix(module.SUFFIX)
     try:
-        module.compile(graph, file, device, dtype)
+        if name in HOLDS_WEIGHTS:
+            compile_through_onnx(name, graph, file, dtype, weights, options)
+        else:
+            module.compile(graph, file, device, dtype)
+    except BackendError:
+        raise
     except Exception as error:  # compilers raise whatever they trip over; the graph's name is what a reader needs
         raise BackendError(f"{name} could not compile the graph {graph.name}: {error}") from error
     return file
@@ -122,6 +158,8 @@ NAMES: Mapping[str, str] = {
     AUTO: "times the candidates per graph on this device and keeps the fastest that is right",
     "eager": "PyTorch operator by operator; any size",
     "inductor": "compiled ahead of time by AOTInductor",
+    "tensorrt": "TensorRT engines for the GPU of this machine",
+    "tensorrt-rtx": "TensorRT for RTX engines, also for other GPUs (--target)",
 }
 
 

@@ -5,6 +5,7 @@ them, tensor by tensor. What depends on weights alone (sums of kernels, transpos
 by PyTorch, and is not in the file.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.traceback import preserve_node_meta
 
 from consisid import kernels
 from consisid.engine.backends.inductor import EXAMPLE_SIZES, SIZES, trace
@@ -26,6 +28,7 @@ from .onnx_functions import DOMAIN, OPSET, attention, protos
 
 TYPES = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16,
          torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.bool: TensorProto.BOOL}  # fmt: skip
+SOURCE = "source"  # the key of a node's metadata
 DERIVED = "derived_"  # begins the names of constants that are computed from weights
 
 
@@ -150,7 +153,8 @@ class _Rest(nn.Module):
         program, nodes = self.hidden
         count = len(tensors) - len(nodes)
         known = self.skipped | dict(zip(nodes, tensors[count:], strict=True))
-        outputs = _Calls(program).run(*tensors[:count], *[None] * len(known), initial_env=known)
+        with preserve_node_meta():  # the lines of source that the nodes came from
+            outputs = _Calls(program).run(*tensors[:count], *[None] * len(known), initial_env=known)
         # ONNX has one name for a tensor: a constant that is an output is copied.
         return tuple(x.clone() if any(x is given for given in tensors) else x for x in outputs)
 
@@ -179,10 +183,23 @@ def _translate(
     assert made is not None
     made.optimize()
     model = made.model_proto
+    for node in model.graph.node:
+        _keep_source(node)
     model.functions.extend(protos({node.op_type for node in model.graph.node if node.domain == DOMAIN.domain}))
     if model.functions and DOMAIN.domain not in {opset.domain for opset in model.opset_import}:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN.domain, DOMAIN.version))
     return model
+
+
+def _keep_source(node: onnx.NodeProto) -> None:
+    """Of all that the exporter noted about a node leave where it came from: "transformer.py:158" under SOURCE."""
+    noted = {entry.key: entry.value for entry in node.metadata_props}
+    frames = re.findall(r'File "([^"]+)", line (\d+)', noted.get("pkg.torch.onnx.stack_trace", ""))
+    own = [f"{Path(file).name}:{line}" for file, line in frames if "torch" not in Path(file).parts]
+    del node.metadata_props[:]
+    node.doc_string = ""
+    if own:
+        node.metadata_props.add(key=SOURCE, value=own[-1])
 
 
 @torch.no_grad()
