@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto
+from onnxscript import optimizer
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.traceback import preserve_node_meta
@@ -181,10 +182,14 @@ def _translate(
         custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
     )  # fmt: skip
     assert made is not None
-    made.optimize()
+    optimizer.optimize_ir(made.model, num_iterations=1)
     model = made.model_proto
     for node in model.graph.node:
         _keep_source(node)
+    for value, spec in zip(model.graph.input, specs.values(), strict=False):
+        for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+            if isinstance(size, str):
+                dim.dim_param = size
     model.functions.extend(protos({node.op_type for node in model.graph.node if node.domain == DOMAIN.domain}))
     if model.functions and DOMAIN.domain not in {opset.domain for opset in model.opset_import}:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN.domain, DOMAIN.version))

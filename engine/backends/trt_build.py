@@ -13,6 +13,7 @@ from ..files import file_aside
 if TYPE_CHECKING:
     from .tensorrt import BuildOptions, TensorRT
 
+STORED = 2**28  # bytes of scores in float32 that may be stored
 MEMORY = re.compile(r"out ?of ?memory|bad_alloc|failed to allocate", re.IGNORECASE)
 
 
@@ -113,7 +114,22 @@ def _parse(backend: "TensorRT", builder: Any, onnx: Path, options: "BuildOptions
     if not parser.parse_from_file(str(onnx)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         raise unsupported(backend.name, onnx, errors)
+    _let_small_attention_be_stored(api, network)
     return network
+
+
+def _let_small_attention_be_stored(api: Any, network: Any) -> None:
+    """Let attention run in parts where no fused kernel takes it (a head of 16, float32), if its scores are small.
+
+    What is large stays fused, or the build fails: stored scores of joint attention would be 61 GB.
+    """
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == api.LayerType.ATTENTION_INPUT:
+            layer.__class__ = api.IAttentionInputLayer  # how the bindings reach what a layer is
+            query, key = tuple(layer.get_input(0).shape), tuple(layer.get_input(1).shape)
+            if 4 * abs(query[0]) * query[1] * query[2] * key[2] <= STORED:
+                layer.attention.decomposable = True
 
 
 def unsupported(name: str, onnx: Path, errors: Sequence[Any]) -> BackendError:
