@@ -1,11 +1,14 @@
 """ONNX file -> engine file, by either TensorRT: parsing, the choices of a build, and what it says of the result."""
 
+import ctypes
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..errors import BackendError
 from ..files import file_aside
@@ -52,6 +55,7 @@ def build(backend: "TensorRT", onnx: Path, file: Path, options: "BuildOptions") 
         builder = api.Builder(log)
     except Exception as error:  # pybind11 reports a failed initialisation with whatever the library threw
         raise BackendError(f"{backend.name} cannot start here ({_reason(log, error)}); check the NVIDIA driver.") from error
+    plugins = _plugins(backend, options)
     network = _parse(backend, builder, onnx, options)
     config = _configure(backend, builder, network, options)
     cache = _cache(config, options.timing_cache)
@@ -64,10 +68,34 @@ def build(backend: "TensorRT", onnx: Path, file: Path, options: "BuildOptions") 
         raise refusal(backend.name, onnx.stem, log.errors)
     with file_aside(file) as aside, aside.open("wb") as out:
         out.write(plan)
+    plugins.clear()  # the builder is done with them
     if cache is not None and options.timing_cache is not None:
         with file_aside(options.timing_cache) as aside:
             aside.write_bytes(config.get_timing_cache().serialize())
     return described(log.lines, time.perf_counter() - start, file.stat().st_size)
+
+
+def _plugins(backend: "TensorRT", options: "BuildOptions") -> list[Any]:
+    """The plugins of a build, known to the library for as long as the list is kept.
+
+    Raises:
+        BackendError: TensorRT for RTX could not find its own library, and would end the process.
+    """
+    if not options.plugins:
+        return []
+    if backend.package == "tensorrt_rtx":
+        try:
+            ctypes.CDLL("libtensorrt_rtx.so")
+        except OSError:
+            raise BackendError(
+                "The ONNX parser of TensorRT for RTX opens libtensorrt_rtx.so for a plugin, and the wheel has it as "
+                "libtensorrt_rtx.so.1 only; link that file under the name without .1 in a folder of LD_LIBRARY_PATH."
+            ) from None
+    from .trt_plugins import register
+
+    # Code for an older GPU runs on newer ones too.
+    targets = options.targets or ("sm_{}{}".format(*torch.cuda.get_device_capability()),)
+    return register(backend, options.plugins, min(int(target.removeprefix("sm_")) for target in targets))
 
 
 def refusal(name: str, graph: str, errors: Sequence[str]) -> BackendError:
