@@ -1,4 +1,4 @@
-"""`python -m consisid.bench.trt --output DIR`: every graph of a full-size model built by TensorRT for RTX, without a GPU.
+"""`python -m consisid.bench.trt --output DIR`: each graph of a full-size model by TensorRT for RTX, without a GPU.
 
 Random weights; each graph in a process of its own, so that its memory is its own and is given back; ONNX files and
 engines are removed when they are measured. DIR/tensorrt-rtx.json is written row by row and goes on where it stopped.
@@ -140,16 +140,22 @@ def rendered(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['variant']} by TensorRT for RTX {made['tensorrt_rtx']}",
         "",
-        f"{report['shape']}, {report['dtype']}, for {' and '.join(report['targets'])} in one engine, weight streaming, "
-        f"{report['layers_per_shard']} layers a shard. Built on a machine without a GPU ({made['device']}); nothing was run. CPU s: of the whole "
-        "process; the others are by the clock, on a machine that others used too.",
+        f"{report['shape']}, {report['dtype']}, for {' and '.join(report['targets'])} in one engine, "
+        f"weight streaming, {report['layers_per_shard']} layers a shard. Built on a machine without a GPU ({made['device']}); nothing was "
+        "run. CPU s: of the whole process; the others are by the clock, on a machine that others used too.",
         "",
-        f"Of equal shards one was built. Stored scores of joint attention would be {scores / 1e9:.1f} GB; scratch is what a "
-        "call takes beside inputs, outputs and weights, with two samples. Fused attention: kernels that store no scores.",
+        f"Of equal shards one was built. Stored scores of joint attention would be {scores / 1e9:.1f} GB; scratch is "
+        "what a call takes beside inputs, outputs and weights, with two samples where a graph takes any number. Fused "
+        "attention: kernels that store no scores.",
         "",
-        *(" | ".join(["", *cells, ""]).strip() for cells in [
-            list(fields), ["---"] * len(fields), *([field(row) for field in fields.values()] for row in built)
-        ]),
+        *(
+            " | ".join(["", *cells, ""]).strip()
+            for cells in [
+                list(fields),
+                ["---"] * len(fields),
+                *([field(row) for field in fields.values()] for row in built),
+            ]
+        ),
         "",
         *(["Refused:", "", *refused, ""] if refused else []),
         f"Made by `{made['command']}` at {made['commit']}, {made['date']}; torch {made['versions']['torch']}, Python "

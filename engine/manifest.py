@@ -26,8 +26,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
-# What a folder can be built to allow, beside running where it was built.
-FLAGS = ("refit", "version_compatible", "hardware_compatible")
+# Choices of a build of engines that hold their weights; backends/tensorrt.py, BuildOptions, says what each is.
+FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
 # Whose versions a build depends on: the name in a manifest, and that of the distribution.
 PACKAGES = {"consisid": "consisid", "triton": "triton", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}
 
@@ -190,7 +190,6 @@ class Manifest:
         for name, entry in self.weights.items():
             kind = "sha256" if full or "header" not in entry else "header"
             _check(root / name, entry["bytes"], kind, entry[kind], remedy)
-
 
     def check_target(self, folder: Path) -> None:
         """Check that there is a GPU that a folder made for other machines was built for.

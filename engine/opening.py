@@ -9,6 +9,7 @@ import torch
 from . import memory as memory_plan
 from .backends import backend
 from .denoise import Positions
+from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
 from .graphs import weight_shapes
@@ -47,7 +48,8 @@ class Opened:
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
-        self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
+        kind = EngineWeights if manifest.spec.layers_per_shard else Residency
+        self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
         self._networks: dict[VideoShape, Networks] = {}
@@ -141,6 +143,8 @@ class Opened:
             file = self.folder / entry.file if entry and entry.file else None
             runners[name] = module.load(graph, file, self.device, names)
             self.weights.bind(graph, names)
+            if isinstance(self.weights, EngineWeights):
+                self.weights.hold(name, runners[name])
         count = self.manifest.spec.layers_per_shard
         spans = Shards(count) if count else LayerByLayer()
         return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)

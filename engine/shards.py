@@ -29,12 +29,10 @@ def sharded_table(variant: Variant, shape: VideoShape, count: int = LAYERS) -> d
     rows = [graph for name, graph in table.items() if name not in LAYERED]
     for i, layers in enumerate(spread(x.num_layers, count)):
         rows.append(Graph(f"{TEXT}_{i}", "text_encoder", partial(spans.TextLayers, x, layers), text))
-    rows.append(
-        Graph("modulations", "transformer", partial(spans.Modulations, t), table["modulation"].inputs)
-    )
+    rows.append(Graph("modulations", "transformer", partial(spans.Modulations, t), table["modulation"].inputs))
     identity = Spec((1, t.cross_attn_num_heads * t.LFE_num_querie, t.inner_dim))
     for i, layers in enumerate(spread(t.num_layers, count)):
-        inputs = stream | {"modulation": Spec((len(layers), 2, 2, 3, t.inner_dim))}
+        inputs = dict(stream) | {"modulation": Spec((len(layers), 2, 2, 3, t.inner_dim))}
         if t.is_train_face:
             inputs |= {f"{what}_{face}": identity for face in faces_of(t, layers) for what in ("keys", "values")}
         rows.append(Graph(f"{TRUNK}_{i}", "transformer", partial(spans.Trunk, t, layers), inputs))

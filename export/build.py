@@ -11,13 +11,13 @@ from consisid.engine.backends import HOLDS_WEIGHTS
 from consisid.engine.backends import backend as load_backend
 from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.backends.trt_build import capability
+from consisid.engine.backends.trt_plugins import ATTRIBUTES
 from consisid.engine.checkpoint import Checkpoint
 from consisid.engine.errors import BackendError, CheckpointError, InputError
 from consisid.engine.files import sha256
 from consisid.engine.graphs import Graph, weight_shapes
 from consisid.engine.manifest import (
     DTYPES,
-    FLAGS,
     BuildSpec,
     GraphEntry,
     Manifest,
@@ -66,7 +66,7 @@ def build(
         height, width, num_frames: of the videos; default what the model was trained at.
         bundle: copy the checkpoint into the folder instead of referring to it by path and hash.
         random_weights: `checkpoint` is the name of a variant, and its weights are random and stored nowhere.
-        targets: compute capabilities of other GPUs, such as "sm_89", that the engine will run on; no GPU is needed here.
+        targets: compute capabilities of other GPUs, such as "sm_89", to run on; no GPU is needed here.
         layers_per_shard: of the transformer and of the text encoder, in engines that hold their weights.
         flags: of manifest.FLAGS, for such engines.
         timing_cache: a file of measurements that builds of such engines share.
@@ -94,8 +94,9 @@ def build(
             tuple(targets), layers_per_shard if holds else 0, tuple(flags),
         )  # fmt: skip
         options = BuildOptions(
-            tuple(targets), streaming=holds, timing_cache=timing_cache, **{flag: flag in flags for flag in FLAGS}
-        )
+            tuple(targets), holds, "refit" in flags, "version_compatible" in flags, "hardware_compatible" in flags,
+            timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
+        )  # fmt: skip
         table, store = spec.graphs(), WeightStore(opened, place, DTYPES[dtype])
         work.begin(spec)
         entries = {}

@@ -85,8 +85,8 @@ def compile_graph(
 
 
 def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
-    """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here, and
-    only where a graph has one set of weights."""
+    """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here,
+    and only where a graph has one set of weights."""
     return CANDIDATES + tuple(name for name in sorted(HOLDS_WEIGHTS) if len(graph.layers) == 1 and _runs(name, device))
 
 
@@ -111,7 +111,11 @@ def _compile(
     module = backend(name)
     if module.SUFFIX is None:
         return None
-    file = stem.with_name(f"{stem.name}.{name}{module.SUFFIX}") if name in HOLDS_WEIGHTS else stem.with_suffix(module.SUFFIX)
+    file = (
+        stem.with_name(f"{stem.name}.{name}{module.SUFFIX}")
+        if name in HOLDS_WEIGHTS
+        else stem.with_suffix(module.SUFFIX)
+    )
     try:
         if name in HOLDS_WEIGHTS:
             compile_through_onnx(name, graph, file, dtype, weights, options)

@@ -15,6 +15,7 @@ FLAG_HELP = {
     "refit": "weights can be replaced, for a LoRA",
     "version_compatible": "later versions may load the engines",
     "hardware_compatible": "other GPUs of the same compute capability may load them",
+    "plugins": "our Triton kernels in the engines, for two samples at once, instead of TensorRT's own attention",
 }
 
 

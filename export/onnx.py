@@ -74,7 +74,9 @@ def skeleton(graph: Graph, dtype: torch.dtype, sizes: Mapping[str, int] | None =
 def fixed(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, Any]:
     """The specs of a graph with some of its symbols fixed."""
     return {
-        name: replace(spec, shape=tuple(sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape))
+        name: replace(
+            spec, shape=tuple(sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape)
+        )
         for name, spec in graph.specs().items()
     }
 
@@ -123,7 +125,7 @@ class _Calls(_OnCpu):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if getattr(target, "namespace", None) != DOMAIN.domain:
-            return super().call_function(target, args, kwargs)  # type: ignore[arg-type]
+            return super().call_function(target, args, kwargs)
         from consisid.kernels import ops
 
         name = target.name().partition("::")[2]
@@ -248,7 +250,7 @@ def _external(name: str, tensor: Tensor, out: Any, location: str) -> TensorProto
     proto.data_location = TensorProto.EXTERNAL
     offset = -(-out.tell() // 4096) * 4096  # so that a reader can map it
     out.seek(offset)
-    out.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for key, value in (("location", location), ("offset", offset), ("length", tensor.nbytes)):
         proto.external_data.add(key=key, value=str(value))
     return proto

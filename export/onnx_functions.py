@@ -1,4 +1,4 @@
-"""The kernels as ONNX functions of domain `consisid`: a call of a kernel is one node, with a body of standard operators.
+"""The kernels as ONNX functions of domain `consisid`: a call of a kernel is one node, its body of standard operators.
 
 ONNX Runtime runs the bodies; a TensorRT plugin of the same name can take a node's place. Text and video rows are told
 apart by a mask over the rows, not by cutting and joining: all of it is elementwise, which compilers fuse.
@@ -17,9 +17,7 @@ FLOAT = 1  # onnx.TensorProto.FLOAT
 @script(DOMAIN, default_opset=op)
 def is_text(hidden, text_length: int):  # type: ignore[no-untyped-def]
     """[S, 1] bool: whether a row of hidden [B, S, C] is text."""
-    rows = op.Range(
-        op.Constant(value_int=0), op.Squeeze(op.Shape(hidden, start=1, end=2)), op.Constant(value_int=1)
-    )
+    rows = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(hidden, start=1, end=2)), op.Constant(value_int=1))
     return op.Unsqueeze(op.Less(rows, op.Constant(value_int=text_length)), op.Constant(value_ints=[1]))
 
 
@@ -81,7 +79,6 @@ def qk_norm_rope(  # type: ignore[no-untyped-def]
     )
     # Text rows turn by nothing: cos 1, sin 0.
     text = op.Shape(qkv, start=1, end=2) - op.Shape(cos, start=0, end=1)
-    before = op.Concat(op.Constant(value_ints=[1, 0]), text, op.Constant(value_ints=[0]), axis=0)
     pads = op.Concat(text, op.Constant(value_ints=[0, 0, 0]), axis=0)
     c = op.Pad(cos, pads, op.Constant(value_float=1.0))
     s = op.Pad(sin, pads, op.Constant(value_float=0.0))
@@ -90,8 +87,8 @@ def qk_norm_rope(  # type: ignore[no-untyped-def]
 
 @script(DOMAIN, default_opset=op)
 def joint_attention(q, k, v, scale: float):  # type: ignore[no-untyped-def]
-    """The scale, a power of two at head_dim 64 and so exact, goes into q: Attention's own would be split over q and k as
-    square roots, each with a rounding."""
+    """The scale, a power of two at head_dim 64 and so exact, goes into q: Attention's own would be split over q and k
+    as square roots, each with a rounding."""
     scaled = op.Transpose(q * op.CastLike(op.Constant(value_float=scale), q), perm=[0, 2, 1, 3])
     keys = op.Transpose(k, perm=[0, 2, 1, 3])
     values = op.Transpose(v, perm=[0, 2, 1, 3])
@@ -114,7 +111,7 @@ def face_cross_attention(  # type: ignore[no-untyped-def]
 
 @script(DOMAIN, default_opset=op)
 def at_size_of(z, x):  # type: ignore[no-untyped-def]
-    """z [B, C, f, h, w] at the size of x [B, C, F, H, W] by nearest neighbour; with an odd F > 1 frame 0 has its own."""
+    """z [B, C, f, h, w] at the size of x [B, C, F, H, W] by nearest neighbour; frame 0 of an odd F > 1 has its own."""
     one = op.Constant(value_ints=[1])
     frames, low = op.Shape(x, start=2, end=3), op.Shape(z, start=2, end=3)
     odd = op.Cast(op.Greater(op.Mod(frames, op.Constant(value_ints=[2])) * (frames - one), op.Constant(value_ints=[0])),

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.backends.tensorrt import BuildOptions
+from consisid.engine.backends.tensorrt import PROFILES, BuildOptions
 from consisid.engine.graphs import Graph
 
 
 def compile_through_onnx(
-    name: str, graph: Graph, file: Path, dtype: torch.dtype, weights: Callable[[], Sequence[Tensor]], options: BuildOptions
+    name: str,
+    graph: Graph,
+    file: Path,
+    dtype: torch.dtype,
+    weights: Callable[[], Sequence[Tensor]],
+    options: BuildOptions,
 ) -> Any:
     """Write the engine of a graph with its weights to `file`, by the backend `name`; returns trt_build.Built."""
     from .onnx import skeleton, write
@@ -22,7 +27,8 @@ def compile_through_onnx(
     engines: Any = backend(name)
     engines.api  # noqa: B018  # raises where it is missing, before the graph is traced
     try:
-        write(skeleton(graph, dtype), [w.cpu() for w in weights()], onnx)
+        sizes = {"B": PROFILES["batched"]["B"][1]} if options.plugins else {}  # a plugin has one shape
+        write(skeleton(graph, dtype, sizes), [w.cpu() for w in weights()], onnx)
         return engines.build(onnx, file, options)
     finally:
         for made in (onnx, onnx.with_name(onnx.name + ".data")):

@@ -26,7 +26,6 @@ from .modulated_norm import fake_both, fake_norm, fake_residual, launch_both, la
 from .qk_norm_rope import fake as qk_norm_rope_fake
 from .qk_norm_rope import launch as qk_norm_rope_launch
 
-
 # What each operator gives, without data.
 FAKES: Mapping[str, Callable[..., Any]] = {
     "qk_norm_rope": qk_norm_rope_fake,

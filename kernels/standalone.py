@@ -1,8 +1,8 @@
 """Kernels as code that others launch: PTX for one shape, whose only parameters are the tensors.
 
 Everything else (sizes, strides, the scale) is a constant, so a program that knows nothing of Triton can launch a kernel
-with a list of addresses: inputs, then outputs, as TensorRT passes them. Triton's PTX ends its parameters with two pointers
-to scratch memory, which these kernels do not use; they are taken out.
+with a list of addresses: inputs, then outputs, as TensorRT passes them. Triton's PTX ends its parameters with two
+pointers to scratch memory, which these kernels do not use; they are taken out.
 """
 
 import json
@@ -91,9 +91,9 @@ def compile_standalone(
     made = compile_for(launch, arch, row.parameters)
     if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
         raise ValueError(f"{name} wants scratch memory, which nobody gives it; choose other options of the kernel.")
-    grid = (*launch.grid, 1, 1)[:3]
+    x, y, z = (*launch.grid, 1, 1)[:3]
     ptx = without_scratch(made.asm["ptx"], len(row.parameters))
-    return Code(made.metadata.name, ptx, grid, made.metadata.num_warps * 32, made.metadata.shared)
+    return Code(made.metadata.name, ptx, (x, y, z), made.metadata.num_warps * 32, made.metadata.shared)
 
 
 def without_scratch(ptx: str, count: int) -> str:

@@ -1,7 +1,7 @@
 """TensorRT, and TensorRT for RTX, which builds for RTX cards on a machine without any: one code path over both modules.
 
-Both take a graph as an ONNX file with its weights, strongly typed, and give an engine that holds them. An engine has one
-profile per entry of PROFILES that names a symbol of its graph: a profile is a set of fixed sizes.
+Both take a graph as an ONNX file with its weights, strongly typed, and give an engine that holds them. An engine has
+one profile per entry of PROFILES that names a symbol of its graph: a profile is a set of fixed sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +98,13 @@ class TensorRT:
 
         return Log()
 
+    @cached_property
+    def plugins(self) -> Any:
+        """All plugins, known to the library while this is kept."""
+        from .trt_plugins import ATTRIBUTES, register
+
+        return register(self, tuple(ATTRIBUTES))
+
     def build(self, onnx: Path, file: Path, options: BuildOptions) -> Any:
         """Write the engine of an ONNX file; returns trt_build.Built. See trt_build.build."""
         from .trt_build import build
@@ -112,19 +119,28 @@ class TensorRT:
         """
         assert path is not None
         self.check(device)
+        self.plugins  # noqa: B018  # an engine may hold some
         return Engine(self, path, device)
 
     def check(self, device: torch.device) -> None:
         """Raises BackendError where engines cannot run."""
         if device.type != "cuda" or not torch.cuda.is_available():
-            raise BackendError(f"Engines of {self.name} run on an NVIDIA GPU, and there is none; use a build for the CPU.")
-        version = torch._C._cuda_getDriverVersion()
+            raise BackendError(
+                f"Engines of {self.name} run on an NVIDIA GPU, and there is none; use a build for the CPU."
+            )
+        version = driver_version()
         if version < OLDEST_DRIVER:
             raise BackendError(
                 f"The NVIDIA driver knows CUDA {version // 1000}.{version % 1000 // 10} and {self.package} needs "
                 f"{OLDEST_DRIVER // 1000}.0; update the driver."
             )
         self.api  # noqa: B018  # raises where it is missing
+
+
+def driver_version() -> int:
+    """The newest CUDA that the driver knows, as cuDriverGetVersion counts: 13000 for 13.0."""
+    read: Any = getattr(torch._C, "_cuda_getDriverVersion", None)  # only in builds with CUDA
+    return int(read()) if read is not None else 0
 
 
 TENSORRT = TensorRT("tensorrt", "tensorrt", "tensorrt")

@@ -54,7 +54,9 @@ def build(backend: "TensorRT", onnx: Path, file: Path, options: "BuildOptions") 
     try:
         builder = api.Builder(log)
     except Exception as error:  # pybind11 reports a failed initialisation with whatever the library threw
-        raise BackendError(f"{backend.name} cannot start here ({_reason(log, error)}); check the NVIDIA driver.") from error
+        raise BackendError(
+            f"{backend.name} cannot start here ({log.errors[-1] if log.errors else error}); check the NVIDIA driver."
+        ) from error
     plugins = _plugins(backend, options)
     network = _parse(backend, builder, onnx, options)
     config = _configure(backend, builder, network, options)
@@ -219,7 +221,8 @@ def capability(backend: "TensorRT", target: str) -> Any:
     names = getattr(backend.api, "ComputeCapability", None)
     if names is None:
         raise BackendError(
-            f"{backend.name} builds for the GPU of this machine only; leave out --target, or use --backend tensorrt-rtx."
+            f"{backend.name} builds for the GPU of this machine only; leave out --target, or use --backend "
+            "tensorrt-rtx."
         )
     known = names.__members__
     if target.replace("sm_", "SM") not in known:
@@ -235,14 +238,14 @@ def _profiles(builder: Any, network: Any) -> Iterator[Any]:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     free = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     symbols = {tensor.get_dimension_name(i) for tensor in free for i, size in enumerate(tensor.shape) if size == -1}
-    everything = {name: size for entry in reversed(PROFILES.values()) for name, size in entry.items()}
+    everything = {name: size for entry in reversed(list(PROFILES.values())) for name, size in entry.items()}
     for sizes in PROFILES.values() if free else ():
         if not symbols & set(sizes):
             continue
         profile = builder.create_optimization_profile()
         for tensor in free:
             ranges = [
-                (everything | sizes)[tensor.get_dimension_name(i)] if size == -1 else (size,) * 3
+                (everything | dict(sizes))[tensor.get_dimension_name(i)] if size == -1 else (size,) * 3
                 for i, size in enumerate(tensor.shape)
             ]
             profile.set_shape(tensor.name, *([entry[which] for entry in ranges] for which in range(3)))
@@ -255,7 +258,3 @@ def _cache(config: Any, file: Path | None) -> Any:
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
-
-
-def _reason(log: Any, error: Exception) -> str:
-    return log.errors[-1] if log.errors else str(error)

@@ -1,8 +1,8 @@
 """The Triton kernels inside a TensorRT engine: plugins that carry their PTX with them and launch it by the driver.
 
 A plugin has the name of an operator of domain `consisid`, so the parser takes it instead of the function of that name.
-When an engine is built, the shapes are known, the kernel is compiled for them, without a GPU, and becomes a field of the
-plugin that is stored in the engine. Whoever loads the engine registers the plugins first (`register`).
+When an engine is built, the shapes are known; the kernel is compiled for them, without a GPU, and becomes a field of
+the plugin that is stored in the engine. Whoever loads the engine registers the plugins first (`register`).
 """
 
 from collections.abc import Sequence
@@ -55,12 +55,15 @@ def creator_class(api: Any) -> Any:
     """The class that makes plugins, over the base classes of a module."""
     plugin = plugin_class(api)
 
-    class Creator(api.IPluginCreatorV3One):  # type: ignore[misc]
+    class Creator(api.IPluginCreatorV3One):
         def __init__(self, name: str, arch: int):
             api.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace, self.arch = name, VERSION, "", arch
             self.field_names = api.PluginFieldCollection(
-                [api.PluginField(field, np.array([]), api.PluginFieldType.UNKNOWN) for field in (*ATTRIBUTES[name], CODE)]
+                [
+                    api.PluginField(field, np.array([]), api.PluginFieldType.UNKNOWN)
+                    for field in (*ATTRIBUTES[name], CODE)
+                ]
             )
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
@@ -132,7 +135,9 @@ def plugin_class(api: Any) -> Any:
         def clone(self) -> Any:
             return Plugin(self.plugin_name, self.arch, dict(self.given))
 
-        def enqueue(self, inputs_desc: Any, outputs_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
+        def enqueue(
+            self, inputs_desc: Any, outputs_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int
+        ) -> None:
             assert self.kernel is not None, "an engine holds the code of its plugins"
             self.kernel.launch([*inputs, *outputs], stream)
 

@@ -92,9 +92,7 @@ class Engine:
         first = self._names(True)[0]
         if not self._batched(first):
             return None
-        shapes = [
-            self.engine.get_tensor_profile_shape(first, i) for i in range(self.engine.num_optimization_profiles)
-        ]
+        shapes = [self.engine.get_tensor_profile_shape(first, i) for i in range(self.engine.num_optimization_profiles)]
         return max(int(most[0]) for _, _, most in shapes)
 
     def _profile(self, inputs: Sequence[Tensor]) -> int:
@@ -128,14 +126,19 @@ class Engine:
             context.set_tensor_address(name, x.data_ptr())
         outputs = []
         for name in self._names(False):
-            shape, dtype = tuple(context.get_tensor_shape(name)), dtypes(self.backend.api)[self.engine.get_tensor_dtype(name)]
+            shape, dtype = (
+                tuple(context.get_tensor_shape(name)),
+                dtypes(self.backend.api)[self.engine.get_tensor_dtype(name)],
+            )
             outputs.append(torch.empty(shape, dtype=dtype, device=self.device))
             context.set_tensor_address(name, outputs[-1].data_ptr())
         size = self.engine.get_device_memory_size_for_profile_v2(profile)
         scratch = torch.empty(max(1, size), dtype=torch.uint8, device=self.device)
         context.set_device_memory(scratch.data_ptr(), size)
         if not context.execute_async_v3(stream):
-            raise BackendError(f"{self.file.name} could not run: {(self.backend.log.errors or ['no reason given'])[-1]}.")
+            raise BackendError(
+                f"{self.file.name} could not run: {(self.backend.log.errors or ['no reason given'])[-1]}."
+            )
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def refit(self, bases: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
@@ -162,7 +165,9 @@ class Engine:
                 types(self.backend.api)[base.dtype], kept[-1].data_ptr(), kept[-1].numel()
             )
             if not refitter.set_named_weights(name, weights):
-                raise BackendError(f"{self.file.name} has no weights {name} of that size; the LoRA is of another model.")
+                raise BackendError(
+                    f"{self.file.name} has no weights {name} of that size; the LoRA is of another model."
+                )
         stream = torch.cuda.current_stream(self.device)
         if not refitter.refit_cuda_engine_async(stream.cuda_stream):
             raise BackendError(f"{self.file.name} could not take new weights; rebuild the folder with --refit.")
@@ -241,5 +246,7 @@ def invalid(backend: "TensorRT", runtime: Any, plan: bytes, file: Path) -> Backe
     causes = [CAUSES[name].format(**known) for name in found if name in CAUSES]
     if not causes:
         reason = (backend.log.errors or ["no reason given"])[-1]
-        causes = [f"cannot be loaded by {backend.package} {backend.api.__version__} ({reason}); rebuild the folder here"]
+        causes = [
+            f"cannot be loaded by {backend.package} {backend.api.__version__} ({reason}); rebuild the folder here"
+        ]
     return BackendError(f"The engine {file.name} {causes[0]}.")

@@ -17,8 +17,8 @@ from .transformer import Block, FaceAttention, LastBlock, Modulation
 class Trunk(nn.Module):
     """Some transformer blocks and the face attentions that follow them.
 
-    hidden [B, S, C], modulation [blocks, 2, 2, 3, C], cos and sin [V, D / 2], then keys and values [1, H * N, C] of each
-    face attention -> hidden [B, S, C]; with the last block of all, [B, V, C].
+    hidden [B, S, C], modulation [blocks, 2, 2, 3, C], cos and sin [V, D / 2], then keys and values [1, H * N, C] of
+    each face attention -> hidden [B, S, C]; with the last block of all, [B, V, C].
     """
 
     def __init__(self, config: TransformerConfig, layers: Sequence[int]):
