@@ -6,6 +6,7 @@ engines are removed when they are measured. DIR/tensorrt-rtx.json is written row
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 
 from consisid.engine.backends import backend
 from consisid.engine.backends.tensorrt import PROFILES, BuildOptions
+from consisid.engine.backends.trt_plugins import ATTRIBUTES
 from consisid.engine.commands import run
 from consisid.engine.errors import ConsisIDError, InputError
 from consisid.engine.files import file_aside
@@ -33,7 +36,7 @@ from .machine import stamp
 from .weights import RandomWeights
 
 NAME = "tensorrt-rtx"
-HOST = 24 * 10**9  # bytes of host memory that a build may take
+PLUGINS = " with plugins"  # ends the name of a row
 
 
 def graphs(variant: Variant) -> dict[str, Graph]:
@@ -50,19 +53,21 @@ def stored_scores(variant: Variant) -> int:
     return 2 * t.num_attention_heads * (t.max_text_seq_length + shape.video_tokens) ** 2 * 2
 
 
-def measure(variant: Variant, name: str, dtype: torch.dtype, targets: Sequence[str], folder: Path) -> dict[str, Any]:
-    """The row of one graph."""
+def measure(
+    variant: Variant, name: str, dtype: torch.dtype, targets: Sequence[str], plugins: bool, folder: Path
+) -> dict[str, Any]:
+    """The row of one graph, with our Triton kernels in the engine or TensorRT's own attention."""
     from consisid.export.onnx import skeleton, write
 
     graph = graphs(variant)[name]
     weights = RandomWeights(variant, VideoShape.of(variant, None, None, None), torch.device("cpu"), graph.dtype(dtype))
     start = time.perf_counter()
-    made = skeleton(graph, dtype)
+    made = skeleton(graph, dtype, {"B": PROFILES["batched"]["B"][1]} if plugins else {})
     traced = time.perf_counter() - start
     onnx = folder / f"{name}.onnx"
     write(made, weights.of(graph)[0], onnx)
     row: dict[str, Any] = {
-        "graph": name,
+        "graph": name + PLUGINS * plugins,
         "trace_seconds": traced,
         "export_seconds": time.perf_counter() - start,
         "onnx_bytes": sum(file.stat().st_size for file in folder.glob(f"{name}.onnx*")),
@@ -70,7 +75,8 @@ def measure(variant: Variant, name: str, dtype: torch.dtype, targets: Sequence[s
     }
     engines: Any = backend(NAME)
     try:
-        row |= asdict(engines.build(onnx, folder / f"{name}.engine", BuildOptions(targets=tuple(targets))))
+        options = BuildOptions(targets=tuple(targets), plugins=tuple(ATTRIBUTES) if plugins else ())
+        row |= asdict(engines.build(onnx, folder / f"{name}.engine", options))
     except ConsisIDError as error:
         row["refused"] = str(error)
     row["cpu_seconds"] = time.process_time()
@@ -96,13 +102,14 @@ def measure_all(variant: Variant, dtype: str, targets: str, output: Path, only: 
     }
     if file.is_file():
         report["rows"] = [row for row in json.loads(file.read_text())["rows"] if row["graph"] not in only]
-    for name in graphs(variant):
+    for name in (*graphs(variant), f"{TRUNK}_0{PLUGINS}"):
         if any(row["graph"] == name for row in report["rows"]):
             continue
+        plain = name.removesuffix(PLUGINS)
         with tempfile.TemporaryDirectory(dir=output) as folder:
             command = [sys.executable, "-m", "consisid.bench.trt", "--variant", variant.name, "--dtype", dtype,
-                       "--target", targets, "--graph", name, "--output", folder]  # fmt: skip
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
+                       "--target", targets, "--graph", plain, "--output", folder, *["--plugins"] * (plain != name)]  # fmt: skip
+            found = subprocess.run(command, capture_output=True, text=True, check=False, env=_linked(Path(folder)))
         if found.returncode:
             row = {"graph": name, "refused": f"the process ended with {found.returncode}: {found.stderr[-300:]}"}
         else:
@@ -111,6 +118,15 @@ def measure_all(variant: Variant, dtype: str, targets: str, output: Path, only: 
         print(name, json.dumps(row), file=sys.stderr, flush=True)
         write(report, output)
     return report
+
+
+def _linked(folder: Path) -> dict[str, str]:
+    """An environment in which the ONNX parser finds its library by the name that it looks for when there are plugins."""
+    spec = find_spec("tensorrt_rtx_libs")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        (folder / "libtensorrt_rtx.so").symlink_to(Path(place) / "libtensorrt_rtx.so.1")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
+    return {**os.environ, "LD_LIBRARY_PATH": path}
 
 
 def write(report: dict[str, Any], output: Path) -> None:
@@ -140,8 +156,8 @@ def rendered(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['variant']} by TensorRT for RTX {made['tensorrt_rtx']}",
         "",
-        f"{report['shape']}, {report['dtype']}, for {' and '.join(report['targets'])} in one engine, "
-        f"weight streaming, {report['layers_per_shard']} layers a shard. Built on a machine without a GPU ({made['device']}); nothing was "
+        f"{report['shape']}, {report['dtype']}, {report['layers_per_shard']} layers a shard, weight streaming, "
+        f"for {' and '.join(report['targets'])} in one engine. Built without a GPU ({made['device']}); nothing was "
         "run. CPU s: of the whole process; the others are by the clock, on a machine that others used too.",
         "",
         f"Of equal shards one was built. Stored scores of joint attention would be {scores / 1e9:.1f} GB; scratch is "
@@ -172,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     p.add_argument("--target", default="sm_89,sm_120")
     p.add_argument("--again", default="", help="graphs to measure although they are in the report")
+    p.add_argument("--plugins", action="store_true", help="with --graph: our Triton kernels in the engine")
     p.add_argument("--graph", help="measure one graph in this process, and print its row")
     options = p.parse_args(arguments)
 
@@ -184,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.graph not in graphs(variant):
             raise InputError(f"There is no graph {options.graph!r}; the graphs are {', '.join(graphs(variant))}.")
         dtype = DTYPES[options.dtype]
-        print(json.dumps(measure(variant, options.graph, dtype, options.target.split(","), options.output)))
+        targets = options.target.split(",")
+        print(json.dumps(measure(variant, options.graph, dtype, targets, options.plugins, options.output)))
 
     return run("trt", work)
 

@@ -19,7 +19,7 @@ from .trt_run import Engine
 
 # Least, usual and largest size of each symbol of a graph (graphs.Spec). One size three times is a fixed shape.
 PROFILES: Mapping[str, Mapping[str, tuple[int, int, int]]] = {
-    "batched": {"B": (2, 2, 2), "N": (1, 50, 1000), "H": (64, 640, 1024), "W": (64, 640, 1024)},
+    "batched": {"B": (2, 2, 2), "N": (1, 50, 200), "H": (64, 640, 1024), "W": (64, 640, 1024)},
     "single": {"B": (1, 1, 1)},
 }
 OLDEST_DRIVER = 13000  # of the CUDA driver API, as cudaDriverGetVersion counts: the wheels are made with CUDA 13
