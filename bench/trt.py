@@ -108,7 +108,8 @@ def measure_all(variant: Variant, dtype: str, targets: str, output: Path, only: 
         plain = name.removesuffix(PLUGINS)
         with tempfile.TemporaryDirectory(dir=output) as folder:
             command = [sys.executable, "-m", "consisid.bench.trt", "--variant", variant.name, "--dtype", dtype,
-                       "--target", targets, "--graph", plain, "--output", folder, *["--plugins"] * (plain != name)]  # fmt: skip
+                       "--target", targets, "--graph", plain, "--output", folder]  # fmt: skip
+            command += ["--plugins"] * (plain != name)
             found = subprocess.run(command, capture_output=True, text=True, check=False, env=_linked(Path(folder)))
         if found.returncode:
             row = {"graph": name, "refused": f"the process ended with {found.returncode}: {found.stderr[-300:]}"}
@@ -121,7 +122,7 @@ def measure_all(variant: Variant, dtype: str, targets: str, output: Path, only: 
 
 
 def _linked(folder: Path) -> dict[str, str]:
-    """An environment in which the ONNX parser finds its library by the name that it looks for when there are plugins."""
+    """An environment in which the ONNX parser finds its library by the name that it opens for a plugin."""
     spec = find_spec("tensorrt_rtx_libs")
     for place in (spec.submodule_search_locations or []) if spec else []:
         (folder / "libtensorrt_rtx.so").symlink_to(Path(place) / "libtensorrt_rtx.so.1")
