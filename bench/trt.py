@@ -115,7 +115,7 @@ def measure_all(variant: Variant, dtype: str, targets: str, output: Path, only: 
             row = {"graph": name, "refused": f"the process ended with {found.returncode}: {found.stderr[-300:]}"}
         else:
             row = json.loads(found.stdout.splitlines()[-1])
-        report["rows"].append(row)
+        report["rows"].append(row | {"commit": report["made"]["commit"]})
         print(name, json.dumps(row), file=sys.stderr, flush=True)
         write(report, output)
     return report
