@@ -1,9 +1,12 @@
-"""Small models of other proportions than TINY's, drawn at random."""
+"""Drawn at random: small models of other proportions than TINY's, and weights of graphs."""
 
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from consisid.engine.graphs import Graph, weight_shapes
 from consisid.engine.variants import TINY
 
 
@@ -35,3 +38,13 @@ def random_variant(seed: int):
     )
     vae = replace(TINY.vae, layers_per_block=int(rng.integers(1, 4)), block_out_channels=(8, 16, 16, 24))
     return replace(TINY, name="custom", transformer=transformer, vae=vae)
+
+
+def random_weights(graph: Graph, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """As large as keeps activations at their size; variances positive."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for name, shape in weight_shapes(graph.module()).items():
+        tensor = torch.randn(shape, generator=generator) * (shape[1:].numel() ** -0.5 if len(shape) > 1 else 0.1)
+        tensors.append((tensor.abs() + 0.5 if name.endswith("running_var") else tensor).to(dtype))
+    return tensors

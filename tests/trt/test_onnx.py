@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from drawn import random_variant
+from drawn import random_variant, random_weights
 from torch import Tensor
 
 from consisid.engine.backends import backend
@@ -14,8 +14,6 @@ from consisid.engine.shards import sharded_table
 from consisid.engine.variants import TINY
 from consisid.export.onnx import DERIVED, skeleton
 from consisid.kernels.standalone import STANDALONE
-
-from .conftest import random_weights
 
 # Three blocks, of which two have a face attention, and the last block; every graph that layers share is in one of them.
 GRAPHS = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)

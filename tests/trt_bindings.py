@@ -1,10 +1,11 @@
 """The API check: which names of TensorRT our code uses, and whether a version's bindings have them.
 
-    python tests/tensorrt/bindings.py WHEEL...    # of tensorrt-cu13-bindings, which needs no libraries to be read
+    python tests/trt_bindings.py WHEEL...    # of tensorrt-cu13-bindings, which needs no libraries to be read
 
 The bindings are one compiled file that cannot be imported without the vendor's libraries. What it registers (classes,
-members, properties, methods, enumerators) stands in it as plain text, and that is what is read: a name that is not there
-does not exist in that version. Signatures are compared where a module can be imported: tensorrt_rtx has the same bindings.
+members, properties, methods, enumerators) stands in it as plain text, and that is what is read: a name that is not
+there does not exist in that version. Signatures are compared where a module can be imported: tensorrt_rtx has the same
+bindings.
 """
 
 import ast
@@ -13,9 +14,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-BACKENDS = Path(__file__).parents[2] / "engine" / "backends"
+BACKENDS = Path(__file__).parents[1] / "engine" / "backends"
 FILES = ("tensorrt.py", "trt_build.py", "trt_run.py", "trt_plugins.py")
-TABLE = Path(__file__).with_name("bindings.json")
+TABLE = Path(__file__).with_suffix(".json")
 # Objects of TensorRT in our code, by the names of the variables that hold them.
 HOLDERS = {
     "api", "builder", "network", "config", "parser", "engine", "context", "runtime", "refitter", "registry", "profile",
@@ -50,7 +51,7 @@ def found_in(wheel: Path, names: set[str]) -> set[str]:
 
 
 def main(wheels: list[str]) -> None:
-    """Write bindings.json: per wheel the names that we use and it has."""
+    """Write trt_bindings.json: per wheel the names that we use and it has."""
     table = {}
     for wheel in map(Path, wheels):
         version = wheel.name.split("-")[1]
