@@ -153,6 +153,7 @@ def rendered(report: dict[str, Any]) -> str:
         "fused attention": lambda r: str(r["fused"]) if r["fused"] else "-",
     }  # fmt: skip
     built = [row for row in report["rows"] if "refused" not in row]
+    commits = list(dict.fromkeys(str(row["commit"]) for row in report["rows"]))
     refused = [f"- {row['graph']}: {row['refused']}" for row in report["rows"] if "refused" in row]
     lines = [
         f"# {report['variant']} by TensorRT for RTX {made['tensorrt_rtx']}",
@@ -175,7 +176,7 @@ def rendered(report: dict[str, Any]) -> str:
         ),
         "",
         *(["Refused:", "", *refused, ""] if refused else []),
-        f"Made by `{made['command']}` at {made['commit']}, {made['date']}; torch {made['versions']['torch']}, Python "
+        f"Made by `{made['command']}` at {' and '.join(commits)}, {made['date']}; torch {made['versions']['torch']}, Python "
         f"{made['versions']['python']}.",
         "",
     ]
