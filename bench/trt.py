@@ -176,8 +176,8 @@ def rendered(report: dict[str, Any]) -> str:
         ),
         "",
         *(["Refused:", "", *refused, ""] if refused else []),
-        f"Made by `{made['command']}` at {' and '.join(commits)}, {made['date']}; torch {made['versions']['torch']}, Python "
-        f"{made['versions']['python']}.",
+        f"Made by `{made['command']}` at {' and '.join(commits)}, {made['date']}; "
+        f"torch {made['versions']['torch']}, Python {made['versions']['python']}.",
         "",
     ]
     return "\n".join(lines)
