@@ -81,7 +81,8 @@ def test_weights_are_outside_and_named_as_in_the_checkpoint(exported):
     file = exported(GRAPHS["trunk_1"])
     model = onnx.load(file, load_external_data=False)
     onnx.checker.check_model(str(file))
-    names = {tensor.name for tensor in model.graph.initializer}
+    outside = onnx.TensorProto.EXTERNAL
+    names = {tensor.name for tensor in model.graph.initializer if tensor.data_location == outside}
     assert "transformer_blocks.3.attn1.to_qkv.weight" in names
     assert all(name in weight_shapes(GRAPHS["trunk_1"].module()) or name.startswith(DERIVED) for name in names)
     assert [value.name for value in model.graph.input] == list(GRAPHS["trunk_1"].specs())
