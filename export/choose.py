@@ -56,7 +56,7 @@ def compile_graph(
     """
     options = options or BuildOptions(streaming=False)
     if name != AUTO:
-        return Choice(name, _compile(name, graph, stem, device, dtype, first_layer, options), {})
+        return Choice(name, _make(name, graph, stem, device, dtype, first_layer, options), {})
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -68,7 +68,7 @@ def compile_graph(
     files: dict[str, Path | None] = {}
     milliseconds, errors = {}, {}
     for candidate in candidates(graph, device):
-        file = _compile(candidate, graph, stem, device, dtype, lambda: weights, options)
+        file = _make(candidate, graph, stem, device, dtype, lambda: weights, options)
         runner = backend(candidate).load(graph, file, device, names)
         errors[candidate] = _error(_outputs(runner, inputs, weights), truth)
         limit = EXACT if dtype is torch.float32 else HALF * max(errors["eager"], EXACT)
@@ -99,7 +99,7 @@ def _runs(name: str, device: torch.device) -> bool:
     return True
 
 
-def _compile(
+def _make(
     name: str,
     graph: Graph,
     stem: Path,
@@ -108,21 +108,20 @@ def _compile(
     weights: Callable[[], Sequence[Tensor]],
     options: BuildOptions,
 ) -> Path | None:
+    if name not in HOLDS_WEIGHTS:
+        return _compile(name, graph, stem, device, dtype)
+    file = stem.with_suffix(f".{name}{backend(name).SUFFIX}")
+    compile_through_onnx(name, graph, file, dtype, weights, options)
+    return file
+
+
+def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
     module = backend(name)
     if module.SUFFIX is None:
         return None
-    file = (
-        stem.with_name(f"{stem.name}.{name}{module.SUFFIX}")
-        if name in HOLDS_WEIGHTS
-        else stem.with_suffix(module.SUFFIX)
-    )
+    file = stem.with_suffix(module.SUFFIX)
     try:
-        if name in HOLDS_WEIGHTS:
-            compile_through_onnx(name, graph, file, dtype, weights, options)
-        else:
-            module.compile(graph, file, device, dtype)
-    except BackendError:
-        raise
+        module.compile(graph, file, device, dtype)
     except Exception as error:  # compilers raise whatever they trip over; the graph's name is what a reader needs
         raise BackendError(f"{name} could not compile the graph {graph.name}: {error}") from error
     return file
