@@ -99,8 +99,7 @@ def condition(
 def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
     """The modulation of every block at every step: once per schedule."""
     temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
-    layers = range(networks.variant.transformer.num_layers)
-    modulation = torch.stack([networks.one("modulation", temb, layer=layer) for layer in layers], dim=1)
+    modulation = networks.spans.modulation(networks, temb)
     return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
 
 
@@ -109,16 +108,9 @@ def predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, gi
     video = networks.one("embed", latents, given.image)
     groups = given.text.shape[0] // video.shape[0]
     hidden = torch.cat((given.text, video.repeat(groups, 1, 1)), dim=1)
-    config = networks.variant.transformer
-    last = config.num_layers - 1
-    for layer in range(last):
-        hidden = networks.one("block", hidden, times.modulation[step, layer], given.cos, given.sin, layer=layer)
-        face = config.face_index(layer)
-        if face is not None:
-            hidden = networks.one("face", hidden, given.keys[face], given.values[face], layer=face)
-    video = networks.one("last_block", hidden, times.modulation[step, last], given.cos, given.sin)
-    if config.face_index(last) is not None:
-        video = networks.one("last_face", video, given.keys[-1], given.values[-1])
+    video = networks.spans.trunk(
+        networks, hidden, times.modulation[step], given.cos, given.sin, given.keys, given.values
+    )
     return networks.one("head", video, times.out[step])
 
 

@@ -126,13 +126,11 @@ class Identity:
         if networks not in self._features:
             device, dtype = networks.device, networks.dtype
             inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
-            keys, values = [], []
+            keys: list[Tensor] = []
+            values: list[Tensor] = []
             if networks.variant.transformer.is_train_face:
                 tokens = networks.one("face_extract", *inputs)
-                for layer in range(networks.variant.transformer.num_cross_attn):
-                    key, value = networks.many("face_fold", tokens, layer=layer)
-                    keys.append(key)
-                    values.append(value)
+                keys, values = networks.spans.faces(networks, tokens)
             self._features[networks] = FaceFeatures(keys, values)
         return self._features[networks]
 

@@ -13,7 +13,9 @@ import torch
 from .checkpoint import Checkpoint, header_hash
 from .errors import EngineError
 from .files import file_aside, sha256
+from .graphs import Graph, graph_table
 from .shapes import VideoShape
+from .shards import sharded_table
 from .variants import Variant
 
 FORMAT = 1
@@ -24,6 +26,11 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+# Choices of a build of engines that hold their weights; backends/tensorrt.py, BuildOptions, says what each is.
+FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
+# Whose versions a build depends on: the name in a manifest, and that of the distribution.
+PACKAGES = {"consisid": "consisid", "triton": "triton", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -44,6 +51,9 @@ class BuildSpec:
     device: str
     kernels: str
     checkpoint: str
+    targets: tuple[str, ...] = ()  # compute capabilities of other GPUs, such as "sm_89"; none: the GPU of the build
+    layers_per_shard: int = 0  # 0: a graph per layer, which takes its weights at each call
+    flags: tuple[str, ...] = ()  # of FLAGS
 
     @property
     def shape(self) -> VideoShape:
@@ -56,7 +66,25 @@ class BuildSpec:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
-        return cls(**{**values, "variant": Variant.from_dict(values["variant"])})
+        tuples = {name: tuple(values.get(name, ())) for name in ("targets", "flags")}
+        return cls(**{**values, **tuples, "variant": Variant.from_dict(values["variant"])})
+
+    def graphs(self, shape: VideoShape | None = None) -> dict[str, Graph]:
+        """The table of its graphs, at its own shape or another."""
+        if self.layers_per_shard:
+            return sharded_table(self.variant, shape or self.shape, self.layers_per_shard)
+        return graph_table(self.variant, shape or self.shape)
+
+    @property
+    def bound_to(self) -> tuple[str, ...]:
+        """What a compiled folder shares with the machine that opens it: names of `provenance`."""
+        names = ["machine", "tensorrt", "tensorrt_rtx"]
+        if "version_compatible" in self.flags:
+            names = ["machine"]
+        if self.targets:
+            return tuple(names)
+        own = ["torch", "triton", "compute_capability", "gpu"]
+        return tuple(names + own[: 3 if "hardware_compatible" in self.flags else 4])
 
 
 @dataclass(frozen=True)
@@ -149,7 +177,8 @@ class Manifest:
             raise EngineError(
                 f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}."
             )
-        for name in ("torch", "gpu", "compute_capability", "triton", "machine"):
+        self.check_target(folder)
+        for name in spec.bound_to:
             if compiled and self.provenance.get(name) != here.get(name):
                 raise EngineError(
                     f"{folder} was built with {name} {self.provenance.get(name)}, this machine has {here.get(name)}; "
@@ -167,6 +196,28 @@ class Manifest:
         for name, entry in self.weights.items():
             kind = "sha256" if full or "header" not in entry else "header"
             _check(root / name, entry["bytes"], kind, entry[kind], remedy)
+
+    def check_target(self, folder: Path) -> None:
+        """Check that there is a GPU that a folder made for other machines was built for.
+
+        Raises:
+            EngineError: no GPU, or another.
+        """
+        targets = self.spec.targets
+        if not targets:
+            return
+        wanted = " or ".join(targets)
+        if not torch.cuda.is_available():
+            raise EngineError(
+                f"{folder} was built for GPUs of {wanted}, and PyTorch sees no GPU on this machine; open it on one of "
+                "them, or build for the CPU with --device cpu."
+            )
+        major, minor = torch.cuda.get_device_capability()
+        if f"sm_{major}{minor}" not in targets:
+            raise EngineError(
+                f"{folder} was built for GPUs of {wanted}, this one is of sm_{major}{minor}; rebuild it with --target "
+                f"sm_{major}{minor}, or on this machine."
+            )
 
 
 def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None:
@@ -214,9 +265,9 @@ def provenance(device: torch.device) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("consisid", "triton", "tensorrt"):
+    for name, package in PACKAGES.items():
         try:
-            found[name] = version(name)
+            found[name] = version(package)
         except PackageNotFoundError:
             continue
     if device.type == "cuda":

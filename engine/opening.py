@@ -11,9 +11,10 @@ import torch
 from . import memory as memory_plan
 from .backends import backend
 from .denoise import Positions
+from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
-from .graphs import graph_table, weight_shapes
+from .graphs import weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
 from .residency import Residency, device_memory_free
@@ -21,6 +22,7 @@ from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
 from .sizes import Sizes, sizes
+from .spans import LayerByLayer, Shards
 from .stream import lane_of
 from .text import TextEncoder, Tokenizer
 
@@ -53,7 +55,8 @@ class Opened:
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
-        self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
+        kind = EngineWeights if manifest.spec.layers_per_shard else Residency
+        self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
         self.num_timesteps, self._interrupt = 0, False
@@ -89,6 +92,7 @@ class Opened:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        manifest.check_target(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
         engine = cls(folder, manifest, place, memory)
@@ -147,20 +151,24 @@ class Opened:
                 f"consisid-build {flags} for {shape}."
             )
         runners = {}
-        for name, graph in graph_table(self.variant, shape).items():
+        for name, graph in self.manifest.spec.graphs(shape).items():
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
             runners[name] = module.load(graph, file, self.device, names)
             self.weights.bind(graph, names)
-        return Networks(self.variant, runners, self.weights, self.device, self.dtype)
+            if isinstance(self.weights, EngineWeights):
+                self.weights.hold(name, runners[name])
+        count = self.manifest.spec.layers_per_shard
+        spans = Shards(count) if count else LayerByLayer()
+        return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
 
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:
         """Run every graph once on random inputs; the seconds that each took, by name."""
         networks, seconds = self.networks(), {}
-        for name, graph in graph_table(self.variant, self.shape).items():
+        for name, graph in self.manifest.spec.graphs().items():
             dtype = graph.dtype(self.dtype)
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
                 inputs = [spec.example(WARM_UP_SIZES, dtype, self.device) for spec in graph.specs().values()]

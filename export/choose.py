@@ -5,14 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from consisid.engine.backends import Runner, backend
+from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
+from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
+
+from .through_onnx import compile_through_onnx
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
@@ -42,15 +46,19 @@ def compile_graph(
     device: torch.device,
     dtype: torch.dtype,
     first_layer: Callable[[], Sequence[Tensor]],
+    options: BuildOptions | None = None,
 ) -> Choice:
     """Compile with the backend `name`, or with all and keep the best.
 
     Args:
         stem: path of the file to write, without its ending.
-        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes.
+        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes, and for engines
+            that hold their weights.
+        options: of such an engine.
     """
+    options = options or BuildOptions(streaming=False)
     if name != AUTO:
-        return Choice(name, _compile(name, graph, stem, device, dtype))
+        return Choice(name, _make(name, graph, stem, device, dtype, first_layer, options))
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -61,9 +69,9 @@ def compile_graph(
     )
     files: dict[str, Path | None] = {}
     milliseconds, errors, rejected = {}, {}, {}
-    for candidate in CANDIDATES:
+    for candidate in candidates(graph, device):
         try:
-            file = _compile(candidate, graph, stem, device, dtype)
+            file = _make(candidate, graph, stem, device, dtype, lambda: weights, options)
         except BackendError as error:
             rejected[candidate] = str(error)
             continue
@@ -82,6 +90,37 @@ def compile_graph(
         if candidate != best and other is not None:
             other.unlink()
     return Choice(best, files[best], milliseconds, rejected)
+
+
+def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
+    """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here,
+    and only where a graph has one set of weights."""
+    return CANDIDATES + tuple(name for name in sorted(HOLDS_WEIGHTS) if len(graph.layers) == 1 and _runs(name, device))
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    engines: Any = backend(name)
+    try:
+        engines.check(device)
+    except BackendError:
+        return False
+    return True
+
+
+def _make(
+    name: str,
+    graph: Graph,
+    stem: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: Callable[[], Sequence[Tensor]],
+    options: BuildOptions,
+) -> Path | None:
+    if name not in HOLDS_WEIGHTS:
+        return _compile(name, graph, stem, device, dtype)
+    file = stem.with_suffix(f".{name}{backend(name).SUFFIX}")
+    compile_through_onnx(name, graph, file, dtype, weights, options)
+    return file
 
 
 def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
@@ -132,6 +171,8 @@ NAMES: Mapping[str, str] = {
     AUTO: "times the candidates per graph on this device and keeps the fastest that is right",
     "eager": "PyTorch operator by operator; any size",
     "inductor": "compiled ahead of time by AOTInductor",
+    "tensorrt": "TensorRT engines for the GPU of this machine",
+    "tensorrt-rtx": "TensorRT for RTX engines, also for other GPUs (--target)",
 }
 
 

@@ -61,8 +61,13 @@ def _type(value: Any) -> str:
     return f"tensordesc<{TYPES[str(value.base.dtype).removeprefix('torch.')]}[{block}]>"
 
 
-def compile_for(launch: Launch, arch: int) -> Any:
-    """The compiled kernel. Like Triton's launcher, takes a 1 as a constant and notes what 16 divides."""
+def compile_for(launch: Launch, arch: int, parameters: Sequence[str] | None = None) -> Any:
+    """The compiled kernel. Like Triton's launcher, takes a 1 as a constant and notes what 16 divides.
+
+    Args:
+        parameters: the pointers that stay parameters; all else is a constant, and a pointer that is not named absent.
+            None: as in a launch.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -70,8 +75,10 @@ def compile_for(launch: Launch, arch: int) -> Any:
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         one = isinstance(value, int) and not isinstance(value, bool) and value == 1
-        if parameter.is_constexpr or one:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        fixed = parameters is not None and parameter.name not in parameters
+        if parameter.is_constexpr or one or fixed:
+            absent = fixed and isinstance(value, Tensor)
+            signature[parameter.name], constants[parameter.name] = "constexpr", None if absent else value
             continue
         signature[parameter.name] = _type(value)
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):

@@ -38,7 +38,8 @@ def test_imports_point_one_way():
 
 
 @pytest.mark.parametrize(
-    "blocked", ["torchvision", "tensorrt", "facexlib", "timm", "insightface", "triton", "xformers"]
+    "blocked",
+    ["torchvision", "tensorrt", "tensorrt_rtx", "onnxscript", "facexlib", "timm", "insightface", "triton", "xformers"],
 )
 def test_importing_needs_no(blocked):
     script = f"import sys; sys.modules[{blocked!r}] = None; {PUBLIC}"

@@ -4,13 +4,12 @@ The bounds are the contract's: latents within 1e-4 after the whole loop, frames 
 the order of float32 additions (folded face attention, split patch embedding), around 1e-6 a step.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from conftest import random_identity, reference_pipeline, run_reference
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from drawn import random_variant
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
@@ -85,36 +84,6 @@ def test_callbacks_replace_latents_and_prompt_embeds(tiny, tiny_reference):
     )  # fmt: skip
     reference, ours = seen[:3], seen[3:6]
     assert ours == reference == [(i, t, inputs) for i, (_, t, _) in enumerate(reference)]
-
-
-def random_variant(seed: int):
-    """A model of other proportions: heads, layers, interval, VAE depth, sizes, positions, strength of the face."""
-    rng = np.random.default_rng(seed)
-    heads = 3 * int(rng.integers(1, 3))
-    interval = int(rng.integers(1, 4))
-    rotary = bool(rng.integers(0, 4))
-    transformer = replace(
-        TINY.transformer,
-        num_attention_heads=heads,
-        num_layers=interval * int(rng.integers(1, 4)),
-        cross_attn_interval=interval,
-        cross_attn_num_heads=int(rng.integers(1, 4)),
-        cross_attn_dim_head=32 * int(rng.integers(1, 3)),
-        LFE_output_dim=heads * 64 // 3 * 2,
-        LFE_num_querie=int(rng.integers(4, 33)),
-        LFE_depth=5 * int(rng.integers(1, 3)),
-        time_embed_dim=32 * int(rng.integers(1, 4)),
-        attention_bias=bool(rng.integers(0, 2)),
-        use_rotary_positional_embeddings=rotary,
-        use_learned_positional_embeddings=rotary and bool(rng.integers(0, 2)),
-        local_face_scale=float(rng.choice([0.0, 0.5, 1.0, 1.7])),
-        max_text_seq_length=int(rng.integers(8, 40)),
-        sample_height=2 * int(rng.integers(3, 6)),
-        sample_width=2 * int(rng.integers(3, 8)),
-        sample_frames=int(rng.choice([9, 17])),
-    )
-    vae = replace(TINY.vae, layers_per_block=int(rng.integers(1, 4)), block_out_channels=(8, 16, 16, 24))
-    return replace(TINY, name="custom", transformer=transformer, vae=vae)
 
 
 @pytest.mark.parametrize("seed", range(10))

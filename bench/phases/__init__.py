@@ -21,6 +21,7 @@ PHASES: Mapping[str, str] = {
     "stream": "a step against how many blocks stay on the GPU",
     "decode": "the VAE decoder: memory formats, whole decodes",
     "text": "the T5 encoder",
+    "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
 
