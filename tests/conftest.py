@@ -17,6 +17,21 @@ from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import Variant
 from consisid.export import build
 
+# Two workers take file after file. The one that compiles the engine starts with it; what else needs it comes last, so
+# that nobody waits; long files come early, so that none is left alone at the end.
+FIRST = (
+    "test_inductor.py", "test_onnx.py", "test_engines.py", "test_pipeline.py", "test_recovery.py", "test_parity.py"
+)  # fmt: skip
+LAST = ("test_refusals.py", "test_identity.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = item.path.name
+        return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
+
+    items.sort(key=rank)
+
 
 def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that is made once per session, whichever of the parallel workers asks first."""
