@@ -104,6 +104,6 @@ class ConsisID(Opened):
             )  # fmt: skip
         with run.stage("decode"):
             latents = final / self.variant.vae.scaling_factor
-            frames = finish(networks, latents, options["output_type"], *run.decoding)
+            frames = run.decoded(lambda: finish(networks, latents, options["output_type"], *run.decoding))
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos

@@ -14,6 +14,7 @@ from .face import Faces
 from .graphs import graph_table, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
+from .request import may_tile
 from .residency import Residency, device_memory_free
 from .runtime import Networks
 from .schedulers import load_scheduler
@@ -38,8 +39,6 @@ class Opened:
         memory: the budget in bytes of device memory, None for no limit.
         weights: where they are.
     """
-
-    tiling = True  # a plan may cut the decoder into tiles
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
         self.folder, self.manifest, self.device = folder, manifest, device
@@ -90,8 +89,15 @@ class Opened:
         steps: int = 50,
         guided: bool = True,
         cfg: str | None = None,
+        tiling: bool = True,
     ) -> memory_plan.MemoryPlan:
         """What a run within a budget would hold on the device, and when; print it for a table.
+
+        Args:
+            memory: as for `open`.
+            shape, batch, steps, guided: of the videos; the shape is by default that of the engine.
+            cfg: a mode of guidance that was asked for.
+            tiling: whether the decoder may be cut into tiles.
 
         Raises:
             InputError: a budget that is none.
@@ -103,13 +109,13 @@ class Opened:
         )  # fmt: skip
         machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
         return memory_plan.plan(
-            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=self.tiling
+            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling
         )  # fmt: skip
 
     def plan_of(self, request: "Request", cfg: str | None, unlimited: bool = False) -> memory_plan.MemoryPlan:
         """The plan for a request within the engine's budget."""
         budget = None if unlimited else self.memory
-        return self.plan(budget, cfg=cfg, **_kind(request))
+        return self.plan(budget, cfg=cfg, tiling=may_tile(request), **_kind(request))
 
     def sizes_of(self, request: "Request") -> Sizes:
         """What a request's plan is made from."""
