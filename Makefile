@@ -16,8 +16,9 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m consisid.bench.demo --output out
 
+# One thread for each of the two workers: two that each start as many threads as there are cores wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The face path against the original implementations, in a venv that has them.
 face-parity: $(READY)

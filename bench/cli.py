@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from consisid.engine.commands import run
 from consisid.engine.errors import InputError
@@ -17,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")
     p.add_argument("--runs", type=int, default=3, help="counted runs after one warm-up (default 3)")
+    p.add_argument("--memory", help="a budget such as 8GiB; the report shows its plan against what is seen")
     p.add_argument("--random-weights", action="store_true", help="seeded random weights instead of an engine folder")
     p.add_argument("--device", help="where to run (default: where the folder was built for)")
     p.add_argument("--compiled", action="store_true", help="also diffusers with torch.compile of its blocks")
@@ -24,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's); 1 is steady on a shared machine"
     )
+    p.add_argument(
+        "--compare", type=Path, metavar="REPORT_JSON",
+        help="an earlier report: is each median within its quartiles? ENGINE may be a report.json too",
+    )  # fmt: skip
     p.add_argument("--identity", action="store_true", help="only compare the person in --video with the one in --image")
     p.add_argument("--image", type=Path, help="photo of the person, for --identity")
     p.add_argument("--video", type=Path, help="mp4 of the person, for --identity")
@@ -32,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from .report import Options, bench, write
+    from . import compare, report
+    from .parity import check
 
     if options.identity:
         from .similarity import measure_identity
@@ -41,9 +48,13 @@ def measure(options: argparse.Namespace) -> None:
             raise InputError("--identity compares a photo with a video: give --image and --video.")
         print(measure_identity(Path(options.engine), options.image, options.video, options.output))
         return
+    first = None if options.compare is None else compare.read(options.compare)
+    if first is not None and Path(options.engine).suffix == ".json":
+        print(compared(first, compare.read(Path(options.engine)), options.output), end="")
+        return
     check_plots()
-    report = bench(
-        Options(
+    found = report.bench(
+        report.Options(
             options.engine,
             options.steps,
             options.runs,
@@ -52,10 +63,26 @@ def measure(options: argparse.Namespace) -> None:
             options.compiled,
             not options.no_peers,
             options.threads,
+            options.memory,
         )
     )
-    for path in write(report, options.output):
+    for path in report.write(found, options.output):
         print(path)
+    if first is not None:
+        print(compared(first, found, options.output), end="")
+    check(found["parity"])
+
+
+def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) -> str:
+    """compare.md, which is written too."""
+    from consisid.engine.files import file_aside
+
+    from .compare import compare, markdown
+
+    text = markdown(first, second, compare(first, second))
+    with file_aside(folder / "compare.md") as aside:
+        aside.write_text(text)
+    return text
 
 
 def check_plots() -> None:

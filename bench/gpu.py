@@ -6,9 +6,11 @@ phase goes on where it stopped, a finished one is skipped. The check of a row co
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,34 +18,41 @@ from typing import Any
 import torch
 
 from consisid.engine.commands import run as run_command
+from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.files import file_aside
 from consisid.engine.opening import check_device
 from consisid.engine.variants import variant_named
 
-from .machine import stamp
+from .machine import short_stamp, stamp
 from .nvml import Watch, load_nvml
 from .phases import PHASES, Case, Context, Unavailable, cases
 from .timing import repeat
 
-SCHEMA = 1
+SCHEMA = 2
+ASSUMED = 100.0  # TFLOP/s of a GPU whose ceilings phase has not run: a slow one, so that a row is rather left
 LIMIT = 450.0  # seconds after which a phase leaves its remaining rows to the next call: a call has 8 minutes
 LATER = "left for the next call: the phase's time was up"
 
 
-class Sheet:
-    """DIR/<phase>.json, rewritten whole after each row."""
+class FailedError(ConsisIDError):
+    """Rows of this engine raised an error or were wrong."""
 
-    def __init__(self, folder: Path, phase: str, head: dict[str, Any], again: bool):
-        self.file = folder / f"{phase}.json"
+
+class Sheet:
+    """DIR/<phase>.json, rewritten whole after each row.
+
+    A row that was made by other sources, another PyTorch or Triton, or on another GPU is measured anew, and so is one
+    that failed or was left for lack of time.
+    """
+
+    def __init__(self, folder: Path, phase: str, head: dict[str, Any], row_stamp: dict[str, Any], again: bool):
+        self.file, self.row_stamp = folder / f"{phase}.json", row_stamp
         self.values: dict[str, Any] = {"schema": SCHEMA, "phase": phase, "finished": False, **head, "rows": []}
-        if self.file.is_file() and not again:
-            found = json.loads(self.file.read_text())
-            same = all(found.get(key) == head[key] for key in ("variant", "shape", "dtype")) and (
-                found["made"]["device"] == head["made"]["device"]
-            )
-            if same and found.get("schema") == SCHEMA:
-                self.values = found
-                found["rows"] = [row for row in found["rows"] if row.get("unmeasured") != LATER]
+        found = json.loads(self.file.read_text()) if self.file.is_file() and not again else {}
+        if found.get("schema") == SCHEMA and all(found[key] == head[key] for key in ("variant", "shape", "dtype")):
+            kept = [row for row in found["rows"] if row["made"] == row_stamp and not open_row(row)]
+            self.values["rows"] = kept
+            self.values["finished"] = bool(found["finished"]) and len(kept) == len(found["rows"])
 
     @property
     def finished(self) -> bool:
@@ -53,7 +62,11 @@ class Sheet:
         return any(row["name"] == name for row in self.values["rows"])
 
     def add(self, row: dict[str, Any]) -> None:
-        self.values["rows"].append(row)
+        self.values["rows"].append({**row, "made": self.row_stamp})
+        self.write()
+
+    def finish(self) -> None:
+        self.values["finished"] = not any(map(open_row, self.values["rows"]))
         self.write()
 
     def write(self) -> None:
@@ -61,40 +74,71 @@ class Sheet:
             aside.write_text(json.dumps(self.values, indent=1) + "\n")
 
 
+def open_row(row: dict[str, Any]) -> bool:
+    """Whether a later call has to measure a row again."""
+    return "failed" in row or row.get("unmeasured") == LATER
+
+
 def measure(case: Case, context: Context, budget: float) -> dict[str, Any]:
-    """The row of a case: its seconds and rates, or why there are none."""
+    """The row of a case: its seconds and rates, or why there are none.
+
+    "unmeasured" is for what cannot run here, and for whatever others' code does; "failed" for an error of ours, with
+    its traceback on stderr, so that the other rows go on while the GPU is there.
+    """
     row: dict[str, Any] = {"name": case.name}
     try:
         with torch.no_grad():
-            work = case.make()
-            row |= {"error": work.error, "note": work.note}
-            if work.error is not None and not work.error <= work.allowed:
-                return row | {"unmeasured": f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"}
-            if context.gpu:
-                torch.cuda.reset_peak_memory_stats(context.device)
-            seconds = repeat(work.run, context.device, budget, at_most=case.repeats)
-            median = statistics.median(seconds)
-            low, _, high = statistics.quantiles(seconds, n=4)
-            row |= {"seconds": median, "low": low, "high": high, "count": len(seconds)}
-            if case.flops:
-                row["tflops"] = case.flops / median / 1e12
-            if case.bytes:
-                row["gbps"] = case.bytes / median / 1e9
-            if context.gpu:
-                row["peak_gib"] = torch.cuda.max_memory_allocated(context.device) / 2**30
-            row |= work.more()
+            return row | _timed(case, context, budget)
     except Unavailable as reason:
-        row["unmeasured"] = str(reason)
+        return row | {"unmeasured": str(reason)}
     except ModuleNotFoundError as error:
-        row["unmeasured"] = f"{error.name} is not installed"
-    except Exception as error:  # each library raises its own; the other rows go on
-        first = str(error).strip().splitlines() or [""]
-        row["unmeasured"] = f"{type(error).__name__}: {first[0][:200]}"
-    return row
+        return row | {"unmeasured": f"{error.name} is not installed"}
+    except (torch.OutOfMemoryError, DeviceMemoryError) as error:
+        return row | {"unmeasured": f"out of memory: {_first(error)}"}
+    except Exception as error:  # each library raises its own; what is ours is no less an error for being written down
+        if case.foreign:
+            return row | {"unmeasured": f"{type(error).__name__}: {_first(error)}"}
+        traceback.print_exc()
+        return row | {"failed": f"{type(error).__name__}: {_first(error)}"}
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _timed(case: Case, context: Context, budget: float) -> dict[str, Any]:
+    work = case.make()
+    row: dict[str, Any] = {"error": work.error, "note": work.note}
+    if work.error is not None and not work.error <= work.allowed:
+        key = "unmeasured" if case.foreign else "failed"
+        return row | {key: f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"}
+    if context.gpu:
+        torch.cuda.reset_peak_memory_stats(context.device)
+    seconds = repeat(work.run, context.device, budget, at_most=case.repeats)
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4)
+    row |= {"seconds": median, "low": low, "high": high, "count": len(seconds)}
+    if case.flops:
+        row["tflops"] = case.flops / median / 1e12
+    if case.bytes:
+        row["gbps"] = case.bytes / median / 1e9
+    if context.gpu:
+        row["peak_gib"] = torch.cuda.max_memory_allocated(context.device) / 2**30
+    return row | work.more()
+
+
+def predicted(case: Case, tflops: float) -> float:
+    """Seconds that a row takes at least: its check, a call that is not counted, and two that are, at a quarter of what
+    the GPU's matrix units give."""
+    return 4 * case.flops / (0.25 * tflops * 1e12)
 
 
 def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget: float, limit: float) -> Sheet:
-    """Measure what a phase still lacks, a row at a time."""
+    """Measure what a phase still lacks, a row at a time.
+
+    Args:
+        limit: seconds after which no row begins, nor before it one that is predicted to end later, but for the first.
+    """
     nvml, _ = load_nvml() if context.gpu else (None, None)
     watch = Watch.of(nvml, context.device.index) if nvml else None
     head = {
@@ -103,16 +147,19 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
         "dtype": str(context.dtype).removeprefix("torch."),
         "made": stamp(context.device, watch.driver if watch else None),
     }
-    sheet = Sheet(folder, phase, head, again)
+    sheet = Sheet(folder, phase, head, short_stamp(context.device), again)
     if sheet.finished:
         return sheet
-    start = time.monotonic()
+    tflops = ceilings_of(folder).get("tflops", ASSUMED) if context.gpu else math.inf
+    start, begun = time.monotonic(), False
     for case in cases(phase, context):
         if sheet.has(case.name):
             continue
-        if time.monotonic() - start > limit:
+        passed = time.monotonic() - start
+        if passed > limit or (begun and passed + predicted(case, tflops) > limit):
             sheet.add({"name": case.name, "unmeasured": LATER})
             continue
+        begun = True
         row = measure(case, context, budget)
         if watch:
             row["clock_mhz"] = watch.clock()
@@ -120,9 +167,19 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
         print(line(row, None), flush=True)
         if context.gpu:
             torch.cuda.empty_cache()
-    sheet.values["finished"] = all(row.get("unmeasured") != LATER for row in sheet.values["rows"])
-    sheet.write()
+    sheet.finish()
     return sheet
+
+
+def check(sheets: Sequence[Sheet]) -> None:
+    """Raises FailedError where a row of ours failed."""
+    failed = [(sheet.values["phase"], row) for sheet in sheets for row in sheet.values["rows"] if "failed" in row]
+    if failed:
+        phase, row = failed[0]
+        raise FailedError(
+            f"{len(failed)} row(s) failed, the first in phase {phase}, {row['name']}: {row['failed']}. The others "
+            "stand in their files; run the phase again after a correction."
+        )
 
 
 def ceilings_of(folder: Path) -> dict[str, float]:
@@ -138,8 +195,9 @@ def ceilings_of(folder: Path) -> dict[str, float]:
 
 def line(row: dict[str, Any], ceilings: dict[str, float] | None) -> str:
     """A row for the terminal."""
-    if "unmeasured" in row:
-        return f"  {row['name'][:44]:<44} not measured: {row['unmeasured']}"
+    for key, words in (("unmeasured", "not measured"), ("failed", "FAILED")):
+        if key in row:
+            return f"  {row['name'][:44]:<44} {words}: {row[key]}"
     text = f"  {row['name'][:44]:<44} {row['seconds'] * 1e3:10.3f} ms"
     for key, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")):
         if key in row:
@@ -180,6 +238,7 @@ def work(options: argparse.Namespace) -> None:
         print(f"{sheet.values['phase']}{'' if sheet.finished else ' (unfinished: run it again)'}")
         for row in sheet.values["rows"]:
             print(line(row, ceilings))
+    check(sheets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

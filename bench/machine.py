@@ -1,5 +1,6 @@
 """What a figure was measured on and by what: the stamp that every row of a report carries."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from consisid import bench, engine, export, kernels
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "tensorrt", "xformers", "flash-attn", "consisid")
 
@@ -72,6 +75,27 @@ def _relative(argument: str) -> str:
     if not path.is_absolute():
         return argument
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+
+
+def sources_hash() -> str:
+    """sha256 of this package's Python sources, which a commit alone does not name in a checkout that was changed."""
+    found = hashlib.sha256()
+    for part in (kernels, engine, export, bench):
+        for root in part.__path__:
+            for file in sorted(Path(root).rglob("*.py")):
+                found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
+
+
+def short_stamp(device: torch.device) -> dict[str, str | None]:
+    """What decides a single figure: device, versions of torch, triton and Python, commit and sources."""
+    here = versions()
+    return {
+        "device": device_name(device),
+        **{name: here.get(name) for name in ("python", "torch", "triton", "cuda")},
+        "commit": commit(),
+        "sources": sources_hash()[:16],
+    }
 
 
 def stamp(device: torch.device, driver: str | None = None) -> dict[str, Any]:

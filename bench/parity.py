@@ -5,7 +5,8 @@ latents are the posterior's mean, since float32 and bfloat16 draw other numbers 
 """
 
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +15,22 @@ import torch
 from torch import Tensor
 
 from consisid.engine import ConsisID
+from consisid.engine.errors import ConsisIDError
 
 from .inputs import PROMPT, identity
-from .peers import EAGER, Theirs, open_pipeline
+from .peers import EAGER, GUIDANCE, answering, arguments, open_pipeline
 
 CERTAIN = -30.0  # a log variance at which nothing is left to draw
 STEPS = 4
+ENOUGH, MOST = 10_000, 3  # latents to compare in a lower precision, and videos at most
+FACTOR = 1.1  # of diffusers' own error in the same dtype
+EXACT = 1e-4  # largest error of latents in float32, where diffusers is the reference itself
+Made = tuple[list[Tensor], np.ndarray]
+"""Latents after each step, float32 on the CPU, and frames [F, H, W, 3] in [0, 1]."""
+
+
+class ParityError(ConsisIDError):
+    """The engine is further from the reference than the rule allows."""
 
 
 def psnr(got: np.ndarray, right: np.ndarray) -> float | None:
@@ -52,85 +63,132 @@ def ddim(engine: ConsisID) -> Any:
 
 
 class Comparison:
-    """One video of given noise and embeddings by everyone."""
+    """Videos of given noise and embeddings by everyone, one for each seed."""
 
-    def __init__(self, engine: ConsisID, steps: int):
+    def __init__(self, engine: ConsisID, steps: int, seeds: Sequence[int]):
         self.engine, self.steps, v, s = engine, min(steps, STEPS), engine.variant, engine.shape
-        generator = torch.Generator().manual_seed(1)
         size = (1, s.latent_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
-        self.noise = torch.randn(size, generator=generator)
+        self.noises = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         with torch.no_grad():
             both = engine.text_encoder(engine.networks(), ["", PROMPT])
         self.negative, self.prompt = both.chunk(2)
 
     @torch.no_grad()
-    def theirs(self, dtype: torch.dtype) -> tuple[list[Tensor], np.ndarray]:
-        """Latents after each step, and frames [F, H, W, 3] in [0, 1], of diffusers."""
-        engine, kept = self.engine, list[Tensor]()
-        person = identity(engine.variant)
+    def theirs(self, dtype: torch.dtype) -> list[Made]:
+        """What diffusers makes in a dtype."""
+        engine = self.engine
         pipeline = open_pipeline(engine, dtype)
-        pipeline.scheduler = ddim(engine)
-        pipeline.text_encoder = None  # the embeddings are given: its memory is not needed
-        EAGER.place(pipeline, engine.device)
+        with answering():
+            pipeline.scheduler = ddim(engine)
+            pipeline.text_encoder = None  # the embeddings are given: its memory is not needed
+            EAGER.place(pipeline, engine.device)
+            handle = pipeline.vae.encoder.register_forward_hook(certain)
+            try:
+                return [self._by(pipeline, noise.to(engine.device, dtype), dtype) for noise in self.noises]
+            finally:
+                handle.remove()
 
-        def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            kept.append(tensors["latents"].float().cpu())
-            return tensors
-
-        maker = Theirs.__new__(Theirs)  # for its arguments only: the pipeline is another
-        maker.engine, maker.person, maker.steps = engine, person, self.steps
-        cast = [x.to(engine.device, dtype) for x in (self.prompt, self.negative, self.noise)]
-        handle = pipeline.vae.encoder.register_forward_hook(certain)
-        try:
-            final = pipeline(**maker.arguments(0, cast[0], cast[1], keep, latents=cast[2])).frames
-        finally:
-            handle.remove()
+    def _by(self, pipeline: Any, noise: Tensor, dtype: torch.dtype) -> Made:
+        engine, kept = self.engine, list[Tensor]()
+        prompt, negative = (x.to(engine.device, dtype) for x in (self.prompt, self.negative))
+        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": keeping(kept)}
+        person = identity(engine.variant)
+        final = pipeline(**arguments(engine, person, self.steps, 0, latents=noise, **given)).frames
         video = pipeline.decode_latents(final)
         return kept, pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
 
     @torch.no_grad()
-    def ours(self) -> tuple[list[Tensor], np.ndarray]:
-        engine, kept = self.engine, list[Tensor]()
+    def ours(self) -> list[Made]:
+        """What the engine makes."""
+        engine = self.engine
         person, networks = identity(engine.variant), engine.networks()
         size = engine.shape.height, engine.shape.width
         mean, variance = person.moments(networks, *size)[0].chunk(2, dim=1)
         person.features(networks).moments[size] = [torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)]
-
-        def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            kept.append(tensors["latents"].float().cpu())
-            return {}
-
+        made = []
         with scheduler(engine, ddim(engine)):
-            video = engine.generate(
-                person, prompt_embeds=self.prompt, negative_prompt_embeds=self.negative, latents=self.noise, seed=0,
-                num_inference_steps=self.steps, guidance_scale=6.0, callback_on_step_end=keep, output_type="np",
-            )  # fmt: skip
-        return kept, video.frames
+            for noise in self.noises:
+                kept = list[Tensor]()
+                video = engine.generate(
+                    person, prompt_embeds=self.prompt, negative_prompt_embeds=self.negative, latents=noise, seed=0,
+                    num_inference_steps=self.steps, guidance_scale=GUIDANCE, callback_on_step_end=keeping(kept),
+                    output_type="np",
+                )  # fmt: skip
+                made.append((kept, video.frames))
+        return made
 
 
-def against(got: tuple[list[Tensor], np.ndarray], right: tuple[list[Tensor], np.ndarray]) -> dict[str, Any]:
-    """Errors of latents per step (largest, and relative to the norm), PSNR and largest error of the frames."""
-    pairs = list(zip(got[0], right[0], strict=True))
+def keeping(kept: list[Tensor]) -> Any:
+    """A callback after each step that keeps the latents."""
+
+    def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept.append(tensors["latents"].float().cpu())
+        return {}
+
+    return keep
+
+
+def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
+    """Errors over all videos: of the latents after each step the largest, and the root mean square of those relative
+    to the norm; of the frames PSNR and the largest."""
+    steps = [list(zip(a, b, strict=True)) for (a, _), (b, _) in zip(got, right, strict=True)]
+    by_step = list(zip(*steps, strict=True))
+    frames = [np.stack([video for _, video in made]) for made in (got, right)]
     return {
-        "max_error_per_step": [float((a - b).abs().max()) for a, b in pairs],
-        "relative_error_per_step": [float((a - b).norm() / b.norm()) for a, b in pairs],
-        "frames_psnr_db": psnr(got[1], right[1]),
-        "frames_max_error": float(np.abs(got[1] - right[1]).max()),
+        "max_error_per_step": [max(float((a - b).abs().max()) for a, b in pairs) for pairs in by_step],
+        "relative_error_per_step": [
+            math.sqrt(statistics.fmean(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs)) for pairs in by_step
+        ],
+        "frames_psnr_db": psnr(frames[0], frames[1]),
+        "frames_max_error": float(np.abs(frames[0] - frames[1]).max()),
     }
+
+
+def verdict(ours: dict[str, Any], theirs: dict[str, Any], exact: bool) -> dict[str, Any]:
+    """Whether the engine is as near to the reference as it has to be, and the rule in words."""
+    if exact:
+        rule = f"latents of the last step within {EXACT:g} of diffusers' in float32"
+        found, allowed = ours["max_error_per_step"][-1], EXACT
+    else:
+        rule = f"relative error after the last step at most {FACTOR} times diffusers' own in the same dtype"
+        found, allowed = ours["relative_error_per_step"][-1], FACTOR * theirs["relative_error_per_step"][-1]
+    return {"rule": rule, "found": found, "allowed": allowed, "holds": found <= allowed}
+
+
+def check(compared: dict[str, Any] | None) -> None:
+    """Raises ParityError where a parity section of a report does not hold."""
+    if compared is not None and not compared["verdict"]["holds"]:
+        v = compared["verdict"]
+        raise ParityError(
+            f"The engine's error is {v['found']:.2e}, more than {v['allowed']:.2e} ({v['rule']}); the report says "
+            "after which step. Do not use its times."
+        )
+
+
+def seeds_for(engine: ConsisID) -> range:
+    """As many videos as it takes for the rule to mean something: the error of one small video scatters with its noise
+    by more than the tenth that the rule allows. Full size has millions of latents, for which one is enough."""
+    s, channels = engine.shape, engine.variant.vae.latent_channels
+    latents = s.latent_frames * channels * s.latent_height * s.latent_width
+    return range(1, 1 + max(1, min(MOST, -(-ENOUGH // latents))))
 
 
 def measure(engine: ConsisID, steps: int) -> dict[str, Any]:
     """The section of the report. The float32 reference is made first and let go before the next."""
-    comparison = Comparison(engine, steps)
+    exact = engine.dtype == torch.float32
+    seeds = range(1, 2) if exact else seeds_for(engine)
+    comparison = Comparison(engine, steps, seeds)
     reference = comparison.theirs(torch.float32)
-    dtype = str(engine.dtype).removeprefix("torch.")
-    same = reference if engine.dtype == torch.float32 else comparison.theirs(engine.dtype)
-    note = "the engine runs in float32, so diffusers in its dtype is the reference itself" if same is reference else ""
+    same = reference if exact else comparison.theirs(engine.dtype)
+    ours, theirs = against(comparison.ours(), reference), against(same, reference)
+    note = "the engine runs in float32, so diffusers in its dtype is the reference itself" if exact else ""
     return {
         "steps": comparison.steps,
-        "dtype": dtype,
+        "videos": len(seeds),
+        "dtype": str(engine.dtype).removeprefix("torch."),
         "reference": "diffusers in float32, DDIM, noise and embeddings given, image latents at the posterior's mean",
-        "ours": against(comparison.ours(), reference),
-        "diffusers": against(same, reference),
+        "ours": ours,
+        "diffusers": theirs,
+        "verdict": verdict(ours, theirs, exact),
         "note": note,
     }

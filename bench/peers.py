@@ -2,19 +2,44 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from consisid.engine import ConsisID, Identity
+from consisid.engine.errors import ConsisIDError
+from consisid.engine.random_weights import RandomWeights as RandomCheckpoint
 
-from .random_engine import RandomEngine
+from . import reference
 from .runs import Sample, prompt_of
 from .timing import wait
+from .weights import RandomWeights
 
 Place = Callable[[Any, torch.device], None]
+GUIDANCE = 6.0
+
+
+class PeerError(ConsisIDError):
+    """What diffusers raised: its kind and first line. It says something about a peer, nothing about this engine."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Around calls of diffusers.
+
+    Raises:
+        PeerError: whatever they raise, but for a missing package or memory.
+    """
+    try:
+        yield
+    except (ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise PeerError(f"{type(error).__name__}: {first[:200]}") from error
 
 
 def resident(pipeline: Any, device: torch.device) -> None:
@@ -94,79 +119,97 @@ PEERS = (
 
 
 def open_pipeline(engine: ConsisID, dtype: torch.dtype) -> Any:
-    """diffusers' pipeline with the weights of an engine: from its checkpoint, or the same random ones."""
-    if isinstance(engine, RandomEngine):
-        pipeline = engine.pipeline()
-        pipeline = pipeline if dtype == engine.dtype else pipeline.to(dtype)
-    else:
-        from diffusers import ConsisIDPipeline
+    """diffusers' pipeline with the weights of an engine: from its checkpoint, or the same random ones.
 
-        pipeline = ConsisIDPipeline.from_pretrained(engine.checkpoint.path, torch_dtype=dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    Raises:
+        PeerError: diffusers does not open it.
+    """
+    from diffusers import ConsisIDPipeline
+
+    with answering():
+        if isinstance(engine.checkpoint, RandomCheckpoint):
+            pipeline = ConsisIDPipeline(**_random_parts(engine, engine.checkpoint, dtype))
+        else:
+            pipeline = ConsisIDPipeline.from_pretrained(engine.checkpoint.path, torch_dtype=dtype)
+        pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def _random_parts(engine: ConsisID, checkpoint: RandomCheckpoint, dtype: torch.dtype) -> dict[str, Any]:
+    from diffusers import CogVideoXDPMScheduler
+    from transformers import T5Tokenizer
+
+    weights = RandomWeights(engine.variant, engine.shape, engine.device, dtype, checkpoint.tensors.seed)
+    return {
+        "transformer": reference.transformer(weights),
+        "vae": reference.vae(weights),
+        "text_encoder": reference.text_encoder(weights),
+        "tokenizer": T5Tokenizer.from_pretrained(checkpoint.path / "tokenizer"),
+        "scheduler": CogVideoXDPMScheduler.from_pretrained(checkpoint.path / "scheduler"),
+    }
+
+
+def arguments(engine: ConsisID, person: Identity, steps: int, seed: int, **more: Any) -> dict[str, Any]:
+    """What diffusers' pipeline is called with for a video of the engine's size, up to its latents."""
+    height, width, frames = engine.shape.pixels
+    return {
+        "image": person.image, "id_cond": person.id_cond, "id_vit_hidden": list(person.id_vit_hidden),
+        "height": height, "width": width, "num_frames": frames, "num_inference_steps": steps,
+        "guidance_scale": GUIDANCE, "generator": torch.Generator().manual_seed(seed), "output_type": "latent",
+        "max_sequence_length": engine.variant.transformer.max_text_seq_length, **more,
+    }  # fmt: skip
+
+
 class Theirs:
-    """A form of diffusers' pipeline as a maker of videos, stage by stage through its own methods."""
+    """A form of diffusers' pipeline as a maker of videos, stage by stage through its own methods.
+
+    Raises:
+        PeerError: diffusers does not open, place or run it.
+    """
 
     def __init__(self, engine: ConsisID, person: Identity, steps: int, peer: Peer):
         self.engine, self.person, self.steps = engine, person, steps
         self.pipeline = open_pipeline(engine, engine.dtype)
-        peer.place(self.pipeline, engine.device)
+        with answering():
+            peer.place(self.pipeline, engine.device)
 
     def embeds(self, prompt: str) -> tuple[Any, Any]:
         """Embeddings of a prompt and of the empty one, each [1, T, C]."""
-        length = self.engine.variant.transformer.max_text_seq_length
-        if isinstance(self.engine, RandomEngine):  # no tokenizer: the ids that the engine would draw
-            ids = [self.engine.text_encoder.tokenizer([text]).to(self.engine.device) for text in (prompt, "")]
-            one, other = (self.pipeline.text_encoder(x)[0] for x in ids)
-            return one, other
         return self.pipeline.encode_prompt(
-            prompt=prompt, negative_prompt="", do_classifier_free_guidance=True, max_sequence_length=length,
-            device=self.engine.device,
+            prompt=prompt, negative_prompt="", do_classifier_free_guidance=True, device=self.engine.device,
+            max_sequence_length=self.engine.variant.transformer.max_text_seq_length,
         )  # fmt: skip
+
+    def now(self) -> float:
+        wait(self.engine.device)
+        return time.perf_counter()
+
+    def denoise(self, index: int, prompt: Any, negative: Any) -> tuple[Any, list[float]]:
+        """Latents, and seconds of each step but the first, which has no mark before it."""
+        marks, gpu = list[Any](), self.engine.device.type == "cuda"
+
+        def mark(*_: Any) -> dict[str, Any]:
+            marks.append(torch.cuda.Event(enable_timing=True) if gpu else time.perf_counter())
+            if gpu:
+                marks[-1].record()
+            return {}
+
+        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": mark}
+        latents = self.pipeline(**arguments(self.engine, self.person, self.steps, index, **given)).frames
+        wait(self.engine.device)
+        pairs = itertools.pairwise(marks)
+        return latents, [a.elapsed_time(b) / 1000 if gpu else b - a for a, b in pairs]
 
     @torch.no_grad()
     def __call__(self, index: int) -> Sample:
-        device, marks = self.engine.device, list[Any]()
-
-        def mark(*_: Any) -> dict[str, Any]:
-            if device.type == "cuda":
-                event = torch.cuda.Event(enable_timing=True)
-                event.record()
-                marks.append(event)
-            else:
-                marks.append(time.perf_counter())
-            return {}
-
-        def now() -> float:
-            wait(device)
-            return time.perf_counter()
-
-        start = now()
-        prompt, negative = self.embeds(prompt_of(index))
-        text = now()
-        latents = self.pipeline(**self.arguments(index, prompt, negative, mark)).frames
-        denoised = now()
-        video = self.pipeline.decode_latents(latents)
-        self.pipeline.video_processor.postprocess_video(video=video, output_type="np")
-        end = now()
-        if device.type == "cuda":
-            steps = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
-        else:
-            steps = [b - a for a, b in itertools.pairwise(marks)]
-        # The first step has no mark before it; it lies with the preparation in the time that the others leave.
-        steps = steps or [denoised - text]
-        return Sample(end - start, {"text": text - start, "denoise": denoised - text, "decode": end - denoised}, steps)
-
-    def arguments(self, seed: int, prompt: Any, negative: Any, mark: Callable[..., Any], **more: Any) -> dict[str, Any]:
-        """What pipeline() is called with for a video of the engine's size, up to its latents."""
-        height, width, frames = self.engine.shape.pixels
-        return {
-            "image": self.person.image, "prompt_embeds": prompt, "negative_prompt_embeds": negative,
-            "id_cond": self.person.id_cond, "id_vit_hidden": list(self.person.id_vit_hidden),
-            "height": height, "width": width, "num_frames": frames, "num_inference_steps": self.steps,
-            "guidance_scale": 6.0, "generator": torch.Generator().manual_seed(seed), "output_type": "latent",
-            "callback_on_step_end": mark,
-            "max_sequence_length": self.engine.variant.transformer.max_text_seq_length, **more,
-        }  # fmt: skip
+        with answering():
+            start = self.now()
+            prompt, negative = self.embeds(prompt_of(index))
+            text = self.now()
+            latents, steps = self.denoise(index, prompt, negative)
+            denoised = self.now()
+            video = self.pipeline.decode_latents(latents)
+            self.pipeline.video_processor.postprocess_video(video=video, output_type="np")
+            end = self.now()
+        stages = {"text": text - start, "denoise": denoised - text, "decode": end - denoised}
+        return Sample(end - start, stages, steps)

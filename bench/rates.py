@@ -51,7 +51,7 @@ def achieved(engine: ConsisID, samples: list[Sample], ceilings: Ceilings) -> lis
     return result
 
 
-def rows(engine: ConsisID, samples: list[Sample]) -> list[Row]:
+def rows(engine: ConsisID) -> list[Row]:
     """The counted work of a sample and step by part, beside which FACTS can be held."""
     cost = step_cost(engine.variant, engine.shape)
     found = {"attention": cost.attention, "linears": cost.linears, "face": cost.face}

@@ -54,16 +54,6 @@ def _filled(weights: RandomWeights, part: str, make: Any) -> nn.Module:
     return module
 
 
-def scheduler() -> Any:
-    """CogVideoXDPMScheduler with the settings of the official checkpoints."""
-    from diffusers import CogVideoXDPMScheduler
-
-    return CogVideoXDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
-    )  # fmt: skip
-
-
 def face_inputs(variant: Variant, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
     """id_cond [1, 1280] and the hidden states [1, 577, width] of the face's tower, random."""
     generator = torch.Generator().manual_seed(seed)

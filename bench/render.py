@@ -48,9 +48,25 @@ def facts(report: Report) -> list[str]:
         lines.append(f"Energy: {number(report['energy']['joules_per_video'], 'J')} per video of these steps.")
     if report["watched"]:
         lines.append(f"GPU during the run: {report['watched']}")
-    if report["parity"] and report["parity"]["note"]:
-        lines.append(f"Parity: {report['parity']['note']}.")
+    lines.append(f"Memory: {_planned(report['memory'])}.")
+    if report["parity"]:
+        lines.append(f"Parity: {_parity(report['parity'])}.")
     return lines
+
+
+def _planned(memory: Report) -> str:
+    plan = memory["plan"]
+    budget = "no budget" if plan["budget"] is None else f"a budget of {plan['budget'] / 2**20:.0f} MiB"
+    text = f"{budget}, the plan keeps {plan['mode']}, CFG {plan['cfg']}, and predicts {plan['peak'] / 2**20:.0f} MiB"
+    return text + (f", {plan['allowance'] / 2**20:.0f} MiB of it for CUDA itself" if plan["allowance"] else "")
+
+
+def _parity(parity: Report) -> str:
+    verdict = parity["verdict"]
+    words = "holds" if verdict["holds"] else "does not hold"
+    text = f"the rule {words} ({verdict['rule']}: {verdict['found']:.2e}, allowed {verdict['allowed']:.2e}"
+    text += f", over {parity['videos']} video(s))"
+    return f"{text}; {parity['note']}" if parity["note"] else text
 
 
 def tables(report: Report) -> Iterable[Table]:
@@ -75,11 +91,24 @@ def tables(report: Report) -> Iterable[Table]:
         )
         for r in report["rates"]
     ]  # fmt: skip
+    memory = report["memory"]
+    yield (
+        "Memory of one video, MiB",
+        ("", "predicted", "seen"),
+        [
+            (name, f"{size / 2**20:.1f}", _mib(memory["peaks"].get(name)))
+            for name, size in memory["plan"]["stages"].items()
+        ],
+    )
     if report["peers"]:
         yield "diffusers in the same process, in turns", (
-            "", "stated by its authors (GB allocated/reserved)", "peak here (GB)", "s per video", "s per step",
+            "", "peak (GB)", "s per video", "s per step",
             "ours in the same turns: peak (GB)", "s per video", "s per step",
         ), [_peer(row) for row in report["peers"]]  # fmt: skip
+        yield "The memory that the reference states, and the engine within it", (
+            "", "stated (GB allocated/reserved)", "peak here (GB)", "s per step", "ours: budget (GB)", "mode",
+            "predicted peak (GB)", "peak (GB)", "s per video", "s per step",
+        ), [_within(row) for row in report["peers"] if row["stated_gb"]]  # fmt: skip
     if report["targets"]:
         yield "Gaps", ("", "aim", "here", "gap", "cause"), [
             (
@@ -107,12 +136,30 @@ def _psnr(value: float | None) -> str:
 
 
 def _peer(row: Mapping[str, Any]) -> Sequence[str]:
-    stated = "/".join(f"{x:g}" for x in row["stated_gb"]) if row["stated_gb"] else ""
-    cells = [row["name"], stated]
+    cells = [row["name"]]
     for side in (row["theirs"], row["ours"]):
         keys = ("peak_gb", "seconds", "step_seconds")
         cells += [number(side[key]) for key in keys] if side else ["not measured"] * 3
     return cells
+
+
+def _within(row: Mapping[str, Any]) -> Sequence[str]:
+    theirs, ours = row["theirs"] or {}, row["within"]
+    cells = [row["name"], "/".join(f"{x:g}" for x in row["stated_gb"])]
+    cells += [number(theirs.get(key)) for key in ("peak_gb", "step_seconds")]
+    if ours is None:
+        return [*cells, *["not measured"] * 6]
+    budget = number(ours["budget_gb"]) + (", in proportion" if ours["scaled"] else "")
+    return [
+        *cells,
+        budget,
+        ours["mode"],
+        *(number(ours[k]) for k in ("predicted_gb", "peak_gb", "seconds", "step_seconds")),
+    ]
+
+
+def _mib(size: int | None) -> str:
+    return "too short to be seen" if size is None else f"{size / 2**20:.1f}"
 
 
 def markdown(report: Report) -> str:

@@ -2,7 +2,8 @@
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,37 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.errors import InputError
+from consisid.engine.errors import ConsisIDError, DeviceMemoryError, InputError, MemoryBudgetError
 from consisid.engine.files import file_aside
 from consisid.engine.manifest import Manifest
 from consisid.engine.opening import check_device
-from consisid.engine.variants import variant_named
+from consisid.engine.random_weights import PREFIX
 
-from . import ceilings, checks, latency, memory, parity, rates
+from . import budgets, ceilings, checks, latency, memory, parity, rates
 from .inputs import identity
 from .machine import memory_bytes, stamp
 from .nvml import Watch, Watched, load_nvml
-from .peers import EAGER, PEERS, Peer, Theirs
-from .random_engine import RandomEngine
+from .peers import EAGER, PEERS, Peer, PeerError, Theirs
+from .random_folder import random_folder
 from .rungs import Unhoisted
 from .runs import Maker, Ours, Resident, Row, Sample, alternate
+from .sections import UNHOISTED, peer_row, rows, waterfall
 from .timing import seconds_of
 
-SCHEMA = 2
-UNHOISTED = "ours without hoisting"
+SCHEMA = 3
+Pair = tuple[list[Sample], list[Sample]]
+"""Samples of a peer, and of the engine in the same turns."""
+# Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a peer that does
+# not run. Anything else is an error of this engine or of this command, and ends it.
+MISSING = (ImportError, torch.OutOfMemoryError, DeviceMemoryError, MemoryBudgetError, PeerError)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for. engine: a folder, or with random_weights the name of a variant."""
+    """What the command was asked for.
+
+    engine: a folder, or with random_weights the name of a variant. memory: a budget, as ConsisID.open takes it.
+    """
 
     engine: str
     steps: int = 10
@@ -42,6 +51,7 @@ class Options:
     compiled: bool = False
     peers: bool = True
     threads: int | None = None
+    memory: str | None = None
 
 
 @dataclass
@@ -59,22 +69,27 @@ class Bench:
         """What a part returns, or None and a line under "not measured" where it cannot run here."""
         try:
             return work()
-        except (ImportError, torch.cuda.OutOfMemoryError, RuntimeError) as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            self.skip(what, f"{type(error).__name__}: {first[:200]}")
+        except MISSING as error:
+            first = (str(error).strip().splitlines() or [""])[0][:300]
+            self.skip(what, first if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {first}")
             return None
         finally:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 
-    def open(self) -> ConsisID:
-        options = self.options
-        if not options.random_weights:
-            return ConsisID.open(options.engine, options.device)
-        device = place_of(options)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        return RandomEngine(variant_named(options.engine), device, dtype)
+    @property
+    def peers(self) -> bool:
+        return self.options.peers
+
+    @contextmanager
+    def folder(self, place: torch.device) -> Iterator[Path]:
+        """The engine folder, or one with random weights that is there for the length of the block."""
+        if not self.options.random_weights:
+            yield Path(self.options.engine)
+            return
+        with random_folder(self.options.engine, place) as folder:
+            yield folder
 
 
 def place_of(options: Options) -> torch.device:
@@ -103,7 +118,7 @@ def describe(engine: ConsisID) -> dict[str, Any]:
     spec = engine.manifest.spec
     return {
         "variant": spec.variant.name, "shape": str(spec.shape), "dtype": spec.dtype, "backend": spec.backend,
-        "random_weights": isinstance(engine, RandomEngine) or spec.variant.name == "tiny",
+        "random_weights": spec.checkpoint.startswith(PREFIX) or spec.variant.name == "tiny",
     }  # fmt: skip
 
 
@@ -127,71 +142,72 @@ def bench(options: Options, nvml: Any = None) -> dict[str, Any]:
     if nvml is None and place.type == "cuda":
         nvml, reason = load_nvml()
     watch = guard(nvml, place)
-    opened: list[ConsisID] = []
-    opening = seconds_of(lambda: opened.append(b.open()), torch.device("cpu"))
-    engine = opened[0]
-    if watch is not None:
-        watch.check_same(engine.device)
-        watch.ours_is_here()
-        with watch:
-            return _measure(b, engine, opening, watch)
-    b.skip("energy, clocks, temperature, throttling, other processes on the GPU", reason or "there is no NVML")
-    return _measure(b, engine, opening, None)
+    with b.folder(place) as folder:
+        opened: list[ConsisID] = []
+        baseline, _ = memory.now(torch.device("cpu"))
+        opening = seconds_of(
+            lambda: opened.append(ConsisID.open(folder, options.device, memory=options.memory)), torch.device("cpu")
+        )
+        engine = opened[0]
+        if watch is not None:
+            watch.check_same(engine.device)
+            watch.ours_is_here()
+            with watch:
+                return _measure(b, engine, opening, watch, baseline)
+        b.skip("energy, clocks, temperature, throttling, other processes on the GPU", reason or "there is no NVML")
+        return _measure(b, engine, opening, None, baseline)
 
 
-def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) -> dict[str, Any]:
+def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, baseline: int) -> dict[str, Any]:
     options, device = b.options, engine.device
     gpu = device.type == "cuda"
     measured = torch.bfloat16 if gpu else engine.dtype
     made = stamp(device, watch.driver if watch is not None else None)  # now: sources may be edited during a long run
-    resident, person = Resident(device), identity(engine.variant)
-    resident.held["ours"] = resident._now()
-    ours = Ours(engine, person, options.steps)
+    resident = Resident(device)
+    resident.held["ours"] = memory.now(device)[0] if gpu else 0
+    ours = Ours(engine, identity(engine.variant), options.steps)
     first = ours(0).total
+    solo, timeline = _alone(engine, ours, watch, baseline)
     start = ceilings.measure(device, measured)
-    makers: dict[str, Maker] = {UNHOISTED: Unhoisted(engine, person, options.steps), "ours": ours}
-    if options.peers:
-        theirs = b.attempt(EAGER.name, lambda: resident.loading(EAGER.name, lambda: _peer(b, engine, EAGER)))
-        makers = ({EAGER.name: theirs} if theirs else {}) | makers
-    samples = alternate(makers, options.runs, resident)
-    makers.clear()
-    theirs = None
-    resident.held.pop(EAGER.name, None)
-    gc.collect()
-    solo, timeline = _alone(engine, ours, watch)
-    tables = [_peer_row(EAGER.name, EAGER, samples.get(EAGER.name), samples["ours"])] if options.peers else []
+    samples = _beside_us(b, engine, ours, resident)
+    within = _within(b, engine, ours, resident) if b.peers else {}
+    tables = []
     everything = [sample.total for sample in samples["ours"]]
-    for index, peer in enumerate(PEERS[1:] if options.peers else ()):
-        found = _beside(b, engine, ours, peer, resident, first=100 * (index + 1))
-        tables.append(_peer_row(peer.name, peer, *(found or (None, None))))
-        if found:
+    for index, peer in enumerate(PEERS if b.peers else ()):
+        if peer is EAGER:
+            found: Pair | None = (samples[peer.name], samples["ours"]) if peer.name in samples else None
+        else:
+            found = _beside(b, engine, ours, peer, resident, first=100 * index)
+        budget = within[peer.reference_gb[1]] if peer.reference_gb else None
+        theirs, beside = found or (None, None)
+        tables.append(peer_row(peer, theirs, beside, budget))
+        if found and peer is not EAGER:
             samples[peer.name] = found[0]
             everything += [sample.total for sample in found[1]]
     steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
-    b.rows += [*_rows(samples), steady]
+    b.rows += [*rows(samples), steady]
     b.rows += latency.measure(engine, ours, options.runs, opening, first)
-    b.rows += rates.rows(engine, samples["ours"])
-    compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if options.peers else None
+    b.rows += rates.rows(engine)
+    compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if b.peers else None
     stability = checks.check_ceilings(start, ceilings.measure(device, measured), gpu)
     seen: Watched | None = watch.seen if watch is not None and gpu else None
     if seen is not None:
         checks.check_watched(seen)
-    b.skip("memory against the plan", "this engine makes no memory plan; the peak above is what was seen")
     if not gpu:
         b.skip("memory of each peer by itself", "on a CPU all of them share one process; only its whole is seen")
     return {
         "schema": SCHEMA,
         "engine": describe(engine),
-        "settings": {"steps": options.steps, "runs": options.runs},
+        "settings": {"steps": options.steps, "runs": options.runs, "memory": options.memory},
         "made": made,
         "machine": {"memory_bytes": memory_bytes(device), "torch_threads": torch.get_num_threads()},
         "ceilings": stability,
         "rows": [row.stamped(made) for row in b.rows],
-        "waterfall": _waterfall(samples),
+        "waterfall": waterfall(samples),
         "rates": rates.achieved(engine, samples["ours"], start),
         "targets": rates.targets(engine, samples["ours"], start),
         "peers": tables,
-        "memory": {**timeline, "plan": None},
+        "memory": timeline,
         "energy": solo,
         "parity": compared,
         "watched": seen.summary() if seen is not None else None,
@@ -199,13 +215,23 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None) ->
     }
 
 
-def _peer(b: Bench, engine: ConsisID, peer: Peer) -> Theirs:
-    return Theirs(engine, identity(engine.variant), b.options.steps, peer)
+def _beside_us(b: Bench, engine: ConsisID, ours: Ours, resident: Resident) -> dict[str, list[Sample]]:
+    """diffusers as it is, the engine without hoisting, and the engine, in turns."""
+    person, steps = ours.person, ours.steps
+    makers: dict[str, Maker] = {UNHOISTED: Unhoisted(engine, person, steps), "ours": ours}
+    if not b.peers:
+        return alternate(makers, b.options.runs, resident)
+
+    def work() -> dict[str, list[Sample]]:
+        theirs = resident.loading(EAGER.name, lambda: Theirs(engine, person, steps, EAGER))
+        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident)
+
+    found = b.attempt(EAGER.name, work)
+    resident.held.pop(EAGER.name, None)
+    return found or alternate(makers, b.options.runs, resident)
 
 
-def _beside(
-    b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int
-) -> tuple[list[Sample], list[Sample]] | None:
+def _beside(b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int) -> Pair | None:
     """A peer and the engine in turns; None with a line under "not measured" where it cannot run."""
     if peer.gpu and engine.device.type != "cuda":
         b.skip(peer.name, "it moves weights to a GPU and back, and there is none")
@@ -214,8 +240,8 @@ def _beside(
         b.skip(peer.name, "it was not asked for; --compiled takes minutes of compilation")
         return None
 
-    def work() -> tuple[list[Sample], list[Sample]]:
-        maker = resident.loading(peer.name, lambda: _peer(b, engine, peer))
+    def work() -> Pair:
+        maker = resident.loading(peer.name, lambda: Theirs(engine, ours.person, ours.steps, peer))
         found = alternate({peer.name: maker, "ours": ours}, b.options.runs, resident, first)
         return found[peer.name], found["ours"]
 
@@ -224,10 +250,31 @@ def _beside(
     return found
 
 
-def _alone(engine: ConsisID, ours: Ours, watch: Watch | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """One video with memory sampled and, on a GPU, its energy."""
+def _within(b: Bench, engine: ConsisID, ours: Ours, resident: Resident) -> dict[float, dict[str, Any] | None]:
+    """The engine within each budget that the reference's table states, by its reserved GB.
+
+    By itself: a budget limits the whole process, so no peer may hold anything meanwhile.
+    """
+    found: dict[float, dict[str, Any] | None] = {}
+    for gb in dict.fromkeys(budgets.stated()):
+        budget, name = budgets.budget_for(engine, gb, ours.steps), f"ours within the stated {gb:g} GB"
+
+        def work(budget: budgets.Budget = budget, name: str = name) -> dict[str, Any]:
+            makers = {name: budgets.Within(ours, budget)}
+            return budgets.row(budget, alternate(makers, b.options.runs, resident, first=300)[name])
+
+        held = resident.held.pop("ours", 0)  # what is resident is the budget's business
+        found[gb] = b.attempt(name, work)
+        resident.held["ours"] = held
+    return found
+
+
+def _alone(
+    engine: ConsisID, ours: Ours, watch: Watch | None, baseline: int
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """One video with memory sampled and, on a GPU, its energy, before any peer is loaded."""
     nested = Watch(watch.nvml, watch.handle) if watch is not None and engine.device.type == "cuda" else None
-    with memory.Timeline(engine.device) as timeline:
+    with memory.Timeline(engine.device, baseline) as timeline:
         if nested is None:
             sample = ours(50)
         else:
@@ -236,62 +283,8 @@ def _alone(engine: ConsisID, ours: Ours, watch: Watch | None) -> tuple[dict[str,
     energy = None
     if nested is not None and nested.seen.joules is not None:
         energy = {"joules_per_video": nested.seen.joules, "steps": ours.steps, "seconds": sample.total}
-    return energy, timeline.to_dict(sample.stages)
-
-
-def _rows(samples: dict[str, list[Sample]]) -> list[Row]:
-    rows = []
-    for name, found in samples.items():
-        rows.append(Row.of("video", name, "s", [sample.total for sample in found]))
-        rows += [
-            Row.of("stage", f"{name}: {stage}", "s", [sample.stages[stage] for sample in found])
-            for stage in found[0].stages
-        ]
-        note = "without the first step, which has no mark before it" if name.startswith("diffusers") else ""
-        rows.append(Row.of("step", name, "s", [seconds for sample in found for seconds in sample.steps], note))
-        peaks = [sample.peak / 2**30 for sample in found if sample.peak is not None]
-        if peaks:
-            rows.append(Row.of("memory", f"{name}: peak allocated", "GiB", peaks, "less what the others hold at rest"))
-    return rows
-
-
-def _median(values: list[float]) -> float:
-    return Row.of("", "", "", values).median
-
-
-def _waterfall(samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
-    """Seconds of a step down the rungs; gain is what a rung saves over the one above."""
-    what = {
-        EAGER.name: "the reference, eager",
-        UNHOISTED: "one graph per block, fused q/k/v, folded face attention, no text in the last block",
-        "ours": "nothing in the loop that does not change in it",
-    }
-    rungs, above = [], None
-    for name, technique in what.items():
-        if name in samples:
-            seconds = _median([s for sample in samples[name] for s in sample.steps])
-            rungs.append(
-                {"name": name, "technique": technique, "step_seconds": seconds, "gain": above and above - seconds}
-            )
-            above = seconds
-    return rungs
-
-
-def _peer_row(name: str, peer: Peer, theirs: list[Sample] | None, ours: list[Sample] | None) -> dict[str, Any]:
-    """A form of diffusers beside the engine in the same turns, and beside what its authors state."""
-
-    def of(found: list[Sample] | None) -> dict[str, Any] | None:
-        if not found:
-            return None
-        peaks = [sample.peak for sample in found if sample.peak is not None]
-        return {
-            "seconds": _median([sample.total for sample in found]),
-            "step_seconds": _median([s for sample in found for s in sample.steps]),
-            "peak_gb": max(peaks) / 1e9 if peaks else None,
-        }
-
-    stated = peer.reference_gb
-    return {"name": name, "stated_gb": list(stated) if stated else None, "theirs": of(theirs), "ours": of(ours)}
+    seen = timeline.to_dict(sample.stages)
+    return energy, {**seen, "plan": memory.planned(engine, ours.steps, sample.stages)}
 
 
 def write(report: dict[str, Any], folder: Path) -> list[Path]:

@@ -70,7 +70,9 @@ class Ours:
         video = self.engine.generate(self.person, prompt_of(index), seed=index, num_inference_steps=self.steps)
         wait(self.engine.device)
         total = time.perf_counter() - start
-        return Sample(total, video.stats.seconds, video.stats.steps)
+        stats = video.stats
+        extra = {"memory": stats.modes.get("memory"), "predicted_bytes": stats.predicted_bytes}
+        return Sample(total, stats.seconds, stats.steps, extra=extra)
 
 
 class Resident:

@@ -1,4 +1,4 @@
-"""Seeded random weights made where they are used: a full-size model without a checkpoint, in seconds.
+"""The random weights of an engine folder, for graphs without a folder and for modules of diffusers.
 
 Every tensor's seed follows from its name in the checkpoint, so that this engine and diffusers' modules get the same
 numbers, however each groups them and in whatever order they are asked for.
@@ -19,7 +19,8 @@ from consisid.engine.variants import Variant
 
 
 class RandomWeights:
-    """A model's random tensors in one dtype on one device: bound to graphs, or filled into modules of diffusers."""
+    """A model's random tensors in one dtype on one device, bound to graphs or filled into modules of diffusers: the
+    numbers that an engine folder with random weights has, which are drawn in bfloat16."""
 
     def __init__(self, variant: Variant, shape: VideoShape, device: torch.device, dtype: torch.dtype, seed: int = 0):
         self.variant, self.shape = variant, shape
@@ -36,7 +37,7 @@ class RandomWeights:
         Raises:
             CheckpointError: a name that no graph reads, without a shape.
         """
-        return self._tensors.draw(part, name, self.device, self.dtype, shape)
+        return self._tensors.draw(part, name, self.device, torch.bfloat16, shape).to(self.dtype)
 
     def of(self, graph: Graph) -> list[tuple[Tensor, ...]]:
         """Per layer the tensors of a call of a graph, in the order of graphs.weight_shapes."""

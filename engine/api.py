@@ -14,7 +14,7 @@ from .identity import Identity
 from .noise import draw
 from .opening import Opened
 from .people import Choice
-from .recovery import Run, guarded
+from .recovery import Run, guarded, photo_guarded
 from .request import Request
 from .schedulers import Stepper
 from .video import Video
@@ -44,8 +44,10 @@ class ConsisID(Opened):
 
         Raises:
             InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
+            DeviceMemoryError: out of memory.
         """
-        return self.faces.identify(photo, face, aligned, mode, key_points)
+        with photo_guarded(self):
+            return self.faces.identify(photo, face, aligned, mode, key_points)
 
     @torch.no_grad()
     def generate(
@@ -85,12 +87,14 @@ class ConsisID(Opened):
     def _make(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Any:
         networks, shape, options = run.networks, request.shape, request.options
         with run.stage("identify"):
-            person = identity if isinstance(identity, Identity) else self.identify(identity, aligned=aligned)
+            person = identity if isinstance(identity, Identity) else self.faces.identify(identity, aligned=aligned)
             features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
+        self.release_faces()
         with run.stage("text"):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
         with run.stage("prepare"):
             stepper = Stepper(self.scheduler, options["num_inference_steps"], options["eta"], request.generator)
+            self._interrupt, self.num_timesteps = False, len(stepper.timesteps)
             image = first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
             positions = self.positions(shape)
@@ -101,6 +105,7 @@ class ConsisID(Opened):
                 guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
                 on_step=request.callback(self), watch=run.watch,
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
+                stop=lambda: self._interrupt,
             )  # fmt: skip
         with run.stage("decode"):
             latents = final / self.variant.vae.scaling_factor

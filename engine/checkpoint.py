@@ -61,10 +61,15 @@ class Checkpoint:
                 "BestWishYsh/ConsisID-preview."
             )
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             return cls(snapshot_download(str(name)))
+        except HFValidationError:
+            raise CheckpointError(
+                f"{name!r} is neither a folder nor a hub id; an id is an owner and a name, such as "
+                "BestWishYsh/ConsisID-preview."
+            ) from None
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise CheckpointError(
                 f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); check the "
@@ -88,8 +93,7 @@ class Checkpoint:
         kind = values.get("_class_name")
         if kind != "ConsisIDTransformer3DModel":
             raise CheckpointError(
-                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview or "
-                "ConsisID-1.5 checkpoint."
+                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview checkpoint."
             )
         transformer = TransformerConfig.read(values)
         vae = VaeConfig.read(self.config("vae/config.json"))
@@ -142,10 +146,14 @@ class Checkpoint:
         return {}
 
     def files(self) -> list[Path]:
-        """The files with the weights of the three parts, and the face models that are there, relative to the folder."""
-        found = [file for part in PARTS for file in sorted(set(self._index(part).values()))]
-        faces = sorted((self.path / "face_encoder").rglob("*.*"))
-        return [file.relative_to(self.path) for file in (*found, *(f for f in faces if f.is_file()))]
+        """Everything that an engine reads, relative to the folder: the weights of the three parts, configurations,
+        tokenizer and scheduler, and the face models that are there."""
+        found = {file for part in PARTS for file in self._index(part).values()}
+        found |= {file for part in PARTS for file in (self.path / part).glob("*.json")}
+        found |= {
+            file for part in ("tokenizer", "scheduler", "face_encoder") for file in (self.path / part).rglob("*.*")
+        }
+        return sorted(file.relative_to(self.path) for file in found if file.is_file())
 
     def _index(self, part: str) -> dict[str, Path]:
         if part not in self._indices:

@@ -8,11 +8,17 @@ from typing import Any
 
 from .commands import run
 
+# What --dynamic-cfg means to generate().
+DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step"}
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-generate", description="Make a video of the person in a photo.")
     p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
-    p.add_argument("--image", required=True, help="photo of the person")
+    p.add_argument(
+        "--image", required=True, nargs="+", metavar="PHOTO",
+        help="path or address; of several photos the most typical is taken; or what --save-identity wrote",
+    )  # fmt: skip
     p.add_argument("--prompt", required=True, help="what the person does, and where; long and detailed works best")
     p.add_argument("--negative-prompt", help="what to steer away from")
     p.add_argument("--output", type=Path, required=True, help="the .mp4 to write")
@@ -23,16 +29,48 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--device", help="default: what the engine was built for")
+    p.add_argument("--dynamic-cfg", choices=DYNAMIC, default="off", help="a weight of the prompt that changes")
+    p.add_argument("--cfg", help="batched or sequential: both halves of guidance at once (default: the memory decides)")
+    p.add_argument("--decode", help="whole (default), tiled, exact or tiled-reference")
+    p.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of --decode, in latent pixels")
     p.add_argument(
-        "--face", default="largest", help="who is meant in the photo: largest, center, or a number from the left"
-    )
-    p.add_argument("--save-crop", type=Path, help="also save what the model sees of the person, as a picture")
+        "--face", type=face_choice, default="largest", metavar="WHO",
+        help="who is meant in the photo: largest, center, reference, a number from the left, or a box x0,y0,x1,y1",
+    )  # fmt: skip
+    p.add_argument("--mode", default="crop", help="what the model sees: crop, the aligned face (default), or whole")
+    p.add_argument("--key-points", default="crop", help="drawn in the crop (default), or reference: in the photo")
+    p.add_argument("--save-crop", type=Path, help="also save the aligned face on white, as a picture")
+    p.add_argument("--save-identity", type=Path, help="also save the person as .safetensors, for --image")
     p.add_argument("--memory", help='budget of device memory: "8GiB", bytes, or "auto" (default: no limit)')
     p.add_argument("--checkpoint", type=Path, help="file for finished steps; run the same command again to go on")
+    p.add_argument("--checkpoint-every", type=int, default=5, help="steps between two writings of it (default 5)")
     p.add_argument("--on-oom", choices=("raise", "replan"), default="raise", help="replan: go on with less memory")
     p.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
     p.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
     return p
+
+
+def face_choice(text: str) -> str | int | tuple[float, ...]:
+    """--face as identify() takes it: a number, a box, or else a word."""
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        return tuple(float(part) for part in text.split(",")) if "," in text else text
+    except ValueError:
+        return text
+
+
+def person_of(engine: Any, options: argparse.Namespace) -> Any:
+    """The Identity that --image and its companions mean."""
+    from .identity import Identity
+
+    photos = options.image
+    if len(photos) == 1 and photos[0].endswith(".safetensors"):
+        return Identity.load(photos[0])
+    return engine.identify(
+        photos[0] if len(photos) == 1 else photos,
+        face=options.face, aligned=options.aligned, mode=options.mode, key_points=options.key_points,
+    )  # fmt: skip
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -41,14 +79,19 @@ def generate(options: argparse.Namespace) -> None:
 
     from .api import ConsisID
     from .errors import InputError
+    from .files import check_place
 
     if options.output.suffix.lower() != ".mp4":
         raise InputError(f"--output {options.output} does not end in .mp4, the one format that is written.")
+    for path in (options.output, options.save_crop, options.save_identity, options.checkpoint):
+        if path is not None:
+            check_place(path)
     engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
-    who = int(options.face) if options.face.lstrip("-").isdigit() else options.face
-    person = engine.identify(options.image, face=who, aligned=options.aligned)
+    person = person_of(engine, options)
     if options.save_crop is not None:
         save_picture(person.preview(), options.save_crop)
+    if options.save_identity is not None:
+        person.save(options.save_identity)
     with tqdm(total=options.steps, desc="denoising", unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def step(_engine: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +107,15 @@ def generate(options: argparse.Namespace) -> None:
             num_frames=options.num_frames,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
+            use_dynamic_cfg=DYNAMIC[options.dynamic_cfg],
+            cfg=options.cfg,
+            decode=options.decode,
+            tile=None if options.tile is None else tuple(options.tile),
             seed=options.seed,
             callback_on_step_end=step,
             output_type="stream",
             checkpoint=options.checkpoint,
+            checkpoint_every=options.checkpoint_every,
             on_oom=options.on_oom,
         )
     video.save(options.output)
@@ -92,10 +140,17 @@ def save_picture(picture: Any, path: Path) -> None:
         raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from None
 
 
+def interrupted(options: argparse.Namespace) -> str:
+    """What an interrupt leaves behind."""
+    if options.checkpoint is not None and options.checkpoint.exists():
+        return f"no video was written; finished steps are in {options.checkpoint}, the same command goes on from there"
+    return "no video was written"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
     options = parser().parse_args(arguments)
-    return run("consisid-generate", lambda: generate(options))
+    return run("consisid-generate", lambda: generate(options), lambda: interrupted(options))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,14 @@ from .errors import ConsisIDError
 INTERRUPTED = 130  # 128 + SIGINT, what shells use
 
 
-def run(command: str, work: Callable[[], None]) -> int:
-    """Run `work`; return the exit code. What goes wrong on purpose is printed in one line, without a traceback."""
+def nothing() -> str:
+    return "nothing was written"
+
+
+def run(command: str, work: Callable[[], None], left: Callable[[], str] = nothing) -> int:
+    """Run `work`; return the exit code. What goes wrong on purpose, and what a system refuses, is printed in one line,
+    without a traceback. `left` says what an interrupt leaves behind.
+    """
     try:
         with warnings.catch_warnings():
             # What libraries say to their developers is nothing that a user of a command can act on.
@@ -21,7 +27,11 @@ def run(command: str, work: Callable[[], None]) -> int:
     except ConsisIDError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        print(f"{command}: error: {what}; check the path, its permissions and the free space.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; nothing was written.", file=sys.stderr)
+        print(f"{command}: interrupted; {left()}.", file=sys.stderr)
         return INTERRUPTED
     return 0

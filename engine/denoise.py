@@ -99,8 +99,7 @@ def condition(
 def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
     """The modulation of every block at every step: once per schedule."""
     temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
-    layers = range(networks.variant.transformer.num_layers)
-    modulation = torch.stack([networks.one("modulation", temb, layer=layer) for layer in layers], dim=1)
+    modulation = networks.spans.modulation(networks, temb)
     return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
 
 
@@ -109,16 +108,9 @@ def predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, gi
     video = networks.one("embed", latents, given.image)
     groups = given.text.shape[0] // video.shape[0]
     hidden = torch.cat((given.text, video.repeat(groups, 1, 1)), dim=1)
-    config = networks.variant.transformer
-    last = config.num_layers - 1
-    for layer in range(last):
-        hidden = networks.one("block", hidden, times.modulation[step, layer], given.cos, given.sin, layer=layer)
-        face = config.face_index(layer)
-        if face is not None:
-            hidden = networks.one("face", hidden, given.keys[face], given.values[face], layer=face)
-    video = networks.one("last_block", hidden, times.modulation[step, last], given.cos, given.sin)
-    if config.face_index(last) is not None:
-        video = networks.one("last_face", video, given.keys[-1], given.values[-1])
+    video = networks.spans.trunk(
+        networks, hidden, times.modulation[step], given.cos, given.sin, given.keys, given.values
+    )
     return networks.one("head", video, times.out[step])
 
 
@@ -132,6 +124,15 @@ def guidance_weight(scale: float, dynamic: bool | str, step: int, timestep: floa
         return scale
     progress = step / steps if dynamic == "step" else (steps - timestep) / steps
     return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2
+
+
+def not_finite(step: int, steps: int) -> NumericalError:
+    """The error of latents with NaN or infinity after `step` finished steps."""
+    where = f"after step {step} of {steps}" if step else "before the first step"
+    return NumericalError(
+        f"The latents are not finite {where}; check the LoRA, the scheduler and the embeddings that were passed in, or "
+        "build the engine in another dtype."
+    )
 
 
 def denoise(
@@ -149,6 +150,7 @@ def denoise(
     watch: Callable[[int], None] = lambda step: None,
     state: LoopState | None = None,
     keep: Callable[[LoopState], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """From noise to latents [b, F, 16, h, w].
 
@@ -159,6 +161,7 @@ def denoise(
         watch: called after each step with its index.
         state: where an earlier run of the same video stopped.
         keep: called after each step with where to go on from.
+        stop: asked after each step whether it was the last.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -174,7 +177,7 @@ def denoise(
         prompt_embeds = replacement
         given = replace(given, text=project_text(networks, positions, prompt_embeds))
     times = time_table(networks, stepper.timesteps)
-    sound: list[Tensor] = []
+    sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
     for step in range(first, steps):
         inputs = stepper.scale(latents, step)
         if cfg == "sequential":
@@ -187,7 +190,6 @@ def denoise(
             unconditional, prompted = noise.chunk(2)
             noise = unconditional + weight * (prompted - unconditional)
         latents = stepper.step(noise, step, latents).to(networks.dtype)
-        sound.append(latents.isfinite().all())  # read after the loop: reading it here would stall the device
         if on_step is not None:
             replaced = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
             latents = replaced.get("latents", latents)
@@ -196,13 +198,13 @@ def denoise(
                 given = replace(given, text=project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)
+        sound.append(latents.isfinite().all())
         watch(step)
         if keep is not None:
             keep(LoopState(step + 1, latents, replacement, stepper.state()))
-    for step, fine in enumerate(torch.stack(sound).tolist() if sound else [], first + 1):
+        if stop():
+            break
+    for step, fine in enumerate(torch.stack(sound).tolist(), first):
         if not fine:
-            raise NumericalError(
-                f"The latents are not finite after step {step} of {steps}; check the LoRA, the scheduler and the "
-                "embeddings that were passed in, or build the engine in another dtype."
-            )
+            raise not_finite(step, steps)
     return latents

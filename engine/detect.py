@@ -71,7 +71,7 @@ def suppress(found: Detections, overlap: float, pixel: float) -> Detections:
 class Scrfd:
     """scrfd_10g_bnkps.onnx (Guo et al., arXiv:2105.04714). Numerically insightface's SCRFD at det_size 640."""
 
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: torch.device | str = "cpu") -> None:
         self.session = open_session(Path(path), device)
         entry = self.session.get_inputs()[0]
         self.input_name: str = entry.name

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chunks import Convert, Host, decoder_module, named, spans, with_runners
-from .networks.causal import CausalConv
+from .networks.causal import CausalConv, conv3d
 from .networks.vae import Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
 from .runtime import Networks
 from .tiling import Tile
@@ -178,7 +178,7 @@ class ExactDecoder:
             x = F.pad(torch.cat((before, x), dim=2), area.zeros)  # one pixel more than the tile on every side
             if new is not None:
                 host.put(new[..., *area.inside], x[:, :, -lead:, 1:-1, 1:-1])
-            y = F.conv3d(x, conv.conv.weight, conv.conv.bias)
+            y = conv3d(x, conv.conv.weight, conv.conv.bias)
             if residual is not None:
                 y += residual[0].shortcut(host.take(residual[1].data[..., *area.inside]))
             yield area, y

@@ -5,24 +5,32 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from consisid.engine.errors import InputError
 
+GPU_PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider")
 
-def providers(device: str = "cpu") -> list[str]:
-    """ONNX Runtime's execution providers for a device, of those that this installation has.
+
+def providers(device: torch.device | str = "cpu") -> list[Any]:
+    """ONNX Runtime's execution providers for a device, of those that this installation has: a name, or a name with its
+    options, which tell the GPU.
 
     TensorRT's provider is never chosen: it builds an engine on first use, for two networks that take milliseconds.
     """
     import onnxruntime
 
-    wanted = ["CUDAExecutionProvider", "ROCMExecutionProvider"] if device.startswith("cuda") else []
+    device, found = torch.device(device), []
     available = onnxruntime.get_available_providers()
-    return [name for name in wanted if name in available] + ["CPUExecutionProvider"]
+    for name in GPU_PROVIDERS if device.type == "cuda" else ():
+        if name in available:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            found.append((name, {"device_id": index}))
+    return [*found, "CPUExecutionProvider"]
 
 
-def open_session(path: Path, device: str = "cpu") -> Any:
+def open_session(path: Path, device: torch.device | str = "cpu") -> Any:
     """An inference session; InputError, naming the file, when it is no readable ONNX model."""
     import onnxruntime
 
@@ -45,7 +53,7 @@ class ArcFace:
     Numerically insightface's ArcFaceONNX (model_zoo/arcface_onnx.py), on the providers that exist.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: torch.device | str = "cpu") -> None:
         self.path = Path(path)
         self.session = open_session(self.path, device)
         entry = self.session.get_inputs()[0]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import InputError
+
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
@@ -32,6 +34,22 @@ def file_aside(target: Path) -> Iterator[Path]:
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_place(target: Path) -> None:
+    """Whether `target` can be written, tried with a nameless file in the folder that exists already.
+
+    Raises:
+        InputError: it is a folder, or cannot be written.
+    """
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the file to write.")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{target} cannot be written in {folder} ({error.strerror}); choose another place.") from error
 
 
 def sha256(path: Path) -> str:

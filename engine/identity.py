@@ -20,6 +20,7 @@ from .keypoints import draw_points
 from .runtime import Networks
 
 KIND = "consisid identity 1"
+NEEDED = {"id_cond", "hidden_0", "image"}
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Identity:
         id_vit_hidden: five hidden states of the EVA-CLIP tower, each [1, 577, width].
         image: the face image that the first frame is conditioned on.
         key_points: [5, 2] float, eyes, nose and corners of the mouth in pixels of `image`; None where unknown.
+        crop: the aligned face on white, where `image` is something else (mode="whole").
         source: what it was made from: hashes of the photo and of the face models, and the settings.
     """
 
@@ -48,6 +50,7 @@ class Identity:
     id_vit_hidden: tuple[Tensor, ...]
     image: Image.Image
     key_points: np.ndarray | None = None
+    crop: Image.Image | None = None
     source: dict[str, str] = field(default_factory=dict)
     _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(default_factory=WeakKeyDictionary, repr=False)
 
@@ -73,8 +76,8 @@ class Identity:
         return cls(id_cond, hidden, image, points)
 
     def preview(self) -> Image.Image:
-        """What the model sees of the person: the aligned face, cut out onto white."""
-        return self.image
+        """The aligned face, cut out onto white; the given image where the identity was made from embeddings."""
+        return self.image if self.crop is None else self.crop
 
     def save(self, path: str | Path) -> Path:
         """Write one .safetensors file with the embeddings, the image and, in its header as JSON, where it came from."""
@@ -82,7 +85,9 @@ class Identity:
         if path.suffix != ".safetensors":
             raise InputError(f"{path} does not end in .safetensors, the one format that identities are saved in.")
         tensors = {f"hidden_{i}": hidden.contiguous() for i, hidden in enumerate(self.id_vit_hidden)}
-        tensors |= {"id_cond": self.id_cond, "image": torch.from_numpy(np.array(self.image.convert("RGB")))}
+        pictures = {"image": self.image} | ({} if self.crop is None else {"crop": self.crop})
+        tensors |= {name: torch.from_numpy(np.array(picture.convert("RGB"))) for name, picture in pictures.items()}
+        tensors["id_cond"] = self.id_cond
         if self.key_points is not None:
             tensors["key_points"] = torch.from_numpy(self.key_points)
         with file_aside(path) as aside:
@@ -106,11 +111,14 @@ class Identity:
             raise InputError(f"{path} cannot be read as an identity ({error}); save it again.") from None
         if metadata.get("kind") != KIND:
             raise InputError(f"{path} is no identity that this version can read; save it again with Identity.save.")
-        hidden = [tensors[f"hidden_{i}"] for i in range(sum(name.startswith("hidden_") for name in tensors))]
-        image = Image.fromarray(tensors["image"].numpy())
+        missing = sorted(NEEDED - tensors.keys())
+        if missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}; save the identity again with Identity.save.")
+        hidden = [tensors[name] for name in sorted(tensors) if name.startswith("hidden_")]
+        pictures = {name: Image.fromarray(tensors[name].numpy()) for name in ("image", "crop") if name in tensors}
         points = tensors["key_points"].numpy() if "key_points" in tensors else None
-        identity = cls.from_embeddings(tensors["id_cond"], hidden, image, points)
-        identity.source = json.loads(metadata["source"])
+        identity = cls.from_embeddings(tensors["id_cond"], hidden, pictures["image"], points)
+        identity.crop, identity.source = pictures.get("crop"), json.loads(metadata.get("source", "{}"))
         return identity
 
     def features(self, networks: Networks) -> FaceFeatures:
@@ -118,13 +126,11 @@ class Identity:
         if networks not in self._features:
             device, dtype = networks.device, networks.dtype
             inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
-            keys, values = [], []
+            keys: list[Tensor] = []
+            values: list[Tensor] = []
             if networks.variant.transformer.is_train_face:
                 tokens = networks.one("face_extract", *inputs)
-                for layer in range(networks.variant.transformer.num_cross_attn):
-                    key, value = networks.many("face_fold", tokens, layer=layer)
-                    keys.append(key)
-                    values.append(value)
+                keys, values = networks.spans.faces(networks, tokens)
             self._features[networks] = FaceFeatures(keys, values)
         return self._features[networks]
 

@@ -13,16 +13,24 @@ import torch
 from .checkpoint import Checkpoint, header_hash
 from .errors import EngineError
 from .files import file_aside, sha256
+from .graphs import Graph, graph_table
 from .shapes import VideoShape
+from .shards import sharded_table
 from .variants import Variant
 
 FORMAT = 1
 FILE = "manifest.json"
+DRIVER = Path("/sys/module/nvidia/version")  # where Linux says which driver is loaded
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+# Choices of a build of engines that hold their weights; backends/tensorrt.py, BuildOptions, says what each is.
+FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
+# Whose versions a build depends on: the name in a manifest, and that of the distribution.
+PACKAGES = {"consisid": "consisid", "triton": "triton", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -43,6 +51,9 @@ class BuildSpec:
     device: str
     kernels: str
     checkpoint: str
+    targets: tuple[str, ...] = ()  # compute capabilities of other GPUs, such as "sm_89"; none: the GPU of the build
+    layers_per_shard: int = 0  # 0: a graph per layer, which takes its weights at each call
+    flags: tuple[str, ...] = ()  # of FLAGS
 
     @property
     def shape(self) -> VideoShape:
@@ -55,7 +66,25 @@ class BuildSpec:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
-        return cls(**{**values, "variant": Variant.from_dict(values["variant"])})
+        tuples = {name: tuple(values.get(name, ())) for name in ("targets", "flags")}
+        return cls(**{**values, **tuples, "variant": Variant.from_dict(values["variant"])})
+
+    def graphs(self, shape: VideoShape | None = None) -> dict[str, Graph]:
+        """The table of its graphs, at its own shape or another."""
+        if self.layers_per_shard:
+            return sharded_table(self.variant, shape or self.shape, self.layers_per_shard)
+        return graph_table(self.variant, shape or self.shape)
+
+    @property
+    def bound_to(self) -> tuple[str, ...]:
+        """What a compiled folder shares with the machine that opens it: names of `provenance`."""
+        names = ["machine", "tensorrt", "tensorrt_rtx"]
+        if "version_compatible" in self.flags:
+            names = ["machine"]
+        if self.targets:
+            return tuple(names)
+        own = ["torch", "triton", "compute_capability", "gpu"]
+        return tuple(names + own[: 3 if "hardware_compatible" in self.flags else 4])
 
 
 @dataclass(frozen=True)
@@ -65,7 +94,8 @@ class GraphEntry:
     backend: str
     weights: list[str]
     seconds: float  # of compiling
-    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that "auto" tried
+    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that was right
+    rejected: dict[str, str] = field(default_factory=dict)  # candidates of "auto" that were not, and why
     file: str | None = None
     bytes: int = 0
     sha256: str = ""
@@ -115,11 +145,15 @@ class Manifest:
                 )
             if found != expected:
                 raise EngineError(f"{file} was edited after the build; rebuild the folder with consisid-build.")
-            values.pop("key")
+            key, spec = values.pop("key"), BuildSpec.read(values.pop("spec"))
             graphs = {name: GraphEntry(**entry) for name, entry in values.pop("graphs").items()}
-            manifest = cls(spec=BuildSpec.read(values.pop("spec")), graphs=graphs, **values)
+            manifest = cls(spec=spec, graphs=graphs, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{file} is damaged ({error!r}); rebuild the folder with consisid-build.") from None
+        if key != spec.key:
+            raise EngineError(
+                f"{file} is of another specification than its key says; rebuild the folder with consisid-build."
+            )
         return manifest
 
     def checkpoint_path(self, folder: Path) -> Path:
@@ -143,7 +177,8 @@ class Manifest:
             raise EngineError(
                 f"{folder} was built for {spec.device}, not for {device}; rebuild it with --device {device}."
             )
-        for name in ("torch", "gpu", "compute_capability", "triton", "machine"):
+        self.check_target(folder)
+        for name in spec.bound_to:
             if compiled and self.provenance.get(name) != here.get(name):
                 raise EngineError(
                     f"{folder} was built with {name} {self.provenance.get(name)}, this machine has {here.get(name)}; "
@@ -161,6 +196,28 @@ class Manifest:
         for name, entry in self.weights.items():
             kind = "sha256" if full or "header" not in entry else "header"
             _check(root / name, entry["bytes"], kind, entry[kind], remedy)
+
+    def check_target(self, folder: Path) -> None:
+        """Check that there is a GPU that a folder made for other machines was built for.
+
+        Raises:
+            EngineError: no GPU, or another.
+        """
+        targets = self.spec.targets
+        if not targets:
+            return
+        wanted = " or ".join(targets)
+        if not torch.cuda.is_available():
+            raise EngineError(
+                f"{folder} was built for GPUs of {wanted}, and PyTorch sees no GPU on this machine; open it on one of "
+                "them, or build for the CPU with --device cpu."
+            )
+        major, minor = torch.cuda.get_device_capability()
+        if f"sm_{major}{minor}" not in targets:
+            raise EngineError(
+                f"{folder} was built for GPUs of {wanted}, this one is of sm_{major}{minor}; rebuild it with --target "
+                f"sm_{major}{minor}, or on this machine."
+            )
 
 
 def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None:
@@ -191,15 +248,15 @@ def weights_hash(weights: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def kernels_hash() -> str:
-    """One hash for the sources of the kernels and networks, which compiled graphs contain."""
+    """One hash for the sources of what compiled graphs contain and how they are called: kernels, networks, the table of
+    graphs and the backends."""
     from consisid import kernels
 
-    from . import networks
-
+    here = Path(__file__).parent
+    folders = (Path(next(iter(kernels.__path__))), here / "networks", here / "backends")
     digest = hashlib.sha256()
-    for package in (kernels, networks):
-        for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in (here / "graphs.py", *(file for folder in folders for file in sorted(folder.glob("*.py")))):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -208,9 +265,9 @@ def provenance(device: torch.device) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("consisid", "triton", "tensorrt"):
+    for name, package in PACKAGES.items():
         try:
-            found[name] = version(name)
+            found[name] = version(package)
         except PackageNotFoundError:
             continue
     if device.type == "cuda":
@@ -220,4 +277,6 @@ def provenance(device: torch.device) -> dict[str, str]:
             "compute_capability": f"{major}.{minor}",
             "cuda": str(torch.version.cuda),
         }
+        if DRIVER.is_file():
+            found["driver"] = DRIVER.read_text().strip()
     return found

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .shapes import whole
 
 
 def draw(shape: torch.Size | tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None,
@@ -24,10 +25,12 @@ def generators(
         if seed is None:
             fresh.seed()
         else:
-            fresh.manual_seed(seed)
+            fresh.manual_seed(whole("seed", seed))
         return fresh
     if seed is not None:
         raise InputError("Both a seed and a generator were given; give one of them.")
+    if not all(isinstance(g, torch.Generator) for g in (generator if isinstance(generator, list) else [generator])):
+        raise InputError(f"generator={generator!r} is neither a torch.Generator nor a list of them.")
     if isinstance(generator, list) and len(generator) != batch:
         raise InputError(f"{len(generator)} generators were given for {batch} videos; give one each, or a single one.")
     return generator

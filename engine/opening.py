@@ -1,5 +1,7 @@
 """Opening an engine folder: verify it, load its graphs and bind its weights."""
 
+import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -9,9 +11,10 @@ import torch
 from . import memory as memory_plan
 from .backends import backend
 from .denoise import Positions
+from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
-from .graphs import graph_table, weight_shapes
+from .graphs import weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
 from .request import may_tile
@@ -20,8 +23,12 @@ from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
 from .sizes import Sizes, sizes
+from .spans import LayerByLayer, Shards
 from .stream import lane_of
 from .text import TextEncoder, Tokenizer
+
+# Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
+WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
 
 if TYPE_CHECKING:
     from .request import Request
@@ -38,6 +45,8 @@ class Opened:
         scheduler: a diffusers scheduler; another can be put in its place.
         memory: the budget in bytes of device memory, None for no limit.
         weights: where they are.
+        num_timesteps: steps of the last run; diffusers' callbacks ask for it.
+        warmed: seconds that each graph took when the engine was warmed up, empty when it was not.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
@@ -45,9 +54,12 @@ class Opened:
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
-        self.weights = Residency(self.checkpoint, device, self.dtype, lane_of(device))
+        kind = EngineWeights if manifest.spec.layers_per_shard else Residency
+        self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
+        self.num_timesteps, self._interrupt = 0, False
+        self.warmed: Mapping[str, float] = {}
         self._networks: dict[VideoShape, Networks] = {}
         self._positions: dict[VideoShape, Positions] = {}
         self.networks(self.shape)
@@ -60,6 +72,7 @@ class Opened:
         *,
         memory: int | str | None = None,
         verify: bool = False,
+        warm_up: bool = False,
     ) -> Self:
         """Open an engine folder that consisid-build made.
 
@@ -69,6 +82,8 @@ class Opened:
             memory: how much of the device may be used: bytes, "8GiB", "auto" for what is free less a margin
                 (memory.MARGIN), or None for no limit, with everything resident.
             verify: read and hash the weights too, not only what is executed.
+            warm_up: run every graph once, so that the first video does not pay for what loads late; `warmed` says
+                what that took.
 
         Raises:
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
@@ -76,9 +91,13 @@ class Opened:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        manifest.check_target(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
-        return cls(folder, manifest, place, memory)
+        engine = cls(folder, manifest, place, memory)
+        if warm_up:
+            engine.warmed = engine.warm_up()
+        return engine
 
     def plan(
         self,
@@ -138,14 +157,34 @@ class Opened:
                 f"consisid-build {flags} for {shape}."
             )
         runners = {}
-        for name, graph in graph_table(self.variant, shape).items():
+        for name, graph in self.manifest.spec.graphs(shape).items():
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
             runners[name] = module.load(graph, file, self.device, names)
             self.weights.bind(graph, names)
-        return Networks(self.variant, runners, self.weights, self.device, self.dtype)
+            if isinstance(self.weights, EngineWeights):
+                self.weights.hold(name, runners[name])
+        count = self.manifest.spec.layers_per_shard
+        spans = Shards(count) if count else LayerByLayer()
+        return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
+
+    @torch.no_grad()
+    def warm_up(self) -> dict[str, float]:
+        """Run every graph once on random inputs; the seconds that each took, by name."""
+        networks, seconds = self.networks(), {}
+        for name, graph in self.manifest.spec.graphs().items():
+            dtype = graph.dtype(self.dtype)
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
+                inputs = [spec.example(WARM_UP_SIZES, dtype, self.device) for spec in graph.specs().values()]
+            start = time.perf_counter()
+            networks(name, *inputs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds[name] = time.perf_counter() - start
+        self.weights.leave()
+        return seconds
 
     def positions(self, shape: VideoShape) -> Positions:
         """Rotary tables and additive positions of a shape: once per shape."""
@@ -167,7 +206,12 @@ class Opened:
 
     @cached_property
     def faces(self) -> Faces:
-        return Faces(self.networks(), self.checkpoint)
+        return Faces(self.networks(), self.checkpoint, self.manifest)
+
+    def release_faces(self) -> None:
+        """The face detectors leave a GPU; they are no part of the loop."""
+        if self.device.type == "cuda" and "faces" in vars(self):
+            self.faces.release()
 
     @property
     def image_scale(self) -> float:

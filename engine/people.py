@@ -12,6 +12,7 @@ from consisid.engine.errors import FaceError, InputError
 Floats = NDArray[np.floating]
 # "largest", "center", the number of a face from the left (0 is the first), a box x0, y0, x1, y1, or "reference".
 Choice = str | int | Sequence[float]
+WORDS = ("largest", "center", "reference")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,21 @@ def overlap(a: Floats, b: Floats) -> Floats:
     return shared / np.maximum(both - shared, 1e-6)
 
 
+def check_choice(face: Choice) -> None:
+    """Whether `face` can choose a face at all.
+
+    Raises:
+        InputError: it cannot.
+    """
+    number = isinstance(face, int) and not isinstance(face, bool)
+    word, box = isinstance(face, str) and face in WORDS, not isinstance(face, str) and np.shape(face) == (4,)
+    if not (number or word or box):
+        raise InputError(
+            f"face={face!r}: give 'largest', 'center', the number of a face from the left (0 is the first), "
+            "or a box (x0, y0, x1, y1) in pixels of the photo as loaded or as fractions of it"
+        )
+
+
 def choose(people: list[Person], face: Choice, height: int, width: int) -> int:
     """The index of the face that is meant.
 
@@ -79,30 +95,23 @@ def choose(people: list[Person], face: Choice, height: int, width: int) -> int:
     """
     if not people:
         raise FaceError("no face found in the photo; give one where the face is sharp, upright and well lit")
+    check_choice(face)
+    if isinstance(face, str) and face == "largest":
+        return max(range(len(people)), key=lambda i: people[i].area)
     if isinstance(face, str):
-        if face == "largest":
-            return max(range(len(people)), key=lambda i: people[i].area)
-        if face == "center":
-            middle = np.array([width / 2, height / 2])
-            return min(range(len(people)), key=lambda i: float(np.linalg.norm(people[i].centre - middle)))
-    elif isinstance(face, int) and not isinstance(face, bool):
+        middle = np.array([width / 2, height / 2])
+        return min(range(len(people)), key=lambda i: float(np.linalg.norm(people[i].centre - middle)))
+    if isinstance(face, int):
         if 0 <= face < len(people):
             return face
         raise FaceError(f"face {face} was asked for; there are {len(people)}, from left to right: {described(people)}")
-    elif np.shape(face) == (4,):
-        box = np.asarray(face, np.float64)
-        if (box <= 1).all():
-            box = box * [width, height, width, height]
-        ratios = [float(overlap(box, person.box)) for person in people]
-        if max(ratios) > 0:
-            return int(np.argmax(ratios))
-        raise FaceError(
-            f"no face in the box ({', '.join(f'{v:g}' for v in box)}); the faces are at {described(people)}"
-        )
-    raise InputError(
-        f"face={face!r}: give 'largest', 'center', the number of a face from the left (0 is the first), "
-        "or a box (x0, y0, x1, y1) in pixels of the photo as loaded or as fractions of it"
-    )
+    box = np.asarray(face, np.float64)
+    if (box <= 1).all():
+        box = box * [width, height, width, height]
+    ratios = [float(overlap(box, person.box)) for person in people]
+    if max(ratios) > 0:
+        return int(np.argmax(ratios))
+    raise FaceError(f"no face in the box ({', '.join(f'{v:g}' for v in box)}); the faces are at {described(people)}")
 
 
 def described(people: list[Person]) -> str:

@@ -1,12 +1,14 @@
 """From whatever shows a person to pixels: RGB, upright, at most 1024 on the long edge."""
 
+import hashlib
 import io
 import os
 import urllib.error
 import urllib.request
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +24,31 @@ LONG_EDGE = 1024  # as the reference
 MIN_SIDE = 40  # below this no detector can see five key points
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte decoded
 MAX_BYTES = 100 << 20  # of a download
+MAX_FILE = 1 << 30  # bytes; 16 bits of MAX_PIXELS are half of it
 TIMEOUT = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class RawPhoto:
+    """A photo before the work on it: what tells it from others is known without decoding it.
+
+    name: what errors call it. content: the bytes of a file or an address, or else uint8 [H, W, 3], RGB, at full size.
+    """
+
+    name: str
+    content: bytes | Photo
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the file's bytes, or of size and pixels: equal for equal content, wherever it came from."""
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
+        return hashlib.sha256(f"{self.content.shape}".encode() + np.ascontiguousarray(self.content).data).hexdigest()
+
+    def pixels(self) -> Photo:
+        """As load_photo returns them."""
+        content = decode(self.content, self.name) if isinstance(self.content, bytes) else self.content
+        return fit(content, self.name)
 
 
 def load_photo(source: Source) -> Photo:
@@ -40,14 +66,25 @@ def load_photo(source: Source) -> Photo:
     Raises:
         InputError: naming the source, what is wrong with it and what to do.
     """
+    return take_photo(source).pixels()
+
+
+def take_photo(source: Source) -> RawPhoto:
+    """The bytes of a file or address, fetched each time it is asked for, or the pixels of what is in memory.
+
+    Raises:
+        InputError: as load_photo, as far as it shows before decoding a file.
+    """
     if isinstance(source, Image.Image):
-        name, pixels = "the image", from_pil(source, "the image")
-    elif isinstance(source, str | os.PathLike):
+        return RawPhoto("the image", from_pil(source, "the image"))
+    if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        pixels = from_file(name)
-    else:
-        name, pixels = "the array", from_array(np.asarray(source), "the array")
-    return fit(pixels, name)
+        return RawPhoto(name, download(name) if name.startswith(("http://", "https://")) else read(name))
+    if isinstance(source, np.ndarray):
+        return RawPhoto("the array", from_array(source, "the array"))
+    raise InputError(
+        f"A photo is a path, a PIL image or an array, not {type(source).__name__}; identify() makes an Identity."
+    )
 
 
 def fit(photo: Photo, name: str) -> Photo:
@@ -64,17 +101,16 @@ def fit(photo: Photo, name: str) -> Photo:
     return np.ascontiguousarray(photo)
 
 
-def from_file(name: str) -> Photo:
-    if name.startswith(("http://", "https://")):
-        return decode(io.BytesIO(download(name)), name)
+def read(name: str) -> bytes:
     path = Path(name).expanduser()
-    if path.is_dir():
-        raise InputError(f"{name}: is a folder; give the photo in it")
-    if not path.is_file():
-        raise InputError(f"{name}: no such file; check the path")
     try:
-        with path.open("rb") as stream:
-            return decode(stream, name)
+        if path.is_dir():
+            raise InputError(f"{name}: is a folder; give the photo in it")
+        if not path.is_file():
+            raise InputError(f"{name}: no such file; check the path")
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"{name}: more than {MAX_FILE >> 20} MiB; give a photo")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
 
@@ -91,16 +127,15 @@ def download(address: str) -> bytes:
     return data
 
 
-def decode(stream: BinaryIO, name: str) -> Photo:
+def decode(content: bytes, name: str) -> Photo:
     """An encoded file to pixels."""
-    if not stream.read(1):
+    if not content:
         raise InputError(f"{name}: is empty (0 bytes); save or download it again")
-    stream.seek(0)
     try:
         with warnings.catch_warnings():
             # Pillow warns from MAX_PIXELS on; from_pil refuses there.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(stream) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 return from_pil(image, name)
     except Image.DecompressionBombError as error:
         raise too_large(name) from error

@@ -94,7 +94,8 @@ class RandomWeights(Checkpoint):
         return self.tensors.model
 
     def files(self) -> list[Path]:
-        return []
+        """Scheduler and tokenizer: the weights are in no file."""
+        return sorted(file.relative_to(self.path) for file in self.path.rglob("*.*") if file.is_file())
 
     def has(self, part: str, name: str) -> bool:
         return (part, name) in self.tensors.shapes

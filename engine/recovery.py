@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from consisid.kernels import describe
+
 from . import memory
-from .denoise import LoopState
+from .denoise import LoopState, not_finite
 from .errors import DeviceMemoryError, InputError
 from .memory import MemoryPlan, show
 from .request import Request, may_tile
@@ -110,6 +112,7 @@ class Run:
     def modes(self) -> dict[str, str]:
         """What was chosen, for stats."""
         modes = {"cfg": self.cfg, "dtype": self.engine.manifest.spec.dtype, "device": str(self.engine.device)}
+        modes["attention"] = describe(self.engine.device, _keys_shape(self.engine, self.request), self.engine.dtype)
         if self.decoding[0] not in (None, "whole"):
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
@@ -143,7 +146,7 @@ class Run:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
-                message = str(error).splitlines()[0] if str(error) else type(error).__name__
+                message = _first_line(error)
             # Here the traceback, and with it the tensors of the attempt, are gone.
             self.out_of_memory(message)
             again()
@@ -192,6 +195,8 @@ class Run:
         return self._keep if self.path is not None or self.options["on_oom"] == "replan" else None
 
     def _keep(self, loop: LoopState) -> None:
+        if self.path is not None and not bool(loop.latents.isfinite().all()):
+            raise not_finite(loop.steps, self.options["num_inference_steps"])  # nobody could go on from it
         self.snapshot = Snapshot(loop, self.cfg, self.start, states(self.generators))
         if self.path is not None and loop.steps % self.options["checkpoint_every"] == 0:
             self.snapshot.save(self.path, self._fingerprint)
@@ -323,6 +328,13 @@ class Stream:
         self.close()
 
 
+def _keys_shape(engine: "Opened", request: Request) -> tuple[int, int, int, int]:
+    """Of the joint attention's keys: [B, S, H, D]."""
+    t = engine.variant.transformer
+    tokens = t.max_text_seq_length + request.shape.video_tokens
+    return request.batch, tokens, t.num_attention_heads, t.attention_head_dim
+
+
 def _limit(device: torch.device, budget: int | None) -> None:
     """Let PyTorch reserve no more of a GPU than the budget; None lifts the limit."""
     if device.type == "cuda":
@@ -337,7 +349,7 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
         MemoryBudgetError: the engine's budget is too small for this request; nothing was loaded.
         DeviceMemoryError: out of memory.
     """
-    run = Run(engine, request)
+    run, made = Run(engine, request), None
     try:
         made = run.attempt(lambda: make(run), run._begin)
     except BaseException:
@@ -346,3 +358,32 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
     if not run.streaming:
         run.ended(None, complete=True)
     return made
+
+
+@contextmanager
+def photo_guarded(engine: "Opened") -> Iterator[None]:
+    """What looks at a photo outside a run keeps to the engine's budget too, and gives the device back.
+
+    Raises:
+        DeviceMemoryError: out of memory.
+    """
+    before, message = DeviceMemory.now(engine.device), None
+    _limit(engine.device, engine.memory)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = _first_line(error)
+    finally:
+        engine.weights.leave()
+        _limit(engine.device, None)
+    if message is not None:
+        plan = engine.plan(engine.memory)
+        reason = explain(plan, before, DeviceMemory.now(engine.device))
+        raise DeviceMemoryError(
+            f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open the "
+            f"engine with more memory, or give a smaller photo. ({message})"
+        )
+
+
+def _first_line(error: torch.OutOfMemoryError) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +13,13 @@ from .decode import MODES, OUTPUT_TYPES, check_tile
 from .denoise import CFG_MODES
 from .errors import InputError
 from .noise import generators
-from .shapes import VideoShape
+from .shapes import VideoShape, whole
 from .text import check_prompt
 
 if TYPE_CHECKING:
     from .opening import Opened
 
+VIDEO_SIZES = ("height", "width", "num_frames")
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
@@ -34,7 +37,8 @@ class Request:
     seed: of a generator on the CPU: the same video on every machine. Or a generator, or a list with one per video.
     latents: noise [b, F, 16, h, w] instead of drawn noise.
     callback_on_step_end: called as (engine, step, timestep, tensors) after each step; the tensors that it returns
-        replace those of the run.
+        replace those of the run. A diffusers PipelineCallback says by itself which tensors it gets, and
+        `engine._interrupt = True` ends the loop after the step, as in diffusers.
     callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
     output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video. A run with "stream" lasts until its frames
         have been read, or the iterator is closed: on_oom and checkpoint hold till then.
@@ -68,28 +72,31 @@ class Request:
             InputError: one sentence naming the argument, what is wrong and what would do.
         """
         variant, prompt, given = engine.variant, options["prompt"], options["prompt_embeds"]
-        shape = VideoShape.of(
-            variant, *(options[n] or getattr(engine.shape, n) for n in ("height", "width", "num_frames"))
-        )
+        sizes = {n: getattr(engine.shape, n) if options[n] is None else options[n] for n in VIDEO_SIZES}
+        shape = VideoShape.of(variant, **sizes)
         if (prompt is None) == (given is None):
             raise InputError("Give either a prompt or prompt_embeds, one of the two.")
         if options["negative_prompt"] is not None and options["negative_prompt_embeds"] is not None:
             raise InputError("Give either a negative_prompt or negative_prompt_embeds, not both.")
         if prompt is not None and options["negative_prompt_embeds"] is not None:
             raise InputError("negative_prompt_embeds go with prompt_embeds; with a prompt give a negative_prompt.")
+        for name in ("prompt_embeds", "negative_prompt_embeds", "latents"):
+            if not isinstance(options[name], Tensor | None):
+                raise InputError(f"{name} has to be a torch.Tensor, this is {type(options[name]).__name__}.")
         batch = given.shape[0] if prompt is None else len(check_prompt(prompt))
-        steps = options["num_inference_steps"]
-        if not isinstance(steps, int) or steps < 1:
-            raise InputError(f"num_inference_steps={steps!r} has to be a whole number of at least 1.")
+        for name in ("num_inference_steps", "checkpoint_every"):
+            if whole(name, options[name]) < 1:
+                raise InputError(f"{name}={options[name]!r} has to be at least 1.")
+        for name in ("guidance_scale", "eta"):
+            value = options[name]
+            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+                raise InputError(f"{name}={value!r} is not a finite number.")
         if options["output_type"] not in (*OUTPUT_TYPES, "latent"):
             raise InputError(f"output_type={options['output_type']!r} is none of {', '.join(OUTPUT_TYPES)}, latent.")
         if options["cfg"] not in (None, *CFG_MODES):
             raise InputError(f"cfg={options['cfg']!r} is none of {', '.join(CFG_MODES)}.")
         if options["on_oom"] not in ("raise", "replan"):
             raise InputError(f"on_oom={options['on_oom']!r} is none of raise, replan.")
-        every = options["checkpoint_every"]
-        if not isinstance(every, int) or every < 1:
-            raise InputError(f"checkpoint_every={every!r} has to be a whole number of at least 1.")
         if options["use_dynamic_cfg"] not in (False, True, "step"):
             raise InputError(f'use_dynamic_cfg={options["use_dynamic_cfg"]!r} is none of False, True, "step".')
         if options["decode"] not in (None, *MODES):
@@ -97,11 +104,13 @@ class Request:
         if options["tile"] is not None and options["decode"] in (None, "whole"):
             raise InputError(f'tile={options["tile"]!r} goes with decode="tiled", "exact" or "tiled-reference".')
         check_tile(options["tile"], variant.vae)
-        wanted = options["callback_on_step_end_tensor_inputs"]
-        unknown = [name for name in wanted if name not in CALLBACK_TENSORS]
+        unknown = [name for name in _wanted(options) if name not in CALLBACK_TENSORS]
         if unknown:
             raise InputError(f"Callbacks cannot have {', '.join(unknown)}; there are {', '.join(CALLBACK_TENSORS)}.")
         negative = options["negative_prompt"]
+        texts = negative if isinstance(negative, list | tuple) else [negative]
+        if not all(isinstance(text, str | None) for text in texts):
+            raise InputError(f"negative_prompt={negative!r} is neither a text nor a list of texts.")
         if isinstance(negative, list | tuple) and len(negative) != batch:
             raise InputError(f"{len(negative)} negative prompts were given for {batch} prompts; give one, or one each.")
         request = cls(
@@ -153,14 +162,23 @@ class Request:
 
     def callback(self, engine: Any) -> Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None:
         """The caller's callback in the form that the loop calls."""
-        function, wanted = self.options["callback_on_step_end"], self.options["callback_on_step_end_tensor_inputs"]
+        function, wanted = self.options["callback_on_step_end"], _wanted(self.options)
         if function is None:
             return None
 
         def call(step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             # As in diffusers, prompt_embeds are those of both halves, and the negative ones are no longer read.
             known = {**tensors, "negative_prompt_embeds": self._negative}
-            return function(engine, step, timestep, {name: known[name] for name in wanted}) or {}
+            replaced = function(engine, step, timestep, {name: known[name] for name in wanted}) or {}
+            for name, tensor in tensors.items():
+                new = replaced.get(name, tensor)
+                if not isinstance(new, Tensor) or new.shape != tensor.shape:
+                    shape = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                    raise InputError(
+                        f"The callback returned {name} of {shape} after step {step + 1}; it has to be a tensor of "
+                        f"{list(tensor.shape)}."
+                    )
+            return replaced
 
         return call
 
@@ -168,3 +186,9 @@ class Request:
 def may_tile(request: Request) -> bool:
     """Whether a plan of the memory may cut the decoder into tiles: unless the caller wants whole frames."""
     return request.options["decode"] != "whole"
+
+
+def _wanted(options: Mapping[str, Any]) -> Sequence[str]:
+    """The tensors that a callback gets; diffusers' PipelineCallback names them itself."""
+    function = options["callback_on_step_end"]
+    return getattr(function, "tensor_inputs", None) or options["callback_on_step_end_tensor_inputs"] or ()

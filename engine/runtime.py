@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .backends import Outputs, Runner
+from .spans import LayerByLayer, Spans
 from .variants import Variant
 
 
@@ -38,9 +39,10 @@ class Networks:
         runners: the loaded graphs by name.
         weights: gives the tensors of each call.
         device, dtype: where and in what the graphs run.
+        spans: how networks of many layers are cut into graphs.
 
     Attributes:
-        calls: how often each graph has run.
+        calls: how often each graph has run, and each session of ONNX Runtime (face.py).
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Networks:
         weights: Weights,
         device: torch.device,
         dtype: torch.dtype,
+        spans: Spans | None = None,
     ):
         self.variant, self.runners, self.weights = variant, runners, weights
         self.device, self.dtype = device, dtype
+        self.spans = spans or LayerByLayer()
         self.calls: Counter[str] = Counter()
 
     def __call__(self, name: str, *inputs: Tensor, layer: int = 0) -> Outputs:

@@ -1,9 +1,21 @@
 """The shape of a video, in pixels, latents and tokens."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from .errors import InputError
 from .variants import Variant
+
+
+def whole(name: str, value: object) -> int:
+    """The value of an argument that has to be a whole number.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name}={value!r} is not a whole number.")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,9 @@ class VideoShape:
             InputError: a size that is not a positive multiple of the model's (16 pixels), or a number of frames that
                 is not 8k + 1: the decoder would silently return another number.
         """
-        height, width = height or variant.height, width or variant.width
-        num_frames = num_frames or variant.num_frames
+        height = variant.height if height is None else whole("height", height)
+        width = variant.width if width is None else whole("width", width)
+        num_frames = variant.num_frames if num_frames is None else whole("num_frames", num_frames)
         ratio, patch = variant.vae.spatial_ratio, variant.transformer.patch_size
         for name, value in (("height", height), ("width", width)):
             step = ratio * patch

@@ -44,6 +44,8 @@ class Stats:
             f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
         )
         text = f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        if "weights from" in self.modes:
+            text += f", weights from {self.modes['weights from']}"
         if self.predicted_bytes is not None:
             text += f" (predicted {self.predicted_bytes / 2**30:.2f} GiB)"
         if self.streamed_bytes:

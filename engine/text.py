@@ -82,11 +82,7 @@ class TextEncoder:
         """Text embeddings [B, T, d_model], padding included, as the reference has them."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         states = [networks.many("text_embed", self.tokenizer([prompt]).to(networks.device)) for prompt in new]
-        hidden = [state[0] for state in states]
-        for layer in range(networks.variant.text.num_layers):
-            hidden = [
-                networks.one("text_layer", x, bias, layer=layer) for x, (_, bias) in zip(hidden, states, strict=True)
-            ]
+        hidden = networks.spans.text(networks, [(state[0], state[1]) for state in states])
         found = {p: self._kept[p] for p in prompts if p in self._kept}
         found |= {prompt: networks.one("text_norm", x) for prompt, x in zip(new, hidden, strict=True)}
         self._kept = dict(list((self._kept | found).items())[-self.KEPT :])

@@ -1,13 +1,21 @@
 """The path of a build: a checkpoint becomes graphs, a backend compiles each, and a manifest says what came of it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.backends import backend as load_backend
+from consisid.engine.backends.tensorrt import BuildOptions
+from consisid.engine.backends.trt_build import capability
+from consisid.engine.backends.trt_plugins import ATTRIBUTES
 from consisid.engine.checkpoint import Checkpoint
-from consisid.engine.errors import CheckpointError, InputError
+from consisid.engine.errors import BackendError, CheckpointError, InputError
 from consisid.engine.files import sha256
-from consisid.engine.graphs import Graph, graph_table, weight_shapes
+from consisid.engine.graphs import Graph, weight_shapes
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -21,6 +29,8 @@ from consisid.engine.manifest import (
 from consisid.engine.opening import check_device
 from consisid.engine.residency import WeightStore
 from consisid.engine.shapes import VideoShape
+from consisid.engine.shards import LAYERS
+from consisid.engine.variants import Variant
 
 from .choose import check_backend, compile_graph
 from .source import Source
@@ -28,7 +38,7 @@ from .staging import staging
 
 
 def build(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Variant,
     output: str | Path,
     *,
     backend: str = "auto",
@@ -39,6 +49,10 @@ def build(
     num_frames: int | None = None,
     bundle: bool = False,
     random_weights: bool = False,
+    targets: Sequence[str] = (),
+    layers_per_shard: int = LAYERS,
+    flags: Sequence[str] = (),
+    timing_cache: Path | None = None,
     report: Callable[[str, GraphEntry, int], None] = lambda name, entry, total: None,
 ) -> Manifest:
     """Build an engine folder.
@@ -52,28 +66,45 @@ def build(
         device: where the engine will run.
         height, width, num_frames: of the videos; default what the model was trained at.
         bundle: copy the checkpoint into the folder instead of referring to it by path and hash.
-        random_weights: `checkpoint` is the name of a variant, and its weights are random and stored nowhere.
+        random_weights: `checkpoint` is a variant or its name, and its weights are random and stored nowhere.
+        targets: compute capabilities of other GPUs, such as "sm_89", to run on; no GPU is needed here.
+        layers_per_shard: of the transformer and of the text encoder, in engines that hold their weights.
+        flags: of manifest.FLAGS, for such engines.
+        timing_cache: a file of measurements that builds of such engines share.
         report: called after each graph with its name, its entry and the number of graphs.
 
     Raises:
         ConsisIDError: an input that cannot be used, before anything is written; or a graph that cannot be compiled.
     """
-    place, backend = check_device(device), check_backend(backend)
-    dtype = dtype or ("float32" if place.type == "cpu" else "bfloat16")
+    backend = check_backend(backend)
+    check_targets(backend, targets, flags)
+    place = torch.device("cpu") if targets else check_device(device)
+    runs_on = "cuda" if targets else str(place)
+    dtype = dtype or ("float32" if runs_on == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
     source = Source.find(checkpoint, random_weights, bundle)
     shape = VideoShape.of(source.variant, height, width, num_frames)
-    with staging(Path(output)) as work:
+    with staging(Path(output), source.identity) as work:
         opened = source.open(work.folder)
-        weights, table = describe_weights(opened), graph_table(opened.variant, shape)
-        store = WeightStore(opened, place, DTYPES[dtype])
+        weights = describe_weights(opened)
         origin = source.hash or weights_hash(weights)
-        spec = BuildSpec(opened.variant, *shape.pixels, dtype, backend, str(place), kernels_hash(), origin)
+        holds = backend in HOLDS_WEIGHTS
+        spec = BuildSpec(
+            opened.variant, *shape.pixels, dtype, backend, runs_on, kernels_hash(), origin,
+            tuple(targets), layers_per_shard if holds else 0, tuple(flags),
+        )  # fmt: skip
+        options = BuildOptions(
+            tuple(targets), holds, "refit" in flags, "version_compatible" in flags, "hardware_compatible" in flags,
+            timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
+        )  # fmt: skip
+        table, store = spec.graphs(), WeightStore(opened, place, DTYPES[dtype])
         work.begin(spec)
         entries = {}
         for name, graph in table.items():
-            entry = work.finished(name) or _compile(graph, work.folder, spec, store)
+            if holds:  # what one engine holds, no other reads
+                store = WeightStore(opened, place, DTYPES[dtype])
+            entry = work.finished(name) or _compile(graph, work.folder, spec, store, options)
             work.finish(name, entry)
             entries[name] = entry
             report(name, entry, len(table))
@@ -85,17 +116,41 @@ def build(
     return manifest
 
 
-def _compile(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore) -> GraphEntry:
+def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) -> None:
+    """Whether a backend can build for other GPUs, and what was asked for besides.
+
+    Raises:
+        BackendError: it cannot; or no engine of these compute capabilities, or of these flags together.
+    """
+    if (targets or flags) and backend not in HOLDS_WEIGHTS:
+        asked = f"--target {','.join(targets)}" if targets else f"--{flags[0].replace('_', '-')}"
+        raise BackendError(f"The backend {backend} has no {asked}; add --backend tensorrt-rtx.")
+    engines: Any = load_backend(backend) if backend in HOLDS_WEIGHTS else None
+    if "refit" in flags and targets:
+        raise BackendError(
+            "An engine for another GPU cannot be made refittable, so it takes no LoRA; leave out --refit, or build on "
+            "the GPU itself without --target."
+        )
+    for target in targets:
+        capability(engines, target)
+
+
+def _compile(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, options: BuildOptions) -> GraphEntry:
     start = time.perf_counter()
     names = list(weight_shapes(graph.module()))
     _check_complete(graph, names, store.checkpoint)
     stem = folder / "graphs" / graph.name
-    choice = compile_graph(spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0))
+    choice = compile_graph(
+        spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options
+    )
     seconds = time.perf_counter() - start
+    if choice.backend in HOLDS_WEIGHTS:
+        names = []
     if choice.file is None:
-        return GraphEntry(choice.backend, names, seconds, choice.milliseconds)
+        return GraphEntry(choice.backend, names, seconds, choice.milliseconds, choice.rejected)
     file, size = str(choice.file.relative_to(folder)), choice.file.stat().st_size
-    return GraphEntry(choice.backend, names, seconds, choice.milliseconds, file, size, sha256(choice.file))
+    times, reasons = choice.milliseconds, choice.rejected
+    return GraphEntry(choice.backend, names, seconds, times, reasons, file, size, sha256(choice.file))
 
 
 def _check_complete(graph: Graph, names: list[str], checkpoint: Checkpoint) -> None:

@@ -3,16 +3,20 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from consisid.engine.backends import Runner, backend
+from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
+from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
+
+from .through_onnx import compile_through_onnx
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
@@ -26,11 +30,13 @@ HALF = 1.1
 
 @dataclass(frozen=True)
 class Choice:
-    """Who compiled a graph, the file, and with "auto" the milliseconds of every candidate that was right."""
+    """Who compiled a graph, the file, and with "auto" the milliseconds of every candidate that was right and the reason
+    against every other."""
 
     backend: str
     file: Path | None
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
 def compile_graph(
@@ -40,15 +46,19 @@ def compile_graph(
     device: torch.device,
     dtype: torch.dtype,
     first_layer: Callable[[], Sequence[Tensor]],
+    options: BuildOptions | None = None,
 ) -> Choice:
     """Compile with the backend `name`, or with all and keep the best.
 
     Args:
         stem: path of the file to write, without its ending.
-        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes.
+        first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes, and for engines
+            that hold their weights.
+        options: of such an engine.
     """
+    options = options or BuildOptions(streaming=False)
     if name != AUTO:
-        return Choice(name, _compile(name, graph, stem, device, dtype), {})
+        return Choice(name, _make(name, graph, stem, device, dtype, first_layer, options))
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -58,22 +68,59 @@ def compile_graph(
         [w.float() for w in weights],
     )
     files: dict[str, Path | None] = {}
-    milliseconds, errors = {}, {}
-    for candidate in CANDIDATES:
-        file = _compile(candidate, graph, stem, device, dtype)
+    milliseconds, errors, rejected = {}, {}, {}
+    for candidate in candidates(graph, device):
+        try:
+            file = _make(candidate, graph, stem, device, dtype, lambda: weights, options)
+        except BackendError as error:
+            rejected[candidate] = str(error)
+            continue
         runner = backend(candidate).load(graph, file, device, names)
         errors[candidate] = _error(_outputs(runner, inputs, weights), truth)
         limit = EXACT if dtype is torch.float32 else HALF * max(errors["eager"], EXACT)
         if candidate == "eager" or errors[candidate] <= limit:
             files[candidate] = file
             milliseconds[candidate] = _time(runner, inputs, weights, device)
-        elif file is not None:
+            continue
+        rejected[candidate] = f"its error of {errors[candidate]:.1e} is above {limit:.1e}"
+        if file is not None:
             file.unlink()
     best = min(milliseconds, key=lambda candidate: milliseconds[candidate])
     for candidate, other in files.items():
         if candidate != best and other is not None:
             other.unlink()
-    return Choice(best, files[best], milliseconds)
+    return Choice(best, files[best], milliseconds, rejected)
+
+
+def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
+    """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here,
+    and only where a graph has one set of weights."""
+    return CANDIDATES + tuple(name for name in sorted(HOLDS_WEIGHTS) if len(graph.layers) == 1 and _runs(name, device))
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    engines: Any = backend(name)
+    try:
+        engines.check(device)
+    except BackendError:
+        return False
+    return True
+
+
+def _make(
+    name: str,
+    graph: Graph,
+    stem: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: Callable[[], Sequence[Tensor]],
+    options: BuildOptions,
+) -> Path | None:
+    if name not in HOLDS_WEIGHTS:
+        return _compile(name, graph, stem, device, dtype)
+    file = stem.with_suffix(f".{name}{backend(name).SUFFIX}")
+    compile_through_onnx(name, graph, file, dtype, weights, options)
+    return file
 
 
 def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: torch.dtype) -> Path | None:
@@ -84,7 +131,9 @@ def _compile(name: str, graph: Graph, stem: Path, device: torch.device, dtype: t
     try:
         module.compile(graph, file, device, dtype)
     except Exception as error:  # compilers raise whatever they trip over; the graph's name is what a reader needs
-        raise BackendError(f"{name} could not compile the graph {graph.name}: {error}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        remedy = "install g++" if "compiler" in said.lower() else "build with --backend eager, which compiles nothing"
+        raise BackendError(f"{name} could not compile the graph {graph.name} ({said}); {remedy}.") from error
     return file
 
 
@@ -122,6 +171,8 @@ NAMES: Mapping[str, str] = {
     AUTO: "times the candidates per graph on this device and keeps the fastest that is right",
     "eager": "PyTorch operator by operator; any size",
     "inductor": "compiled ahead of time by AOTInductor",
+    "tensorrt": "TensorRT engines for the GPU of this machine",
+    "tensorrt-rtx": "TensorRT for RTX engines, also for other GPUs (--target)",
 }
 
 

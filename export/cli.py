@@ -7,13 +7,23 @@ from pathlib import Path
 
 from consisid.engine.commands import run
 from consisid.engine.errors import InputError
+from consisid.engine.shards import LAYERS
+
+from .choose import NAMES
+
+FLAG_HELP = {
+    "refit": "weights can be replaced, for a LoRA",
+    "version_compatible": "later versions may load the engines",
+    "hardware_compatible": "other GPUs of the same compute capability may load them",
+    "plugins": "our Triton kernels in the engines, for two samples at once, instead of TensorRT's own attention",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
     p.add_argument("checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, or "tiny"')
     p.add_argument("--output", type=Path, help="the engine folder to make")
-    p.add_argument("--backend", default="auto", help="auto, eager or inductor: who compiles the graphs (default auto)")
+    p.add_argument("--backend", default="auto", help=f"who compiles the graphs: {', '.join(NAMES)} (default auto)")
     p.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16 on a GPU, else float32"
     )
@@ -22,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
-    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny, preview or 1.5")
+    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny or preview")
+    p.add_argument("--target", help="compute capabilities of other GPUs, such as sm_89,sm_120 (tensorrt-rtx)")
+    p.add_argument("--layers-per-shard", type=int, default=LAYERS, metavar="N", help=f"of a TensorRT engine ({LAYERS})")
+    p.add_argument("--timing-cache", type=Path, metavar="FILE", help="measurements that TensorRT builds share")
+    for flag, meaning in FLAG_HELP.items():
+        p.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=f"TensorRT: {meaning}")
     p.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
     p.add_argument("--memory", help='with --dry-run: also print the plan for a budget such as "6GiB"')
     p.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")
@@ -59,8 +74,10 @@ def make(options: argparse.Namespace) -> None:
             bar.write(f"  {name:<16} {entry.seconds:7.2f} s  {entry.backend}", file=sys.stderr)
 
         manifest = build(
-            options.checkpoint, options.output, device=device, bundle=options.bundle, report=report, **settings
-        )
+            options.checkpoint, options.output, device=device, bundle=options.bundle, report=report,
+            targets=tuple(filter(None, (options.target or "").split(","))), layers_per_shard=options.layers_per_shard,
+            flags=[flag for flag in FLAG_HELP if getattr(options, flag)], timing_cache=options.timing_cache, **settings,
+        )  # fmt: skip
     print(describe_folder(manifest, options.output))
 
 
@@ -73,7 +90,8 @@ def default_device() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-build; returns the exit code."""
     options = parser().parse_args(arguments)
-    return run("consisid-build", lambda: make(options))
+    left = "no engine folder was written; the same command goes on with what is finished"
+    return run("consisid-build", lambda: make(options), lambda: left)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def describe_folder(manifest: Manifest, folder: Path) -> str:
     for name, entry in manifest.graphs.items():
         times = ", ".join(f"{who} {ms:.3g} ms" for who, ms in entry.milliseconds.items())
         lines.append(f"  {name:<16} {entry.backend:<9} built in {entry.seconds:6.2f} s  {times}".rstrip())
+        lines += [f"  {'':<16} not {who}: {reason}" for who, reason in entry.rejected.items()]
+    if spec.targets and "refit" not in spec.flags:
+        lines.append(f"  runs on  GPUs of {', '.join(spec.targets)}; a LoRA is not available on these engines")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Where the weights of a build come from."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from consisid.engine.errors import CheckpointError
 from consisid.engine.files import write_aside
 from consisid.engine.random_checkpoint import write_small_parts
 from consisid.engine.random_weights import PREFIX, RandomWeights
-from consisid.engine.variants import TINY, VARIANTS, Variant, variant_named
+from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant, variant_named
 
 INSIDE = "checkpoint"
 SEED = 0
@@ -25,15 +26,16 @@ class Source:
     bundle: bool
 
     @classmethod
-    def find(cls, name: str | Path, random: bool, bundle: bool) -> "Source":
-        """Resolve a folder, a hub id or the name of a variant.
+    def find(cls, name: str | Path | Variant, random: bool, bundle: bool) -> "Source":
+        """Resolve a folder, a hub id or the name of a variant; for random weights also a variant of one's own.
 
         Raises:
             CheckpointError: none of them, or a variant's name where a checkpoint is needed.
         """
-        name = str(name)
         if random:
-            return cls(name, variant_named(name), True, False)
+            variant = name if isinstance(name, Variant) else variant_named(str(name))
+            return cls(variant.name, _made(variant), True, False)
+        name = str(name)
         if name in VARIANTS:
             if name == TINY.name:
                 return cls(name, TINY, False, False)
@@ -42,7 +44,7 @@ class Source:
                 "--random-weights to measure it without one."
             )
         checkpoint = Checkpoint.find(name)
-        return cls(str(checkpoint.path.resolve()), checkpoint.variant, False, bundle)
+        return cls(str(checkpoint.path.resolve()), _made(checkpoint.variant), False, bundle)
 
     def open(self, folder: Path) -> Checkpoint:
         """The checkpoint, placed into the engine folder where it belongs there."""
@@ -62,6 +64,33 @@ class Source:
         return Checkpoint(inside)
 
     @property
+    def identity(self) -> str:
+        """What a build is of, known before anything is read: where it comes from, and of a folder every file's size and
+        time of change."""
+        lines = [self.name, repr(self.variant), f"random {self.random}", f"bundle {self.bundle}"]
+        root = Path(self.name)
+        if not self.random and root.is_dir():
+            for file in sorted(path for path in root.rglob("*") if path.is_file()):
+                state = file.stat()
+                lines.append(f"{file.relative_to(root)} {state.st_size} {state.st_mtime_ns}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
     def hash(self) -> str | None:
         """What stands for the weights in the specification where there are no files; None where files are hashed."""
         return f"{PREFIX}{SEED}" if self.random else None
+
+
+def _made(variant: Variant) -> Variant:
+    """The variant, if its transformer's layers are all here.
+
+    Raises:
+        CheckpointError: a transformer with layers of the 1.5 model.
+    """
+    t = variant.transformer
+    if t.patch_size_t is not None or t.ofs_embed_dim is not None:
+        raise CheckpointError(
+            f"The {variant.name} model has patches over time and an ofs embedding (patch_size_t={t.patch_size_t}, "
+            f"ofs_embed_dim={t.ofs_embed_dim}), which this version cannot run; use {PREVIEW.hub_id}."
+        )
+    return variant

@@ -3,6 +3,7 @@
 The functions exported here are what the networks call. Importing them needs neither a GPU nor Triton.
 """
 
+from ._triton import whole
 from .face_cross_attention import face_cross_attention
 from .group_norm_silu import group_norm_silu
 from .joint_attention import describe, joint_attention
@@ -18,4 +19,5 @@ __all__ = [
     "joint_attention",
     "modulated_norm",
     "qk_norm_rope",
+    "whole",
 ]

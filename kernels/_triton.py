@@ -5,6 +5,9 @@ interpreted (runs on a CPU, slowly, without a compiler) where TRITON_INTERPRET w
 decides that, and we ask the kernel.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,6 +32,18 @@ except ImportError:
 
 INSTALLED = not isinstance(triton, _Absent)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """In this context, and in no other, every call of a kernel is one operator, on any device: for a graph that is
+    traced without data, in which each call shall be one node."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
 def interpreted(kernel: Any) -> bool:
@@ -45,6 +60,8 @@ def runs(kernel: Any, x: Tensor) -> bool:
 
     The interpreter has no bfloat16 arithmetic (it computes on the bits), so there bfloat16 takes the reference.
     """
+    if _WHOLE.get():
+        return True
     if interpreted(kernel):
         return x.dtype in (torch.float16, torch.float32)
     return INSTALLED and x.is_cuda and x.dtype in DTYPES

@@ -212,7 +212,8 @@ def describe(device: torch.device | str, shape: Sequence[int], dtype: torch.dtyp
 
 
 def cost(batch: int, queries: int, length: int, heads: int, dim: int, size: int) -> Cost:
-    """The two matrix products; their exponentials, batch * heads * queries * length of them, are not in the count."""
+    """The two matrix products. The exponentials, batch * heads * queries * length of them, are left out, so that a rate
+    is in the TFLOP/s in which attention is published; they are 1 in 4 * dim, and run on other units."""
     elements = batch * heads * dim * (2 * queries + 2 * length)
     return Cost(flops=4 * batch * heads * queries * length * dim, bytes=elements * size)
 

@@ -11,7 +11,7 @@ PyTorch's own backends, and host-made tensor descriptors cannot be traced. At mi
 costs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.library import custom_op, triton_op
@@ -26,18 +26,29 @@ from .modulated_norm import fake_both, fake_norm, fake_residual, launch_both, la
 from .qk_norm_rope import fake as qk_norm_rope_fake
 from .qk_norm_rope import launch as qk_norm_rope_launch
 
+# What each operator gives, without data.
+FAKES: Mapping[str, Callable[..., Any]] = {
+    "qk_norm_rope": qk_norm_rope_fake,
+    "modulated_norm": fake_norm,
+    "gated_residual": fake_residual,
+    "gated_modulated_norm": fake_both,
+    "group_norm_silu": group_norm_silu_fake,
+    "joint_attention": joint_attention_fake,
+    "face_cross_attention": face_cross_attention_fake,
+}
 
-def _operator(name: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+
+def _operator(name: str, launch: Callable[..., Any]) -> Any:
     operator: Any = triton_op(f"consisid::{name}", launch, mutates_args=())
-    operator.register_fake(fake)
+    operator.register_fake(FAKES[name])
     return operator
 
 
-qk_norm_rope = _operator("qk_norm_rope", qk_norm_rope_launch, qk_norm_rope_fake)
-modulated_norm = _operator("modulated_norm", launch_norm, fake_norm)
-gated_residual = _operator("gated_residual", launch_residual, fake_residual)
-gated_modulated_norm = _operator("gated_modulated_norm", launch_both, fake_both)
-group_norm_silu = _operator("group_norm_silu", group_norm_silu_launch, group_norm_silu_fake)
+qk_norm_rope = _operator("qk_norm_rope", qk_norm_rope_launch)
+modulated_norm = _operator("modulated_norm", launch_norm)
+gated_residual = _operator("gated_residual", launch_residual)
+gated_modulated_norm = _operator("gated_modulated_norm", launch_both)
+group_norm_silu = _operator("group_norm_silu", group_norm_silu_launch)
 joint_attention: Any = custom_op("consisid::joint_attention", joint_attention_launch, mutates_args=())
-joint_attention.register_fake(joint_attention_fake)
-face_cross_attention = _operator("face_cross_attention", face_cross_attention_launch, face_cross_attention_fake)
+joint_attention.register_fake(FAKES["joint_attention"])
+face_cross_attention = _operator("face_cross_attention", face_cross_attention_launch)

@@ -19,11 +19,12 @@ from .joint_attention import by_kernel
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it would have been launched. options: num_warps and num_stages."""
+    """One kernel as it would have been launched. options: num_warps and num_stages; grid: programs per axis."""
 
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, int]
+    grid: tuple[int, ...] = ()
 
 
 class _Recorder:
@@ -31,17 +32,20 @@ class _Recorder:
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
+        self.grid: tuple[int, ...] = ()
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
+        self.grid = tuple(grid)
         return self.record
 
     def record(self, *arguments: Any, **keywords: Any) -> None:
         options: dict[str, int] = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
         named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | keywords
-        self.launches.append(Launch(self.kernel, named, options))
+        self.launches.append(Launch(self.kernel, named, options, self.grid))
 
 
-def _record(launch: Callable[..., Any], *arguments: Any) -> list[Launch]:
+def record(launch: Callable[..., Any], *arguments: Any) -> list[Launch]:
+    """What a launcher launches for these arguments, which may be meta tensors."""
     launches: list[Launch] = []
     module = sys.modules[launch.__module__]
     kernels = {name: value for name, value in vars(module).items() if hasattr(value, "arg_names")}
@@ -58,20 +62,22 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
     for case in cases(FULL, "meta"):
         if case.name == "joint_attention":
             for name, config in _variants(arch).items():
-                yield name, _record(by_kernel, *case.arguments, config)[0]
+                yield name, record(by_kernel, *case.arguments, config)[0]
             continue
-        recorded = _record(case.launch, *case.arguments)
+        recorded = record(case.launch, *case.arguments)
         for launch in recorded:
             part = launch.kernel.__name__.removesuffix("_kernel")
             yield (case.name if len(recorded) == 1 else f"{case.name}: {part}"), launch
 
 
 def _variants(arch: int) -> dict[str, tuning.Config]:
+    """The default, and on data-centre GPUs since Hopper, where attention is tuned, what it may have to give way to."""
     default = tuning.default_config((arch // 10, arch % 10), torch.bfloat16)
     found = {"joint_attention": default}
-    if arch >= 90:
-        other = "by plain loads" if default.descriptors else "by descriptors"
-        found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
+    if arch not in (90, 100):
+        return found
+    other = "by plain loads" if default.descriptors else "by descriptors"
+    found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
     found[f"joint_attention {'not ' * default.ahead}ahead"] = replace(default, ahead=not default.ahead)
     if arch == 100:
         found["joint_attention warp specialised"] = tuning.Config(

@@ -22,6 +22,9 @@ from ._triton import INSTALLED, triton
 from .joint_attention import BACKENDS, by_kernel, by_torch, cost, reference
 from .timing import Run, time
 
+# What PyTorch says when no kernel of a backend takes an input, and Triton when a pass of its compiler gives up.
+REFUSALS = ("No available kernel", "Invalid backend", "PassManager::run failed")
+
 
 def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
     """What is worth compiling there. Sizes that do not fit a GPU fail to launch and are passed over."""
@@ -36,12 +39,26 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
             yield tuning.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
 
 
+def does_not_fit(reason: Exception) -> bool:
+    """Whether an error says that this GPU or version cannot run a candidate, and not that something is wrong here."""
+    if INSTALLED:
+        from triton.compiler.errors import CompilationError
+        from triton.runtime.errors import OutOfResources, PTXASError
+
+        if isinstance(reason, OutOfResources | PTXASError | CompilationError):
+            return True
+    return type(reason) is RuntimeError and any(words in str(reason) for words in REFUSALS)
+
+
 def error(run: Run, right: Tensor) -> float:
-    """Largest error among the first queries; infinite for what does not run on this GPU."""
+    """Largest error among the first queries; infinite for what does not fit this GPU. Other errors are raised."""
     try:
         return float((run()[:, : right.shape[1]].float() - right).abs().max())
-    except Exception as reason:  # too much shared memory, an unsupported backend: each library raises its own
-        print(f"    does not run: {str(reason).splitlines()[0][:100]}")
+    except Exception as reason:
+        if not does_not_fit(reason):
+            raise
+        first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
+        print(f"    does not run: {first_line[:100]}")
         return float("inf")
 
 

@@ -1,6 +1,9 @@
 """Shared by all tests: one TINY checkpoint and one eager engine per session, and a reference pipeline beside it."""
 
 import fcntl
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +123,17 @@ def run_reference(pipeline, identity: Identity, prompt=None, *, seed: int | None
         video = pipeline.decode_latents(latents)
     frames = pipeline.video_processor.postprocess_video(video=video, output_type="np")
     return latents[0], frames[0]
+
+
+def bomb() -> bytes:
+    """A PNG that says it is 60,000 pixels a side."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(b""), b"IEND")
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def png(pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import random_identity
 
+from consisid.engine import ConsisID
 from consisid.engine.backends import backend
 from consisid.engine.backends.inductor import trace
 from consisid.engine.errors import EngineError
@@ -86,3 +87,16 @@ def test_every_full_size_graph_traces_on_the_meta_device(name):
     # Weights are arguments: nothing of the model is in the program itself.
     assert not program.state_dict
     assert not program.constants
+
+
+def test_warm_up_runs_every_graph_and_changes_nothing(compiled_folder):
+    options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
+    state = torch.get_rng_state()
+    warm = ConsisID.open(compiled_folder, warm_up=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(warm.warmed) == set(warm.manifest.graphs)
+    assert all(seconds > 0 for seconds in warm.warmed.values())
+    cold = ConsisID.open(compiled_folder)
+    assert not cold.warmed
+    person = random_identity(TINY)
+    assert torch.equal(*(e.generate(person, "A man.", **options).latents for e in (warm, cold)))

@@ -1,17 +1,25 @@
 """Bad input gets one clear sentence, an exception of ours, exit code 2, and nothing half-written."""
 
+import functools
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_face, random_identity
+from conftest import bomb, png, random_face, random_identity
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
-from consisid.engine import ConsisIDError, cli
+from consisid.engine import ConsisID, ConsisIDError, cli
+from consisid.engine.commands import run
 from consisid.engine.errors import FaceError, InputError, NumericalError
+from consisid.engine.stats import Stats
 from consisid.engine.variants import TINY
+from consisid.engine.video import Video
 from consisid.export import cli as build_cli
 
 CASES = {
@@ -22,6 +30,20 @@ CASES = {
     "steps": ({"num_inference_steps": 0}, r"num_inference_steps=0 .*at least 1"),
     "both prompts": ({"prompt_embeds": torch.zeros(1, 32, 64)}, r"either a prompt or prompt_embeds"),
     "no prompt": ({"prompt": None}, r"either a prompt or prompt_embeds"),
+    "height of a float": ({"height": 96.0}, r"height=96.0 is not a whole number"),
+    "height of none": ({"height": 0}, r"height=0 is not a positive multiple"),
+    "zero frames": ({"num_frames": 0}, r"num_frames=0 is not of the form"),
+    "seed": ({"seed": 1.5}, r"seed=1.5 is not a whole number"),
+    "generator": ({"generator": 1}, r"generator=1 is neither a torch.Generator"),
+    "scale of text": ({"guidance_scale": "6"}, r"guidance_scale='6' is not a finite number"),
+    "scale": ({"guidance_scale": float("nan")}, r"guidance_scale=nan is not a finite number"),
+    "negative of a number": ({"negative_prompt": 3}, r"negative_prompt=3 is neither a text nor"),
+    "latents of a list": ({"latents": [1]}, r"latents has to be a torch.Tensor, this is list"),
+    "checkpoint every": ({"checkpoint_every": 0}, r"checkpoint_every=0 has to be at least 1"),
+    "callback's latents": (
+        {"num_inference_steps": 1, "callback_on_step_end": lambda *_: {"latents": torch.zeros(2)}},
+        r"callback returned latents of \[2\] after step 1; it has to be a tensor of \[1, 5, 16, 12, 18\]",
+    ),
     "two negatives": (
         {"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 32, 64)},
         r"negative_prompt or negative_prompt_embeds",
@@ -86,38 +108,173 @@ def test_nan_names_the_step(tiny):
         )  # fmt: skip
 
 
+def test_a_callback_ends_the_run_as_in_diffusers(tiny):
+    steps = []
+
+    def callback(engine, step, timestep, tensors):
+        steps.append((step, engine.num_timesteps))
+        engine._interrupt = step == 1
+        return tensors
+
+    options = {"seed": 1, "num_inference_steps": 4, "output_type": "latent", "num_frames": 9}
+    video = tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=callback, **options)
+    assert steps == [(0, 4), (1, 4)]
+    again = tiny.generate(random_identity(TINY), "A man.", **options)
+    assert video.latents.isfinite().all()
+    assert not torch.equal(video.latents, again.latents)
+
+
+def test_a_pipeline_callback_says_which_tensors_it_gets(tiny):
+    class Callback(PipelineCallback):
+        tensor_inputs: ClassVar = ["prompt_embeds"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            seen.append(sorted(callback_kwargs))
+            return callback_kwargs
+
+    seen: list[list[str]] = []
+    options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent", "num_frames": 9}
+    tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=Callback(), **options)
+    assert seen == [["prompt_embeds"]]
+
+
+@pytest.fixture
+def one_engine(monkeypatch):
+    """Commands that open the same folder share one engine."""
+    opened = functools.cache(ConsisID.open)
+    monkeypatch.setattr(ConsisID, "open", opened)
+
+
+FILES = {
+    "empty": b"", "text": b"this is no image", "cut": png(np.zeros((200, 200, 3), np.uint8))[:100], "bomb": bomb()
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_engine")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{engine}", "--image", "nowhere.png"], "nowhere.png: no such file"),
-        (["{engine}", "--image", "{blue}"], "face"),
-        (["{engine}", "--image", "{text}"], "text.png"),
-        (["{engine}", "--image", "{tmp}"], "is a folder"),
-        (["{engine}", "--image", "{face}", "--aligned", "--save-crop", "{tmp}/crop.xyz"], "cannot be written"),
-        (["{engine}", "--image", "{face}", "--aligned", "--prompt", " "], "The prompt is empty"),
-        (["{engine}", "--image", "{face}", "--aligned", "--height", "90"], "the nearest that works is 96"),
-        (["nowhere", "--image", "{face}"], "There is no engine folder at nowhere"),
-        (["{tmp}", "--image", "{face}"], "is not an engine folder"),
-        (["{engine}", "--image", "{face}", "--device", "gpu"], "device='gpu' is not a device"),
-        (["{engine}", "--image", "{face}", "--output", "{tmp}/out.gif"], "does not end in .mp4"),
+        (["--image", "nowhere.png"], "nowhere.png: no such file"),
+        (["--image", "{blue}"], "face"),
+        (["--image", "{text}"], "text.png: is not an image"),
+        (["--image", "{empty}"], "empty.png: is empty (0 bytes)"),
+        (["--image", "{cut}"], "cut.png: is damaged"),
+        (["--image", "{bomb}"], "bomb.png: is more than 89 megapixels"),
+        (["--image", "{tmp}"], "is a folder"),
+        (["--image", "https://example.org/me.png"], "me.png: cannot be fetched (no network); download"),
+        (["--image", "{face}", "--face", "0.9,0.9,1,1,1"], "face=(0.9, 0.9, 1.0, 1.0, 1.0): give"),
+        (["--image", "{face}", "--face", "a,b"], "face='a,b': give"),
+        (["--image", "{face}", "--mode", "all"], "mode is one of crop, whole"),
+        (["--image", "{face}", "--key-points", "photo"], "key_points one of crop, reference"),
+        (["--image", "me.safetensors"], "There is no identity at me.safetensors"),
+        (["--image", "{face}", "--aligned", "--save-crop", "{tmp}/crop.xyz"], "cannot be written"),
+        (["--image", "{face}", "--aligned", "--save-identity", "{tmp}/me.pt"], "me.pt does not end in .safetensors"),
+        (["--image", "{face}", "--aligned", "--prompt", " "], "The prompt is empty"),
+        (["--image", "{face}", "--aligned", "--height", "90"], "the nearest that works is 96"),
+        (["--image", "{face}", "--aligned", "--decode", "quick"], "decode='quick' is none of"),
+        (["--image", "{face}", "--aligned", "--decode", "tiled", "--tile", "1", "1"], "tile=(1, 1) has to be"),
+        (["--image", "{face}", "--aligned", "--cfg", "both"], "cfg='both' is none of"),
+        (["--image", "{face}", "--device", "gpu"], "device='gpu' is not a device"),
+        (["--image", "{face}", "--output", "{tmp}/out.gif"], "does not end in .mp4"),
+        (["--image", "{face}", "--output", "{tmp}/text.png/out.mp4"], "out.mp4 cannot be written in"),
+        (["--image", "{face}", "--checkpoint", "{tmp}"], "is a folder; give the file to write"),
     ],
 )
-def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, arguments, message):
-    random_face().save(tmp_path / "face.png")
-    Image.new("RGB", (200, 200), (30, 90, 160)).save(tmp_path / "blue.png")
-    broken(tmp_path, "text.png", b"this is no image")
-    names = {name: tmp_path / f"{name}.png" for name in ("face", "blue", "text")} | {
-        "engine": tiny_folder,
-        "tmp": tmp_path,
-    }
-    arguments = [a.format(**names) for a in arguments]
+def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, monkeypatch, arguments, message):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    before = prepare(tmp_path)
+    arguments = [a.format(tmp=tmp_path, **{name: tmp_path / f"{name}.png" for name in before}) for a in arguments]
     for flag, value in (("--prompt", "A man."), ("--output", str(tmp_path / "out.mp4"))):
         arguments += [] if flag in arguments else [flag, value]
-    assert cli.main(arguments) == 2
+    assert cli.main([str(tiny_folder), *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["blue.png", "face.png", "text.png"]
+    assert {p.stem for p in tmp_path.iterdir()} == before
+
+
+def prepare(folder):
+    """The photos of the test, by name."""
+    random_face().save(folder / "face.png")
+    Image.new("RGB", (200, 200), (30, 90, 160)).save(folder / "blue.png")
+    for name, content in FILES.items():
+        (folder / f"{name}.png").write_bytes(content)
+    return {"face", "blue", *FILES}
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [("nowhere", "There is no engine folder at nowhere"), ("{tmp}", "is not an engine folder")],
+)
+def test_what_is_no_engine(tmp_path, capsys, engine, message):
+    options = ["--image", "me.png", "--prompt", "A man.", "--output", str(tmp_path / "out.mp4")]
+    assert cli.main([engine.format(tmp=tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_engine")
+def test_the_output_is_tried_before_anything_is_computed(monkeypatch, capsys):
+    """A folder in which nobody, not even root, makes a file."""
+    monkeypatch.setattr(ConsisID, "open", lambda *a, **k: pytest.fail("opened"))
+    arguments = ["engine", "--image", "me.png", "--prompt", "A man.", "--output", "/proc/x.mp4"]
+    assert cli.main(arguments) == 2
+    assert "/proc/x.mp4 cannot be written in /proc (" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(capsys):
+    def full():
+        raise OSError(28, "No space left on device", "/out.mp4")
+
+    assert run("consisid-generate", full) == 2
+    expected = "consisid-generate: error: /out.mp4: No space left on device; check the path, its permissions and the "
+    assert capsys.readouterr().err == expected + "free space.\n"
+
+
+def test_an_interrupt_says_what_is_left(tmp_path, monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "generate", interrupt)
+    steps = tmp_path / "steps.safetensors"
+    arguments = ["engine", "--image", "me.png", "--prompt", "A man.", "--output", "out.mp4", "--checkpoint", str(steps)]
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err.endswith("interrupted; no video was written.\n")
+    steps.touch()
+    assert cli.main(arguments) == 130
+    assert f"finished steps are in {steps}, the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_engine")
+def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
+    """What the command line asks of identify() and of generate()."""
+    asked = {}
+
+    def noted(name, result):
+        return lambda self, *arguments, **keywords: asked.update({name: (arguments, keywords)}) or result
+
+    video = Video(np.zeros((1, 32, 48, 3), np.uint8), 8, Stats(), shape=(1, 32, 48))
+    monkeypatch.setattr(ConsisID, "identify", noted("identify", random_identity(TINY)))
+    monkeypatch.setattr(ConsisID, "generate", noted("generate", video))
+    text = """--image a.png b.png --face 0.1,0.2,0.5,0.9 --mode whole --key-points reference --negative-prompt dull
+        --dynamic-cfg step --cfg sequential --decode tiled --tile 6 10 --checkpoint-every 2 --prompt walks --steps 7"""
+    arguments = text.split()
+    kept = tmp_path / "me.safetensors"
+    output = ["--output", str(tmp_path / "out.mp4"), "--save-identity", str(kept)]
+    assert cli.main([str(tiny_folder), *arguments, *output]) == 0
+    settings = {"face": (0.1, 0.2, 0.5, 0.9), "aligned": False, "mode": "whole", "key_points": "reference"}
+    assert asked.pop("identify") == ((["a.png", "b.png"],), settings)
+    _, options = asked["generate"]
+    expected = {
+        "negative_prompt": "dull", "use_dynamic_cfg": "step", "cfg": "sequential", "decode": "tiled", "tile": (6, 10),
+        "checkpoint_every": 2, "num_inference_steps": 7,
+    }  # fmt: skip
+    assert {name: options[name] for name in expected} == expected
+    assert cli.main([str(tiny_folder), "--image", str(kept), "--prompt", "walks", *output[:2]]) == 0
+    assert "identify" not in asked
+    assert torch.equal(asked["generate"][0][0].id_cond, random_identity(TINY).id_cond)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +282,8 @@ def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, argum
     [
         (["{tmp}/nowhere"], "is neither a folder nor a hub id"),
         (["{tmp}"], "is not a complete ConsisID checkpoint: transformer/config.json is missing"),
+        (["1.5", "--random-weights"], "The 1.5 model has patches over time"),
+        (["a b/c"], "is neither a folder nor a hub id"),
         (["{tiny}", "--backend", "magic"], "There is no backend called 'magic'"),
         (["{tiny}", "--num-frames", "13"], "num_frames=13"),
         (["{tiny}", "--device", "cuda"], "sees no CUDA GPU"),
@@ -139,8 +298,8 @@ def test_build_exits_with_2_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_save_that_fails_leaves_the_old_file(tiny, tmp_path):
-    video = tiny.generate(random_identity(TINY), "A man.", seed=1, num_inference_steps=1)
+def test_a_save_that_fails_leaves_the_old_file(tmp_path):
+    video = Video(np.zeros((2, 32, 48, 3), np.uint8), 8, Stats())
     path = video.save(tmp_path / "video.mp4")
     before = path.read_bytes()
     video.frames = [np.zeros((3, 3, 3), np.uint8)]  # x264 takes no odd sizes
@@ -155,12 +314,12 @@ def test_the_command_line_makes_a_playable_video(tiny_folder, tmp_path):
 
     random_face().save(tmp_path / "face.png")
     command = [sys.executable, "-m", "consisid.engine.cli", tiny_folder, "--image", tmp_path / "face.png", "--aligned"]
-    command += ["--prompt", "A man.", "--seed", "3", "--steps", "2", "--output", tmp_path / "out.mp4"]
+    command += ["--prompt", "A man.", "--seed", "3", "--steps", "1", "--output", tmp_path / "out.mp4"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     first, last = result.stdout.strip().splitlines()
     assert first.endswith("144x96, 17 frames at 8 per second")
     assert "denoise" in last
-    assert "2 steps of" in last
+    assert "1 steps of" in last
     with av.open(str(tmp_path / "out.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.average_rate, stream.height, stream.width) == ("h264", 8, 96, 144)

@@ -38,7 +38,8 @@ def test_imports_point_one_way():
 
 
 @pytest.mark.parametrize(
-    "blocked", ["torchvision", "tensorrt", "facexlib", "timm", "insightface", "triton", "xformers"]
+    "blocked",
+    ["torchvision", "tensorrt", "tensorrt_rtx", "onnxscript", "facexlib", "timm", "insightface", "triton", "xformers"],
 )
 def test_importing_needs_no(blocked):
     script = f"import sys; sys.modules[{blocked!r}] = None; {PUBLIC}"
@@ -57,7 +58,8 @@ def test_importing_is_light():
 
 
 IDENTIFY = """
-import sys
+import socket, sys
+socket.socket.connect = None  # no network either
 for name in ("torchvision", "facexlib", "timm", "insightface", "consisid_eva_clip"):
     sys.modules[name] = None
 from consisid.engine import ConsisID

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from consisid.engine import ConsisID
-from consisid.engine.errors import EngineError
-from consisid.engine.manifest import Manifest
+from consisid.engine.checkpoint import Checkpoint, write_checkpoint
+from consisid.engine.errors import EngineError, InputError
+from consisid.engine.manifest import Manifest, describe_weights
 from consisid.export import build, choose
+from consisid.export import staging as module
 from consisid.export.staging import staging
 
 # A compiler that is quick and writes in two halves, so that a kill can fall between them.
@@ -40,7 +42,7 @@ finish, clean, write = staging.Staging.finish, staging.Staging.clean, manifest.M
 staging.Staging.finish = lambda self, name, e: (at("before " + name), finish(self, name, e), at("after " + name))
 staging.Staging.clean = lambda self: (at("before clean"), clean(self))
 manifest.Manifest.write = lambda self, folder: (at("before manifest"), write(self, folder), at("before rename"))
-build("tiny", sys.argv[2], backend="inductor")
+build(sys.argv[3], sys.argv[2], backend="inductor", bundle=True)
 """
 )
 
@@ -56,9 +58,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_killed_and_resumed(place, tmp_path, monkeypatch):
+def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
-    result = subprocess.run([sys.executable, "-c", CHILD, place, output], capture_output=True, check=False)
+    result = subprocess.run([sys.executable, "-c", CHILD, place, output, tiny_checkpoint], check=False)
     assert result.returncode == -9
     assert not output.exists()
     left = tmp_path / ".engine.building"
@@ -76,7 +78,7 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch):
         return scope["compile"](name, graph, *rest)
 
     monkeypatch.setattr(choose, "_compile", counted)
-    manifest = build("tiny", output, backend="inductor")
+    manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
     assert manifest == Manifest.read(output)
     assert sorted(compiled) == sorted(set(manifest.graphs) - set(done))
     for name, entry in done.items():
@@ -87,9 +89,9 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch):
     assert sorted(p.name for p in output.iterdir()) == ["checkpoint", "graphs", "manifest.json"]
 
 
-def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch):
+def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
-    subprocess.run([sys.executable, "-c", CHILD, "after block", output], capture_output=True, check=False)
+    subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
     compiled: list[str] = []
     scope = {"at": lambda place: None}
     exec(COMPILE, scope)
@@ -98,17 +100,46 @@ def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch):
         "_compile",
         lambda name, graph, *rest: compiled.append(graph.name) or scope["compile"](name, graph, *rest),
     )
-    manifest = build("tiny", output, backend="inductor", num_frames=9)
+    manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True, num_frames=9)
     assert set(compiled) == set(manifest.graphs)
+
+
+def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path, monkeypatch, tiny_checkpoint):
+    """A killed --bundle build of one checkpoint, then a build of another to the same output."""
+    output, scope = tmp_path / "engine", {"at": lambda place: None}
+    second = write_checkpoint("tiny", tmp_path / "checkpoint", seed=1)
+    subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
+    assert (tmp_path / ".engine.building" / "checkpoint").is_dir()
+    exec(COMPILE, scope)
+    monkeypatch.setattr(choose, "_compile", scope["compile"])
+    manifest = build(second, output, backend="inductor", bundle=True)
+    assert manifest.weights == describe_weights(Checkpoint(second))
 
 
 def test_two_builders_at_once(tmp_path):
     output = tmp_path / "engine"
-    with staging(output) as work:
+    with staging(output, "source") as work:
         work.folder.joinpath("graphs").mkdir()
         with pytest.raises(EngineError, match="Another process is building"):
             build("tiny", output, backend="eager")
     assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def test_a_builder_that_was_overtaken(tmp_path, monkeypatch):
+    """Somebody else finishes the folder between the first look at it and the lock."""
+    output = tmp_path / "engine"
+    lock = module._lock
+    monkeypatch.setattr(module, "_lock", lambda held, path: (lock(held, path), output.mkdir()))
+    with pytest.raises(EngineError, match="exists already"):
+        build("tiny", output, backend="eager")
+    assert list(output.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"cannot be written \(Not a directory\); name another folder"):
+        build("tiny", tmp_path / "file" / "engine", backend="eager")
 
 
 def test_an_existing_folder_is_not_touched(tmp_path):
@@ -122,7 +153,9 @@ def test_random_weights_store_nothing(tmp_path):
     from conftest import random_identity
 
     manifest = build("tiny", tmp_path / "engine", backend="eager", random_weights=True)
-    assert manifest.weights == {}
+    assert set(manifest.weights) == {
+        "scheduler/scheduler_config.json", "tokenizer/spiece.model", "tokenizer/tokenizer_config.json"
+    }  # fmt: skip
     assert not list(Path(tmp_path).rglob("*.safetensors"))
     options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
     videos = [

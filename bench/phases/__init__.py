@@ -21,6 +21,7 @@ PHASES: Mapping[str, str] = {
     "stream": "a step against how many blocks stay on the GPU",
     "decode": "the VAE decoder: memory formats, whole decodes",
     "text": "the T5 encoder",
+    "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
 
@@ -51,14 +52,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates."""
+    """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates.
+
+    foreign: what runs is others' code, so that whatever it raises says nothing about ours and stands in its row.
+    """
 
     name: str
     make: Callable[[], Work]
     flops: float = 0.0
     bytes: float = 0.0
     repeats: int = 30
-    meta: bool = True  # whether `run` can be called on the meta device, to prove its shapes without a GPU
+    foreign: bool = False
 
 
 @dataclass(frozen=True)

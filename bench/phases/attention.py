@@ -145,4 +145,4 @@ def cases(c: Context) -> Iterator[Case]:
         "ours, Triton kernel": lambda: ours_forced(c),
     }
     for name, make in rows.items():
-        yield Case(name, partial(work, c, make), flops, bytes_)
+        yield Case(name, partial(work, c, make), flops, bytes_, foreign=not name.startswith("ours"))

@@ -63,6 +63,11 @@ def whole(networks: Networks, latents: Tensor, layout: str) -> list[Tensor]:
     return list(decode_chunks(shown, latents))
 
 
+def together(chunks: list[Tensor]) -> Tensor:
+    """Chunks [n, 3, H, W] as diffusers returns a video: [1, 3, F, H, W]."""
+    return torch.cat(chunks)[None].transpose(1, 2)
+
+
 def latents_of(c: Context) -> Tensor:
     s = c.shape
     return c.randn(1, s.latent_frames, c.variant.vae.latent_channels, s.latent_height, s.latent_width, seed=20)
@@ -90,7 +95,7 @@ def ours(c: Context, layout: str) -> Work:
         few = small(c)
         given = latents_of(few)
         little = formatted(few.weights.networks(GRAPHS), layout)
-        got = torch.cat(whole(little, given, layout), dim=1).transpose(1, 2)
+        got = together(whole(little, given, layout))
         exact = RandomWeights(few.variant, few.shape, few.device, few.dtype)
         model: Any = reference_vae(exact).float()
         right = model.decode(given.transpose(1, 2).float()).sample
@@ -116,7 +121,7 @@ def theirs(c: Context, tiled: bool) -> Work:
     error = None
     if c.device.type != "meta":
         networks = c.once("decoder", lambda: c.weights.networks(GRAPHS))
-        got = torch.cat(whole(networks, latents_of(c), "contiguous"), dim=1).transpose(1, 2)
+        got = together(whole(networks, latents_of(c), "contiguous"))
         error = c.compare(got, run())
     return Work(run, error, c.tolerance, "the error is between ours and theirs, at the full shape")
 
@@ -141,5 +146,5 @@ def cases(c: Context) -> Iterator[Case]:
     total = c.once("flops", lambda: decode_flops(c.variant, c.shape))
     for layout in FORMATS:
         yield Case(f"decode {s}, {layout}", partial(ours, c, layout), total, repeats=5)
-    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5)
-    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), repeats=5)
+    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5, foreign=True)
+    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), total, repeats=5, foreign=True)

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from consisid.engine import ConsisID
+from consisid.engine.decode import decode_chunks
 from consisid.engine.stats import Stats
 
+from ..cost import decode_flops, step_cost
 from ..inputs import identity
-from ..random_engine import RandomEngine
+from ..random_folder import random_engine
 from ..runs import prompt_of
-from . import Case, Context, Unavailable, Work
+from . import Case, Context, Work
 
 FULL = 50  # steps of a video by default
 
@@ -21,16 +24,23 @@ def extrapolated(stats: Stats, steps: int = FULL) -> float:
     return rest + steps * ordered[len(ordered) // 2]
 
 
+def open_engine(c: Context) -> ConsisID:
+    return random_engine(c.variant, c.device, c.dtype)
+
+
 def work(c: Context, cfg: str) -> Work:
-    if c.device.type == "meta":
-        raise Unavailable("a run needs data; its graphs are those of the other phases")
-    engine = c.once("engine", lambda: RandomEngine(c.variant, c.device, c.dtype))
+    engine = c.once("engine", lambda: open_engine(c))
     person = c.once("person", lambda: identity(c.variant))
+    options = {"seed": 0, "num_inference_steps": c.steps, "cfg": cfg}
     kept: list[Stats] = []
 
     def run() -> None:
         # A new prompt each time: the text encoder keeps what it has encoded.
-        kept.append(engine.generate(person, prompt_of(len(kept)), seed=0, num_inference_steps=c.steps, cfg=cfg).stats)
+        kept.append(engine.generate(person, prompt_of(len(kept)), **options).stats)
+
+    def without_data() -> None:
+        video = engine.generate(person, prompt_of(0), output_type="latent", **options)
+        list(decode_chunks(engine.networks(), video.latents[None]))  # frames would have to come to the host
 
     def more() -> dict[str, Any]:
         last = kept[-1]
@@ -42,10 +52,13 @@ def work(c: Context, cfg: str) -> Work:
             "not_measured_but_extrapolated": {f"seconds of {FULL} steps": extrapolated(last)},
         }
 
-    return Work(run, note="not checked here: the step and decode phases compare the same graphs", more=more)
+    note = "not checked here: the step and decode phases compare the same graphs"
+    return Work(without_data if c.device.type == "meta" else run, note=note, more=more)
 
 
 def cases(c: Context) -> Iterator[Case]:
+    flops = c.once(
+        "flops", lambda: 2 * c.steps * step_cost(c.variant, c.shape).total + decode_flops(c.variant, c.shape)
+    )
     for cfg in ("batched", "sequential"):
-        name = f"generate, {c.steps} steps, CFG {cfg}"
-        yield Case(name, partial(work, c, cfg), repeats=3, meta=False)
+        yield Case(f"generate, {c.steps} steps, CFG {cfg}", partial(work, c, cfg), flops, repeats=3)

@@ -126,4 +126,4 @@ def cases(c: Context) -> Iterator[Case]:
     kinds = ("eager", "sequential", "CUDA graph", "compiled", "compiled, CUDA graph")
     for kind in kinds:
         yield Case(f"step, {kind}", partial(ours, c, kind), flops, moved, repeats=10)
-    yield Case("step, diffusers", partial(theirs, c), whole, repeats=10)
+    yield Case("step, diffusers", partial(theirs, c), whole, repeats=10, foreign=True)

@@ -58,4 +58,4 @@ def cases(c: Context) -> Iterator[Case]:
     for batch in (1, 2):
         name = f"T5, {c.variant.text.num_layers} layers, {batch} prompt{'s' * (batch > 1)}"
         yield Case(name, partial(ours, c, batch), batch * flops, moved)
-    yield Case("T5, transformers, 1 prompt", partial(theirs, c), flops, moved)
+    yield Case("T5, transformers, 1 prompt", partial(theirs, c), flops, moved, foreign=True)

@@ -20,20 +20,30 @@ class Backend(Protocol):
     """What a module of this package offers: compile and load, side by side."""
 
     SUFFIX: str | None
-    """The ending of the file that compile writes; None where there is nothing to write."""
+    """The ending of the file of a compiled graph; None where there is nothing to write."""
 
     def compile(self, graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """Write the compiled graph to `path`."""
+        """Write the compiled graph to `path`. Backends whose engines hold their weights have `build` in its place."""
 
     def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
         """Make a compiled graph callable. `weights` are the names of the tensors that a call brings."""
 
 
-BACKENDS: Mapping[str, str] = {"eager": ".eager", "inductor": ".inductor"}
+# The module of each, or the object in it.
+BACKENDS: Mapping[str, str] = {
+    "eager": ".eager",
+    "inductor": ".inductor",
+    "tensorrt": ".tensorrt:TENSORRT",
+    "tensorrt-rtx": ".tensorrt:RTX",
+}
+HOLDS_WEIGHTS = frozenset({"tensorrt", "tensorrt-rtx"})
+"""Backends whose engines have their weights inside; their runners take none."""
 
 
 def backend(name: str) -> Backend:
     """The backend called `name`; raises BackendError with the names that exist."""
     if name not in BACKENDS:
         raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(BACKENDS)}.")
-    return cast(Backend, import_module(BACKENDS[name], __name__))
+    module, _, found = BACKENDS[name].partition(":")
+    imported = import_module(module, __name__)
+    return cast(Backend, getattr(imported, found) if found else imported)

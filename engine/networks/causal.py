@@ -28,15 +28,32 @@ class Tape:
         return x
 
 
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+    """A convolution of x [B, C, F, H, W] with stride 1, padded in height and width only.
+
+    In float32 on a CPU it is a sum of 2-d convolutions, one for each time step of the kernel: those PyTorch hands to
+    oneDNN, while a 3-d one of a small sample goes to slow_conv3d, which does without it.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.conv3d(x, weight, bias, padding=(0, padding, padding))
+    batch, frames = x.shape[0], x.shape[2] - weight.shape[2] + 1
+    images = x.transpose(1, 2).contiguous()  # [B, F, C, H, W]
+    out = F.conv2d(images[:, :frames].flatten(0, 1), weight[:, :, 0], bias, padding=padding)
+    for i in range(1, weight.shape[2]):
+        out += F.conv2d(images[:, i : i + frames].flatten(0, 1), weight[:, :, i], padding=padding)
+    return out.unflatten(0, (batch, frames)).transpose(1, 2).contiguous()
+
+
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """conv(x), a few frames at a time where x or the result would have more than 2^31 elements."""
-    lead = conv.kernel_size[0] - 1
+    lead, padding = conv.kernel_size[0] - 1, int(conv.padding[1])
     frames, (height, width) = x.shape[2] - lead, x.shape[3:]
     frame = x.shape[0] * max(conv.in_channels, conv.out_channels) * height * width
     most = max(1, LARGEST // frame - lead)
     if frames <= most:
-        return conv(x)
-    return torch.cat([conv(x[:, :, i : i + most + lead]) for i in range(0, frames, most)], dim=2)
+        return conv3d(x, conv.weight, conv.bias, padding)
+    parts = [conv3d(x[:, :, i : i + most + lead], conv.weight, conv.bias, padding) for i in range(0, frames, most)]
+    return torch.cat(parts, dim=2)
 
 
 class CausalConv(nn.Module):

@@ -5,6 +5,8 @@ The decoder works through time in chunks, and every causal convolution hands its
 chunk. Only convolutions whose time kernel is longer than 1 have something to hand on.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from consisid.kernels import group_norm_silu
 
 from ..variants import VaeConfig
-from .causal import CausalConv, Tape, convolve
+from .causal import CausalConv, Tape, conv3d, convolve
 from .still import Encoder
 
 __all__ = ["Decoder", "Encoder", "FirstChunk", "NextChunk", "live_caches"]
@@ -28,7 +30,7 @@ class Pointwise(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return convolve(self.conv, x)
 
 
 class SpatialNorm(nn.Module):
@@ -74,12 +76,16 @@ class Upsample(nn.Module):
     A 3x3 convolution of a doubled image reads 2x2 different pixels: one 2x2 convolution for each of the four places
     that a result can have in a doubled pixel, its weights being sums of the 3x3's. That is 4/9 of the arithmetic, and
     the doubled image does not come into being. Frames are repeated after the convolution, not before.
+
+    Attributes:
+        in_place: results are written where they belong. False puts them together from parts, a copy more, for formats
+            of graphs that know no writing into a tensor.
     """
 
     def __init__(self, channels: int, time: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.time = time
+        self.time, self.in_place = time, True
 
     def forward(self, x: Tensor) -> Tensor:
         return self.padded(F.pad(x, (1, 1, 1, 1)))
@@ -90,10 +96,22 @@ class Upsample(nn.Module):
 
     def padded(self, x: Tensor) -> Tensor:
         """x [B, C, F, H + 2, W + 2], with its neighbours or zeros around it, to [B, C, F', 2 H, 2 W]."""
+        if not self.in_place:
+            return self._joined(x)
         batch, channels, count, height, width = x.shape
         height, width = height - 2, width - 2
         out = x.new_empty((batch, channels, self.frames(count), 2 * height, 2 * width))
         single = count % 2 if self.time else count  # frames that stay one frame
+        for i, j, part in self._parts(x):
+            out[:, :, :single, i::2, j::2] = part[:, :, :single]
+            if single < count:
+                pairs = out[:, :, single:].unflatten(2, (count - single, 2))
+                pairs[..., i::2, j::2] = part[:, :, single:, None]
+        return out
+
+    def _parts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """The results at each place (row, column) of the doubled pixels, [B, C, F, H, W]."""
+        height, width = x.shape[3] - 2, x.shape[4] - 2
         kernel = self.conv.weight.float()
         rows = (
             (kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]),
@@ -105,12 +123,17 @@ class Upsample(nn.Module):
             right = torch.stack((lines[..., 0] + lines[..., 1], lines[..., 2]), dim=3)
             for j, weight in enumerate((left, right)):
                 near = x[..., i : i + height + 1, j : j + width + 1]
-                part = F.conv3d(near, weight[:, :, None].to(x.dtype), self.conv.bias)
-                out[:, :, :single, i::2, j::2] = part[:, :, :single]
-                if single < count:
-                    pairs = out[:, :, single:].unflatten(2, (count - single, 2))
-                    pairs[..., i::2, j::2] = part[:, :, single:, None]
-        return out
+                yield i, j, conv3d(near, weight[:, :, None].to(x.dtype), self.conv.bias)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        parts = [part for _, _, part in self._parts(x)]
+        lines = [torch.stack(pair, dim=-1).flatten(-2) for pair in (parts[:2], parts[2:])]
+        out = torch.stack(lines, dim=-2).flatten(-3, -2)
+        if not self.time:
+            return out
+        single = x.shape[2] % 2
+        pairs = out[:, :, single:, None].expand(-1, -1, -1, 2, -1, -1).flatten(2, 3)
+        return torch.cat((out[:, :, :single], pairs), dim=2) if single else pairs
 
 
 class UpBlock(nn.Module):

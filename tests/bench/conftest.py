@@ -1,10 +1,17 @@
 """A model smaller than TINY: reports and phases are about what is measured and said, not about the video."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from consisid.bench.cli import main
+from consisid.bench.random_folder import random_folder
+from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY, Variant
 from consisid.export import build
@@ -14,7 +21,8 @@ MINI = replace(
     name="custom",
     height=32,
     width=48,
-    transformer=replace(TINY.transformer, sample_height=4, sample_width=6, num_layers=4),
+    num_frames=9,
+    transformer=replace(TINY.transformer, sample_height=4, sample_width=6, sample_frames=9),
     vae=replace(TINY.vae, block_out_channels=(8, 8, 16, 16), layers_per_block=1, sample_height=32, sample_width=48),
 )
 
@@ -28,5 +36,26 @@ def mini() -> Variant:
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = write_checkpoint(MINI, tmp_path_factory.mktemp("mini") / "checkpoint")
     folder = checkpoint.parent / "engine"
-    build(checkpoint, folder, dtype="bfloat16")
+    build(checkpoint, folder, backend="eager")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_mini(mini: Variant) -> Iterator[ConsisID]:
+    """An engine in bfloat16 from a folder with random weights; the folder stays for the session."""
+    with random_folder(mini, torch.device("cpu"), torch.bfloat16) as folder:
+        yield ConsisID.open(folder)
+
+
+@pytest.fixture(scope="session")
+def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report made by the command; its folder. All tests that read a report read this one."""
+    folder = tmp_path_factory.mktemp("report")
+    arguments = ["--steps", "2", "--runs", "2"]
+    assert main([str(mini_folder), "--output", str(folder), *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def values(written: Path) -> dict[str, Any]:
+    return json.loads((written / "report.json").read_text())

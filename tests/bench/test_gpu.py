@@ -2,8 +2,12 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,31 +29,46 @@ def test_phase_on_a_cpu(phase, mini, tmp_path):
     assert json.loads((tmp_path / f"{phase}.json").read_text()) == sheet.values
     # What did not run needs a GPU, and nothing else.
     reasons = [row["unmeasured"] for row in rows if "unmeasured" in row]
-    assert all(re.search(r"needs a CUDA GPU|takes minutes on a CPU|must match", reason) for reason in reasons), reasons
+    assert all(re.search(r"needs a CUDA GPU|takes minutes on a CPU", reason) for reason in reasons), reasons
     measured = [row for row in rows if "seconds" in row]
     assert measured
     assert all(row["error"] is not None or row["note"] for row in measured)
 
 
-@pytest.mark.parametrize("phase", ["ceilings", "attention", "block", "step", "stream", "decode", "text"])
-def test_phase_at_full_size_without_data(phase):
+@pytest.mark.parametrize("phase", PHASES)
+def test_phase_at_full_size_without_data(phase, monkeypatch):
     """PREVIEW, 17,776 tokens, on the meta device: every row that a GPU will run is built and called once.
 
-    Four of its 42 equal blocks: they are one graph.
+    Four of its 42 equal blocks, and of the decode two of its 6 chunks: they are one graph each.
     """
+    monkeypatch.setattr(torch.Tensor, "isfinite", lambda _: torch.tensor(True))  # what has no data cannot be asked
     few = replace(PREVIEW, transformer=replace(PREVIEW.transformer, num_layers=4))
-    context = Context.of(few, torch.device("meta"), torch.bfloat16)
-    assert context.tokens == 17776
+    few = replace(few, num_frames=17) if phase == "decode" else few
+    context = Context.of(few, torch.device("meta"), torch.bfloat16, steps=2)
+    assert context.tokens == (6976 if phase == "decode" else 17776)
     built, reasons = 0, []
     for case in cases(phase, context):
         try:
             with torch.no_grad():
                 case.make().run()
-            built += case.meta
+            built += 1
         except Unavailable as reason:
             reasons.append(str(reason))
-    assert built >= 3
+    assert built >= 2
     assert all(re.search("cannot be imported|has no Triton kernel", reason) for reason in reasons), reasons
+
+
+def test_what_the_script_uses_of_torch_is_there():
+    """Names looked up in the torch that runs this test; the script is for 2.11 to 2.13."""
+    found = set()
+    for file in Path(gpu.__file__).parent.rglob("*.py"):
+        found |= set(re.findall(r"\btorch(?:\.[A-Za-z_]\w*)+", file.read_text()))
+    assert len(found) > 50
+    for name in sorted(found):
+        for end in (dot.start() for dot in re.finditer(r"\.|$", name)):
+            with suppress(ImportError):
+                import_module(name[:end])
+        attrgetter(name.removeprefix("torch."))(torch)
 
 
 def test_a_finished_phase_is_skipped_unless_again(mini, tmp_path, monkeypatch):
@@ -94,29 +113,75 @@ def test_rows_left_for_lack_of_time_are_measured_by_the_next_call(mini, tmp_path
     assert all("seconds" in row for row in gpu.run_phase("text", context, tmp_path, limit=60, **options).values["rows"])
 
 
-def test_a_wrong_result_is_not_timed():
+def one_row(make, **options):
+    return gpu.measure(Case("x", make, **options), Context.of(TINY, CPU), 1)
+
+
+@pytest.mark.parametrize(("foreign", "key"), [(False, "failed"), (True, "unmeasured")])
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_a_wrong_result_is_not_timed(error, foreign, key):
     timed = []
-    row = gpu.measure(
-        Case("x", lambda: Work(lambda: timed.append(1), error=0.5, allowed=0.1)), Context.of(TINY, CPU), 1
-    )
-    assert row["unmeasured"].startswith("wrong")
+    row = one_row(lambda: Work(lambda: timed.append(1), error=error, allowed=0.1), foreign=foreign)
+    assert row[key].startswith("wrong")
     assert not timed
-    nan = gpu.measure(Case("x", lambda: Work(lambda: None, error=float("nan"), allowed=0.1)), Context.of(TINY, CPU), 1)
-    assert nan["unmeasured"].startswith("wrong")
 
 
-def test_a_failing_row_does_not_stop_the_others():
-    def fail() -> Work:
-        raise RuntimeError("out of something\nand more")
+def raising(error):
+    def make() -> Work:
+        raise error
 
-    assert gpu.measure(Case("x", fail), Context.of(TINY, CPU), 1)["unmeasured"] == "RuntimeError: out of something"
+    return make
 
-    def absent() -> Work:
-        import not_there_at_all  # type: ignore[import-not-found]  # noqa: F401
 
-        raise AssertionError
+def test_what_others_raise_stands_in_their_row():
+    row = one_row(raising(RuntimeError("no kernel\nand more")), foreign=True)
+    assert row["unmeasured"] == "RuntimeError: no kernel"
+    assert "out of memory" in one_row(raising(torch.OutOfMemoryError("2 GiB")))["unmeasured"]
+    absent = one_row(raising(ModuleNotFoundError("gone", name="not_there")))
+    assert absent["unmeasured"] == "not_there is not installed"
 
-    assert "not_there_at_all is not installed" in gpu.measure(Case("x", absent), Context.of(TINY, CPU), 1)["unmeasured"]
+
+def test_an_error_of_our_own_fails_the_command_after_the_other_rows(mini, tmp_path, monkeypatch, capsys):
+    def rows(phase, context):
+        yield Case("broken", raising(ValueError("ours")))
+        yield Case("fine", lambda: Work(lambda: None, note="nothing"))
+
+    monkeypatch.setattr(gpu, "cases", rows)
+    arguments = ["--phase", "text", "--variant", "tiny", "--device", "cpu", "--budget", "0.001"]
+    assert gpu.main([*arguments, "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "1 row(s) failed, the first in phase text, broken: ValueError: ours" in said
+    assert "Traceback" in said
+    values = json.loads((tmp_path / "text.json").read_text())
+    assert not values["finished"]
+    assert "seconds" in values["rows"][1]
+    monkeypatch.setattr(gpu, "cases", lambda *_: [Case("broken", lambda: Work(lambda: None, note="mended"))])
+    assert gpu.main([*arguments, "--output", str(tmp_path)]) == 0  # the row that failed is measured again
+
+
+@pytest.mark.parametrize("key", ["device", "torch", "triton", "commit", "sources"])
+def test_a_row_of_another_state_is_measured_anew(key, mini, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(gpu, "cases", lambda *_: [Case("a", lambda: made.append("a") or Work(lambda: None))])
+    options = {"again": False, "budget": 0.001, "limit": 60}
+    sheet = gpu.run_phase("text", Context.of(mini, CPU), tmp_path, **options)
+    assert set(sheet.values["rows"][0]["made"]) >= {"device", "torch", "triton", "commit", "sources"}
+    values = json.loads((tmp_path / "text.json").read_text())
+    values["rows"][0]["made"][key] = "another"
+    (tmp_path / "text.json").write_text(json.dumps(values))
+    assert gpu.run_phase("text", Context.of(mini, CPU), tmp_path, **options).finished
+    assert made == ["a", "a"]
+
+
+def test_a_row_that_would_end_too_late_is_left_for_the_next_call(mini, tmp_path, monkeypatch):
+    long = [Case(name, lambda: Work(lambda: None), flops=1e15) for name in "ab"]
+    assert gpu.predicted(long[0], 800.0) == 20
+    monkeypatch.setattr(gpu, "cases", lambda *_: long)
+    monkeypatch.setattr(gpu, "predicted", lambda case, tflops: 70)
+    options = {"again": False, "budget": 0.001, "limit": 60}
+    first = gpu.run_phase("text", Context.of(mini, CPU), tmp_path, **options)
+    assert ["seconds" in row for row in first.values["rows"]] == [True, False]  # the first always begins
+    assert gpu.run_phase("text", Context.of(mini, CPU), tmp_path, **options).finished
 
 
 def test_the_table_comes_last_and_shows_shares(tmp_path, capsys):

@@ -59,11 +59,21 @@ def test_different_faces_differ(tmp_path):
     assert cosine < 0.95, "a mirrored face should be told apart"
 
 
-def test_providers_are_those_that_exist():
-    assert providers("cpu") == ["CPUExecutionProvider"]
-    import onnxruntime
+CUDA, ROCM = "CUDAExecutionProvider", "ROCMExecutionProvider"
 
-    assert set(providers("cuda:0")) <= set(onnxruntime.get_available_providers())
+
+@pytest.mark.parametrize(
+    ("device", "available", "expected"),
+    [
+        ("cpu", ["TensorrtExecutionProvider", CUDA], []),
+        ("cuda:1", ["TensorrtExecutionProvider", CUDA], [(CUDA, {"device_id": 1})]),
+        ("cuda:0", [ROCM], [(ROCM, {"device_id": 0})]),
+        ("cuda:0", ["AzureExecutionProvider"], []),
+    ],
+)
+def test_providers_are_those_that_exist_on_the_gpu_that_is_meant(monkeypatch, device, available, expected):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    assert providers(device) == [*expected, "CPUExecutionProvider"]
 
 
 def test_errors_name_the_file(tmp_path):

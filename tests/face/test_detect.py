@@ -10,6 +10,7 @@ from consisid.engine.errors import FaceError, InputError
 from consisid.engine.face_eager import SCRFD_FILE
 from consisid.engine.fixtures_torch import tiny_bisenet, tiny_retinaface
 from consisid.engine.networks.bisenet import BiSeNet, bisenet_state
+from consisid.engine.networks.eva import EvaTower
 from consisid.engine.networks.retinaface import RetinaFace, retinaface_backbone, retinaface_state
 
 
@@ -124,9 +125,10 @@ def test_parsing_keeps_hair_and_drops_the_neck():
     ("network", "shape"),
     [
         (lambda: RetinaFace("resnet50"), (1, 3, 768, 1024)),
-        (lambda: RetinaFace("mobile0.25"), (1, 3, 341, 512)),
         (BiSeNet, (1, 3, 512, 512)),
+        (lambda: EvaTower(1024, 24, 2730), (1, 3, 336, 336)),
     ],
+    ids=["retinaface", "bisenet", "eva"],
 )
 def test_traces_at_full_size_on_the_meta_device(network, shape):
     """With the weights as arguments, without a number of its own."""
@@ -154,25 +156,3 @@ def test_fixtures_fit_the_networks():
 
 def test_threshold_of_the_reference():
     assert (detect.RETINA_SCORE, detect.SCRFD_SCORE) == (0.97, 0.5)
-
-
-def test_one_graph_of_retinaface_serves_every_size(astronaut):
-    """It runs at the photo's own size, so a compiled one has height and width as variables; 33 is the least."""
-    network, state = RetinaFace("mobile0.25"), retinaface_state(tiny_retinaface())
-
-    class Call(torch.nn.Module):
-        def forward(self, weights, image):
-            return torch.func.functional_call(network, weights, (image,))
-
-    height, width = (torch.export.Dim(name, min=33, max=1024) for name in ("height", "width"))
-    shapes = (dict.fromkeys(state), {2: height, 3: width})
-    program = torch.export.export(Call(), (state, torch.zeros(1, 3, 384, 512)), dynamic_shapes=shapes, strict=False)
-    graph = program.module()
-    for rows, columns in ((512, 512), (341, 497), (64, 1024)):
-        image = astronaut[:rows, :columns, ::-1]
-        image = detect.retinaface_input(
-            np.pad(image, ((0, rows - image.shape[0]), (0, columns - image.shape[1]), (0, 0)))
-        )
-        for ours, theirs in zip(graph(state, image), Call()(state, image), strict=True):
-            # Hand-set offsets reach 15; the same kernels in the same order otherwise.
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)

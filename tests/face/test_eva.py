@@ -117,24 +117,6 @@ def test_the_formulas():
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
-def test_exported_graph_takes_the_weights_as_arguments():
-    tower, state = small_tower()
-    image = torch.randn(2, 3, 56, 56)
-
-    class Call(torch.nn.Module):
-        def forward(self, weights: dict[str, Tensor], image: Tensor) -> tuple[Tensor, ...]:
-            return torch.func.functional_call(tower, weights, (image,))
-
-    program = torch.export.export(Call(), (state, image), strict=False)
-    assert not program.state_dict
-    assert not program.constants
-    _, other = small_tower(seed=7)
-    for ours, theirs in zip(
-        program.module()(other, image), torch.func.functional_call(tower, other, (image,)), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_full_size_on_the_meta_device():
     with torch.device("meta"):
         out = EvaTower(1024, 24, 2730)(torch.empty(2, 3, 336, 336))

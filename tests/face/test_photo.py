@@ -1,11 +1,10 @@
 """Photographs of every kind become RGB, and what is none is refused in one line."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
+from conftest import bomb, png
 from PIL import Image
 
 from consisid.engine import photo
@@ -90,20 +89,6 @@ def test_long_edge():
     assert load_photo(gradient(1024, 600)).shape == (1024, 600, 3)
 
 
-def bomb() -> bytes:
-    """A PNG that says it is 60,000 pixels a side."""
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(b""), b"IEND")
-    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-
-
-def png(pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -165,3 +150,20 @@ def test_an_address(monkeypatch):
 def test_refused_arrays(array, words):
     with pytest.raises(InputError, match=words):
         load_photo(array)
+
+
+def test_what_may_not_be_read(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "me.png").write_bytes(png(gradient()))
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)  # root may read everything
+    with pytest.raises(InputError, match=r"me\.png: cannot be read \(Permission denied\); check its permissions"):
+        load_photo(tmp_path / "me.png")
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "film.mp4").write_bytes(b"x" * 200)
+    monkeypatch.setattr(photo, "MAX_FILE", 100)
+    with pytest.raises(InputError, match=r"film\.mp4: more than"):
+        load_photo(tmp_path / "film.mp4")

@@ -4,7 +4,9 @@
 .venv-parity/bin/python tests/face_parity/table.py
 """
 
+import contextlib
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,7 +21,9 @@ import cv2
 import images
 import numpy as np
 from PIL import Image
-from reference import Reference
+
+with contextlib.redirect_stdout(sys.stderr):  # some of these packages advertise others when they are imported
+    from reference import Reference
 
 from consisid.engine.errors import ConsisIDError
 from consisid.engine.face_chain import analyse, features

@@ -1,6 +1,10 @@
 """How a kernel is compared with its reference."""
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -45,3 +49,24 @@ def assert_close() -> Callable[[Outputs, Callable[..., Outputs], tuple[Any, ...]
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[Callable[[str, str, str], ModuleType]]:
+    """broken("joint_attention", right, wrong): the file of a kernel again, with a fault put into its source."""
+    made: list[str] = []
+
+    def load(name: str, right: str, wrong: str) -> ModuleType:
+        source = Path(importlib.util.find_spec(f"consisid.kernels.{name}").origin).read_text()
+        assert source.count(right) == 1, f"{right!r} is in {name} {source.count(right)} times"
+        file = tmp_path / f"{name}.py"  # a file, because Triton reads the source of a kernel
+        file.write_text(source.replace(right, wrong))
+        made.append(f"consisid.kernels.broken_{name}")
+        spec = importlib.util.spec_from_file_location(made[-1], file)
+        module = sys.modules[made[-1]] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in made:
+        del sys.modules[name]

@@ -30,12 +30,13 @@ def test_every_option_of_attention(assert_close, dim, lengths):
     qkv = torch.randn(2, keys, 3, 3, dim, dtype=torch.bfloat16, device="cuda")
     q = torch.randn(2, queries, 3, dim, dtype=torch.bfloat16, device="cuda")
     given = (q, qkv[:, :, 1], qkv[:, :, 2], dim**-0.5)
+    from triton.runtime.errors import OutOfResources
+
     ran = 0
     for config in tune.candidates(torch.cuda.get_device_capability()):
         try:
             result = by_kernel(*given, config)
-        except Exception as reason:  # what does not fit is passed over by the tuner too
-            assert "resource" in str(reason).lower(), (config, reason)  # noqa: PT017
+        except OutOfResources:  # what does not fit is passed over by the tuner too
             continue
         assert_close(result, reference, given)
         ran += 1

@@ -1,45 +1,77 @@
 """The whole TINY pipeline through the Triton kernels, interpreted, against the same pipeline on the references.
 
-float32, two steps and nine frames: the interpreter takes minutes for more. The bound is the contract's for a whole
-loop; what separates the two is the order of additions.
+float32, two steps, frames of 32 x 48 in a first and a next chunk of a narrow decoder: the interpreter takes minutes for
+more. The bound is the contract's for a whole loop; what separates the two is the order of additions.
 """
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.variants import TINY
+from consisid.export import build
+
 SCRIPT = """
-import sys
+import json, sys
+from collections import Counter
 sys.path.insert(0, sys.argv[2])
 import torch
 from conftest import random_identity
 from safetensors.torch import save_file
+from triton.runtime import interpreter
 from consisid.engine import ConsisID
-from consisid.engine.variants import TINY
-from consisid.kernels import joint_attention
-options = {"seed": 3, "num_inference_steps": 2, "num_frames": 9}
-engine, person = ConsisID.open(sys.argv[1]), random_identity(TINY)
-latents = engine.generate(person, "A person walks.", output_type="latent", **options).latents
+from consisid.engine.decode import finish
+
+launches, launch = Counter(), interpreter.GridExecutor.__call__
+def counted(executor, *arguments, **keywords):
+    launches[" ".join([executor.fn.__name__, *(name for name in ("RESIDUAL", "NORM") if keywords.get(name))])] += 1
+    return launch(executor, *arguments, **keywords)
+interpreter.GridExecutor.__call__ = counted
+
+engine = ConsisID.open(sys.argv[1])
+person, options = random_identity(engine.variant), {"seed": 3, "num_inference_steps": 2, "output_type": "latent"}
+latents = engine.generate(person, "A person walks.", **options).latents
 with torch.no_grad():
-    from consisid.engine.decode import finish
-    from consisid.engine.shapes import VideoShape
-    networks = engine.networks(VideoShape.of(TINY, None, None, 9))
-    frames = finish(networks, latents[None] / TINY.vae.scaling_factor, "pt")[0]
-used = "consisid.kernels.ops" in sys.modules
-save_file({"latents": latents, "frames": frames.contiguous(), "used": torch.tensor(used)}, sys.argv[3])
+    frames = finish(engine.networks(), latents[None] / engine.variant.vae.scaling_factor, "pt")[0]
+file = {"latents": latents, "frames": frames.contiguous()}
+save_file(file, sys.argv[3], {"launches": json.dumps(launches), "calls": json.dumps(engine.networks().calls)})
 """
+SMALL = replace(
+    TINY, name="custom", height=32, width=48,
+    transformer=replace(TINY.transformer, sample_height=4, sample_width=6),
+    vae=replace(TINY.vae, block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_height=32, sample_width=48),
+)  # fmt: skip
+BLOCKS, FACES, NORMS = 2 * 4, 2 * 2, 2 * 29  # in two steps, both halves of guidance at once; in two chunks
+LAUNCHES = {
+    "joint_attention_kernel": BLOCKS,
+    "qk_norm_rope_kernel": BLOCKS,
+    "modulated_norm_kernel NORM": BLOCKS,
+    "modulated_norm_kernel RESIDUAL NORM": BLOCKS,
+    "modulated_norm_kernel RESIDUAL": BLOCKS,
+    **{f"face_{part}_kernel": FACES for part in ("fold", "statistics", "scores", "update")},
+    **{f"group_{part}_kernel": NORMS for part in ("statistics", "combine", "norm_silu")},
+}
 
 
-def test_the_pipeline_on_interpreted_kernels_is_the_pipeline(tiny_folder, tmp_path, request):
+def test_the_pipeline_on_interpreted_kernels_is_the_pipeline(tmp_path, request):
+    folder = tmp_path / "engine"
+    build(write_checkpoint(SMALL, tmp_path / "checkpoint"), folder, backend="eager")
     results = []
     for interpret in ("0", "1"):
         file = tmp_path / f"{interpret}.safetensors"
-        command = [sys.executable, "-c", SCRIPT, str(tiny_folder), str(request.config.rootpath / "tests"), str(file)]
+        command = [sys.executable, "-c", SCRIPT, str(folder), str(request.config.rootpath / "tests"), str(file)]
         subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": interpret})
-        results.append(load_file(file))
-    plain, kernels = results
-    assert (bool(plain["used"]), bool(kernels["used"])) == (False, True)
-    assert (plain["latents"] - kernels["latents"]).abs().max() < 1e-4
-    assert (plain["frames"] - kernels["frames"]).abs().max() <= 1 / 255
+        with safe_open(file, "pt") as opened:
+            results.append((load_file(file), {k: json.loads(v) for k, v in opened.metadata().items()}))
+    (plain, without), (kernels, counted) = results
+    assert without["launches"] == {}
+    assert counted["launches"] == LAUNCHES
+    assert counted["calls"]["decode_next"] == 1
+    for name, values in plain.items():
+        assert (values - kernels[name]).abs().max() < 1e-4, name

@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("triton")
+from triton.runtime.errors import OutOfResources
+
 from consisid.kernels import describe, measure, tune, tuning
 from consisid.kernels.cases import SMALL, cases
 from consisid.kernels.joint_attention import BACKENDS, reference
@@ -95,7 +98,7 @@ def test_only_what_is_right_can_win(monkeypatch, capsys):
 
     def by_kernel(q, k, v, scale, config):
         if config == broken:
-            raise RuntimeError("out of resource: shared memory")
+            raise OutOfResources(300000, 232448, "shared memory")
         return reference(q, k, v, scale * (2 if config == wrong else 1)).bfloat16()
 
     def time(runs, rounds):
@@ -110,6 +113,23 @@ def test_only_what_is_right_can_win(monkeypatch, capsys):
     assert config == best
     assert times == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0, "ours": 3.0}
     assert "does not run: out of resource" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason", [ValueError("a fault"), RuntimeError(""), IndexError(), torch.OutOfMemoryError()])
+def test_a_fault_of_a_candidate_is_no_option_that_does_not_run(reason):
+    def run():
+        raise reason
+
+    with pytest.raises(type(reason)):
+        tune.error(run, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("No available kernel."), OutOfResources(2, 1, "x")])
+def test_an_option_that_does_not_run_is_passed_over(reason):
+    def run():
+        raise reason
+
+    assert tune.error(run, torch.zeros(1, 1)) == float("inf")
 
 
 def test_a_row_of_measurements(monkeypatch):

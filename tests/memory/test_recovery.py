@@ -4,18 +4,19 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_identity
 from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
 
-from consisid.engine.errors import DeviceMemoryError, InputError
+from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory import UNKNOWN, MemoryPlan, StagePlan
-from consisid.engine.recovery import DeviceMemory, explain
+from consisid.engine.recovery import DeviceMemory, Run, explain
 from consisid.engine.sizes import STAGES
 from consisid.engine.variants import TINY
 
-from .conftest import PROMPT, SHAPE, SIZE, latents
+from .conftest import OPTIONS, PERSON, PROMPT, SHAPE, SIZE, latents
 
 STEPS = 4
 GIB = 2**30
@@ -132,9 +133,9 @@ def test_a_killed_process(engine, tiny_folder, tmp_path, request):
     assert torch.equal(latents(engine, num_inference_steps=STEPS, checkpoint=path), whole)
 
 
-def fail_once(engine, monkeypatch, graph, nth=0):
+def fail_once(engine, monkeypatch, graph, nth=0, shape=SHAPE):
     """One call of a graph runs out of memory."""
-    run, calls = engine.networks(SHAPE).runners[graph], []
+    run, calls = engine.networks(shape).runners[graph], []
 
     def failing(inputs, weights):
         calls.append(graph)
@@ -142,7 +143,7 @@ def fail_once(engine, monkeypatch, graph, nth=0):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
         return run(inputs, weights)
 
-    monkeypatch.setitem(engine.networks(SHAPE).runners, graph, failing)
+    monkeypatch.setitem(engine.networks(shape).runners, graph, failing)
 
 
 GRAPHS = [
@@ -189,6 +190,98 @@ def test_replanned_from_the_last_finished_step(engine, expected, monkeypatch):
     )
     assert torch.equal(video.latents, expected["batched"])
     assert video.stats.calls["head"] == 1
+
+
+def streamed(engine, **options):
+    return engine.generate(PERSON, PROMPT, **{**OPTIONS, "output_type": "stream", **options})
+
+
+@pytest.mark.parametrize("graph", ["decode_first", "decode_next"])
+def test_a_stream_survives_running_out_of_memory(engine, tiny, monkeypatch, graph):
+    """In its first chunk and in a later one; frames that were handed out come once."""
+    shape = {"num_frames": engine.shape.num_frames}
+    whole = tiny.generate(PERSON, PROMPT, **{**OPTIONS, **shape, "output_type": "uint8"}).frames
+    video = streamed(engine, on_oom="replan", decode="whole", **shape)
+    fail_once(engine, monkeypatch, graph, shape=engine.shape)
+    frames = np.stack(list(video.frames))
+    assert frames.tobytes() == whole.tobytes()
+    assert video.stats.modes["restarts"].startswith("1 ")
+    assert list(video.stats.seconds) == ["identify", "text", "prepare", "denoise", "decode"]
+
+
+def test_a_stream_names_what_would_do(engine, monkeypatch):
+    video = streamed(engine)
+    fail_once(engine, monkeypatch, "decode_first")
+    with pytest.raises(DeviceMemoryError, match=r"stage decode, with the plan of .*next smaller plan takes"):
+        next(video.frames)
+
+
+def test_a_stream_ends_with_its_last_frame(engine, tmp_path):
+    """Until then the checkpoint is there and the weights of the decoder stay."""
+    path = tmp_path / "run.safetensors"
+    options = {"checkpoint": path, "checkpoint_every": 1, "num_inference_steps": 2}
+    video = streamed(engine, **options)
+    next(video.frames)
+    assert path.exists()
+    del video  # as if the process had died here
+    calls = engine.networks(SHAPE).calls["head"]
+    frames = list(streamed(engine, **options).frames)
+    assert engine.networks(SHAPE).calls["head"] == calls
+    assert len(frames) == SHAPE.num_frames
+    assert not path.exists()
+
+
+def test_identify_names_running_out_of_memory(engine, monkeypatch, face):
+    fail_once(engine, monkeypatch, "eva", shape=engine.shape)
+    with pytest.raises(DeviceMemoryError, match="Out of device memory while looking at the photo"):
+        engine.identify(face, aligned=True)
+    monkeypatch.undo()
+    fail_once(engine, monkeypatch, "eva", shape=engine.shape)
+    options = {**OPTIONS, "aligned": True, "on_oom": "replan"}
+    assert engine.generate(face, PROMPT, **options).stats.modes["restarts"].startswith("1 ")
+
+
+def poisoned(at):
+    return lambda engine, step, timestep, tensors: {"latents": tensors["latents"] * float("nan")} if step == at else {}
+
+
+def test_latents_that_are_not_finite_are_not_kept(engine, tmp_path):
+    path = tmp_path / "run.safetensors"
+    options = {"checkpoint": path, "checkpoint_every": 1, "num_inference_steps": STEPS}
+    with pytest.raises(NumericalError, match="after step 3 of 4"):
+        latents(engine, callback_on_step_end=poisoned(2), **options)
+    whole = latents(engine, num_inference_steps=STEPS)
+    assert torch.equal(latents(engine, **options), whole)
+
+
+@pytest.mark.parametrize("at", [0, STEPS - 1])
+def test_what_a_callback_returns_has_to_be_finite(engine, at):
+    with pytest.raises(NumericalError, match=f"after step {at + 1} of 4"):
+        latents(engine, num_inference_steps=STEPS, callback_on_step_end=poisoned(at))
+
+
+def test_noise_has_to_be_finite(engine):
+    noise = torch.full((1, SHAPE.latent_frames, 16, SHAPE.latent_height, SHAPE.latent_width), float("inf"))
+    with pytest.raises(NumericalError, match="before the first step"):
+        latents(engine, latents=noise)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ((None, None), ("tiled", (8, 9))),
+        (("exact", None), ("exact", (8, 9))),
+        (("tiled", None), ("tiled", (8, 9))),
+        (("tiled", (10, 10)), ("tiled", (10, 10))),
+        (("whole", None), ("whole", None)),
+    ],
+)
+def test_the_tile_is_that_of_the_plan(asked, used):
+    stage = StagePlan("decode", (), (), 0, 0, "batched", (8, 9), GIB, 1.0, 0.0, 0)
+    run = object.__new__(Run)
+    run.options = dict(zip(("decode", "tile"), asked, strict=True))
+    run.plan = MemoryPlan("preview", GIB, UNKNOWN, (stage,), held=False)
+    assert run.decoding == used
 
 
 def test_no_smaller_plan(engine, monkeypatch):

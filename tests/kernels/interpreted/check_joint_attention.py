@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from consisid.kernels import joint_attention, ops
+from consisid.kernels import joint_attention, ops, tuning
 from consisid.kernels.joint_attention import by_kernel, reference
 from consisid.kernels.tuning import Config
 
@@ -41,6 +41,17 @@ def test_public_function_takes_the_kernel(assert_close):
     assert torch.equal(result, by_kernel(*given, Config(64, 64, 4, 1)))
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
+def test_default_rows_of_the_table(capability):
+    """What a GPU without a row of its own would launch, in float16 and with a tail of queries and of keys. The bound is
+    that of the polynomial below, and of float16."""
+    config = tuning.default_config(capability, torch.float16)
+    q, k, v, scale = arguments(1, config.block_m + 5, 2 * config.block_n + 7, 1, 64, torch.float16)
+    exact = reference(q.double(), k.double(), v.double(), scale)
+    error = float((by_kernel(q, k, v, scale, config) - exact).abs().max())
+    assert error <= (2 * 7.5e-5 + torch.finfo(torch.float16).eps) * float(v.abs().max())
+
+
 @pytest.mark.parametrize("polynomial", [2, 4])
 def test_polynomial(polynomial):
     """The cubic is right to 7.5e-5 for each weight, and so is a weighted mean, times two for numerator and sum."""
@@ -58,17 +69,24 @@ def test_scores_far_from_zero(assert_close):
     assert_close(by_kernel(*given, PLAIN), reference, given)
 
 
-@pytest.mark.parametrize("fault", ["dropped tail", "wrong scale", "keys of another head"])
-def test_a_fault_is_caught(assert_close, fault):
-    given = arguments(1, 8, 33, 2, 32, torch.float16)
-    q, k, v, scale = given
-    wrong = {
-        "dropped tail": (q, k[:, :32], v[:, :32], scale),
-        "wrong scale": (q, k, v, scale * 1.02),
-        "keys of another head": (q, k.flip(2), v, scale),
-    }[fault]
-    with pytest.raises(AssertionError, match="allowed"):
-        assert_close(by_kernel(*wrong, PLAIN), reference, given)
+FAULTS = {
+    "dropped tail": (
+        "    scores = tl.where((last + tl.arange(0, BLOCK_N) < length)",
+        "    scores = tl.where((last < 0)",
+    ),
+    "unmasked tail": ("< length)[None, :], scores", "< length + BLOCK_N)[None, :], scores"),
+    "wrong scale": ("scores * factor - raised", "scores * factor * 1.02 - raised"),
+    "sum not shrunk": ("total = total * shrink", "total = total"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(assert_close, broken, fault):
+    given = arguments(1, 8, 97, 2, 32, torch.float16)
+    assert_close(by_kernel(*given, PLAIN), reference, given)
+    module = broken("joint_attention", *FAULTS[fault])
+    with pytest.raises(AssertionError, match=r"allowed|finite"):
+        assert_close(module.by_kernel(*given, PLAIN), reference, given)
 
 
 def test_operator():

@@ -7,7 +7,7 @@ from torch.library import opcheck
 from consisid.kernels import gated_modulated_norm, gated_residual, modulated_norm, ops
 from consisid.kernels.modulated_norm import reference_both, reference_norm, reference_residual
 
-SHAPES = [(2, 7, 13, 48), (1, 0, 1, 96), (1, 1, 0, 17), (2, 226, 3, 8), (1, 2, 3, 3072)]  # batch, text, video, width
+SHAPES = [(2, 7, 13, 48), (1, 0, 1, 96), (1, 1, 0, 17), (1, 226, 3, 8), (1, 2, 3, 3072)]  # batch, text, video, width
 
 
 def arguments(batch, text, video, width, dtype):
@@ -37,17 +37,29 @@ def test_fused_is_the_two_steps_to_the_bit():
     assert torch.equal(normed, modulated_norm(total, modulation, weight, bias, text, 1e-5))
 
 
-@pytest.mark.parametrize("fault", ["one text row too many", "streams exchanged", "wrong eps"])
-def test_a_fault_is_caught(assert_close, fault):
-    hidden, update, gates, modulation, weight, bias, text = arguments(1, 3, 8, 32, torch.float16)
-    given = (hidden, update, gates, modulation, weight, bias, text, 1e-5)
-    wrong = {
-        "one text row too many": (hidden, update, gates, modulation, weight, bias, text + 1, 1e-5),
-        "streams exchanged": (hidden, update, gates.flip(0), modulation.flip(0), weight, bias, text, 1e-5),
-        "wrong eps": (hidden, update, gates, modulation, weight, bias, text, 1e-1),
-    }[fault]
-    with pytest.raises(AssertionError, match="allowed"):
-        assert_close(gated_modulated_norm(*wrong), reference_both, given)
+NORM, RESIDUAL, BOTH = ("modulated_norm", "launch_norm"), ("gated_residual", "launch_residual"), ("both", "launch_both")
+FAULTS = {  # what is wrong, and in which of the three functions it has to be seen
+    "one text row too many": ("row % length < text_length", "row % length <= text_length", (NORM, RESIDUAL, BOTH)),
+    "streams exchanged": ("< text_length, 1, 0)", "< text_length, 0, 1)", (NORM, RESIDUAL, BOTH)),
+    "dropped tail": ("inside = column < C", "inside = column < C - 1", (NORM, RESIDUAL, BOTH)),
+    "no gate": ("x += gate * tl.load(update", "x += tl.load(update", (RESIDUAL, BOTH)),
+    "wrong scale": ("x * (1 + scale) + shift", "x * scale + shift", (NORM, BOTH)),
+    "biased deviation": ("centred * centred, axis=0) / C", "centred * centred, axis=0) / (C - 1)", (NORM, BOTH)),
+}
+ROWS = [(fault, which) for fault, (_, _, seen) in FAULTS.items() for which in seen]
+
+
+@pytest.mark.parametrize(("fault", "which"), ROWS, ids=[f"{which[0]}, {fault}" for fault, which in ROWS])
+def test_a_fault_is_caught(assert_close, broken, fault, which):
+    hidden, update, gates, modulation, weight, bias, text = arguments(1, 3, 8, 31, torch.float16)
+    given, reference = {
+        NORM: ((hidden, modulation, weight, bias, text, 1e-5), reference_norm),
+        RESIDUAL: ((hidden, update, gates, text), reference_residual),
+        BOTH: ((hidden, update, gates, modulation, weight, bias, text, 1e-5), reference_both),
+    }[which]
+    launch = getattr(broken("modulated_norm", *FAULTS[fault][:2]), which[1])
+    with pytest.raises(AssertionError, match=r"allowed|finite"):
+        assert_close(launch(*given), reference, given)
 
 
 def test_operators():

@@ -1,0 +1,35 @@
+"""An engine folder with seeded random weights in a temporary place: for measuring, not for videos."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from consisid.engine import ConsisID
+from consisid.engine.variants import Variant
+from consisid.export import build
+
+
+@contextmanager
+def random_folder(variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[Path]:
+    """What `consisid-build VARIANT --random-weights --backend eager` makes, inside the block.
+
+    Args:
+        dtype: default float32 on a CPU, else bfloat16.
+    """
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    with TemporaryDirectory(prefix="consisid-bench-") as place:
+        folder = Path(place) / "engine"
+        build(variant, folder, backend="eager", dtype=name, device=str(device), random_weights=True)
+        yield folder
+
+
+def random_engine(variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None) -> ConsisID:
+    """An open engine with random weights, and nothing left of its folder."""
+    with random_folder(variant, device, dtype) as folder:
+        engine = ConsisID.open(folder)
+        # Read when first used, so here: what follows needs no file.
+        _ = engine.text_encoder, engine.scheduler
+    return engine

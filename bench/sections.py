@@ -1,0 +1,75 @@
+"""Parts of a report that follow from samples: rows, the waterfall, peers side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .peers import EAGER, Peer
+from .runs import Row, Sample
+
+UNHOISTED = "ours without hoisting"
+TECHNIQUES = {
+    EAGER.name: "the reference, eager",
+    UNHOISTED: "one graph per block, fused q/k/v, folded face attention, no text in the last block",
+    "ours": "nothing in the loop that does not change in it",
+}
+
+
+def median(values: Sequence[float]) -> float:
+    return Row.of("", "", "", list(values)).median
+
+
+def steps_of(samples: Sequence[Sample]) -> list[float]:
+    """Seconds of all steps."""
+    return [seconds for sample in samples for seconds in sample.steps]
+
+
+def rows(samples: Mapping[str, Sequence[Sample]]) -> list[Row]:
+    """Seconds of videos, stages and steps, and the peak, by maker."""
+    found = []
+    for name, made in samples.items():
+        found.append(Row.of("video", name, "s", [sample.total for sample in made]))
+        found += [
+            Row.of("stage", f"{name}: {stage}", "s", [sample.stages[stage] for sample in made])
+            for stage in made[0].stages
+        ]
+        note = "without the first step, which has no mark before it" if name.startswith("diffusers") else ""
+        found.append(Row.of("step", name, "s", steps_of(made), note))
+        peaks = [sample.peak / 2**30 for sample in made if sample.peak is not None]
+        if peaks:
+            found.append(Row.of("memory", f"{name}: peak allocated", "GiB", peaks, "less what the others hold at rest"))
+    return found
+
+
+def waterfall(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
+    """Seconds of a step down the rungs; gain is what a rung saves over the one above."""
+    rungs, above = [], None
+    for name, technique in TECHNIQUES.items():
+        if name in samples:
+            seconds = median(steps_of(samples[name]))
+            rungs.append(
+                {"name": name, "technique": technique, "step_seconds": seconds, "gain": above and above - seconds}
+            )
+            above = seconds
+    return rungs
+
+
+def peer_row(
+    peer: Peer,
+    theirs: Sequence[Sample] | None,
+    ours: Sequence[Sample] | None,
+    within: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A form of diffusers beside the engine in the same turns, what its authors state, and the engine within that."""
+
+    def of(found: Sequence[Sample] | None) -> dict[str, Any] | None:
+        if not found:
+            return None
+        peaks = [sample.peak for sample in found if sample.peak is not None]
+        return {
+            "seconds": median([sample.total for sample in found]),
+            "step_seconds": median(steps_of(found)),
+            "peak_gb": max(peaks) / 1e9 if peaks else None,
+        }
+
+    stated = list(peer.reference_gb) if peer.reference_gb else None
+    return {"name": peer.name, "stated_gb": stated, "theirs": of(theirs), "ours": of(ours), "within": within}

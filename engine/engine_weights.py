@@ -1,0 +1,105 @@
+"""The weights of engines that hold them: which are on the device, and how much of each streams, as a plan has it.
+
+A plan is made for weights that come one layer at a time; TensorRT streams within an engine. What it takes from a plan
+is the share of a stage's weights that stay on the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .backends.trt_run import shares
+from .checkpoint import Checkpoint
+from .graphs import Graph
+from .memory import MemoryPlan
+from .residency import Residency
+from .shards import TEXT, TRUNK
+from .sizes import STAGE_OF
+from .stream import Lane
+
+# The stages of shards, which the table of stages knows by the graphs that they replace.
+REPLACED: Mapping[str, str] = {
+    TRUNK: "block",
+    TEXT: "text_layer",
+    "modulations": "modulation",
+    "face_folds": "face_fold",
+}
+
+
+class Holder(Protocol):
+    """An engine as far as its weights matter: backends/trt_run.py."""
+
+    @property
+    def streamable(self) -> int:
+        """Bytes of weights that may stay in host memory."""
+
+    def limit(self, budget: int | None) -> None:
+        """At most so many bytes of them on the device from the next call on; None for all."""
+
+    def close(self) -> None:
+        """Give all memory back, until the next call."""
+
+
+def stage_of(name: str) -> str:
+    """The stage that a graph or a shard belongs to."""
+    kind = name.rpartition("_")[0]
+    return STAGE_OF[REPLACED.get(name) or REPLACED.get(kind) or name]
+
+
+def resident_share(plan: MemoryPlan, stage: str) -> float:
+    """The share of a stage's weights that a plan keeps on the device, buffers included."""
+    planned = plan.stage(stage)
+    count = len(planned.resident) + len(planned.streamed)
+    return min(1.0, (len(planned.resident) + planned.buffers) / count) if count else 1.0
+
+
+class EngineWeights(Residency):
+    """Stands where Residency does, for a folder whose engines hold their weights: `take` gives no tensors.
+
+    Args:
+        engines: the loaded engines by the name of their graph; filled while a folder is opened.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, lane: Lane):
+        super().__init__(checkpoint, device, dtype, lane)
+        self.engines: dict[str, Holder] = {}
+
+    def bind(self, graph: Graph, names: Sequence[str]) -> None:
+        """There is nothing to bind."""
+
+    def hold(self, name: str, engine: Any) -> None:
+        """Make an engine known."""
+        self.engines[name] = engine
+
+    def use(self, plan: MemoryPlan | None) -> None:
+        if plan != self.plan:
+            self.leave()
+            self.plan = plan
+
+    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+        if self.plan is not None and not self.plan.held and stage_of(name) != self._stage:
+            self.leave()
+            self._stage = stage_of(name)
+            self._limit(self.plan)
+        return ()
+
+    def done(self, name: str, layer: int) -> None:
+        """The engine keeps them."""
+
+    def leave(self) -> None:
+        """End the present stage: its engines give their memory back."""
+        for name, engine in self.engines.items():
+            if self._stage is not None and stage_of(name) == self._stage:
+                engine.close()
+        self._stage = None
+
+    def _limit(self, plan: MemoryPlan) -> None:
+        here = {name: engine for name, engine in self.engines.items() if stage_of(name) == self._stage}
+        sizes = {name: engine.streamable for name, engine in here.items()}
+        assert self._stage is not None
+        budget = int(resident_share(plan, self._stage) * sum(sizes.values()))
+        for name, share in shares(budget, sizes).items():
+            here[name].limit(share)
+        self.source = "TensorRT's own streaming"

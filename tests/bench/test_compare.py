@@ -1,0 +1,52 @@
+"""A second run beside the first: what lies within the first's quartiles is said row by row."""
+
+import copy
+import json
+
+import pytest
+
+from consisid.bench.cli import main
+from consisid.bench.compare import compare
+from consisid.engine.errors import InputError
+
+
+def moved(values, name, seconds):
+    second = copy.deepcopy(values)
+    for row in second["rows"]:
+        if row["name"] == name:
+            row["median"] = seconds
+    return second
+
+
+def test_a_median_outside_the_quartiles_is_found(values):
+    row = next(row for row in values["rows"] if (row["section"], row["name"]) == ("step", "ours"))
+    inside = {r.name: r.within for r in compare(values, values) if r.section == "step"}
+    assert inside["ours"]
+    for seconds in (row["low"] * 0.99, row["high"] * 1.01):
+        found = {r.name: r.within for r in compare(values, moved(values, "ours", seconds)) if r.section == "step"}
+        assert found == {**inside, "ours": False}
+
+
+def test_one_value_is_not_judged_and_counted_work_left_out(values):
+    rows = compare(values, values)
+    assert next(row for row in rows if row.name == "open").within is None
+    assert "work" not in {row.section for row in rows}
+
+
+def test_only_runs_of_one_command_are_compared(values):
+    with pytest.raises(InputError, match="differ in settings steps: 2 and 3"):
+        compare(values, {**values, "settings": {**values["settings"], "steps": 3}})
+
+
+def test_the_command_compares_two_reports(values, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    arguments = [str(tmp_path / "b.json"), "--compare", str(tmp_path / "a.json"), "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert table == (tmp_path / "compare.md").read_text()
+    judged = [row for row in values["rows"] if row["count"] > 1]
+    assert table.startswith(f"# {len(judged)} of {len(judged)} medians within")
+    (tmp_path / "a.json").write_text("{}")
+    assert main(arguments) == 2
+    assert "is no report.json" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""`--backend auto`: the fastest of the backends that are right is kept, and the others' reasons are written down."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from consisid.engine.backends import eager
+from consisid.engine.errors import BackendError
+from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.manifest import Manifest
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import TINY
+from consisid.export import build, choose
+from consisid.export.describe import describe_folder
+
+GRAPH = graph_table(TINY, VideoShape.of(TINY, 96, 144, 9))["time_embed"]
+
+
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator) for size in weight_shapes(GRAPH.module()).values()]
+
+
+def fake(*, error=0.0, slower=0.0, fault=None):
+    """A backend that writes a file and computes what eager does, a little wrong, a little later, or not at all."""
+
+    def compile(graph, path, device, dtype):
+        if fault is not None:
+            raise fault
+        path.write_text(graph.name)
+
+    def load(graph, path, device, names):
+        run = eager.load(graph, path, device, names)
+
+        def later(inputs, tensors):
+            time.sleep(slower)
+            return run(inputs, tensors) * (1 + error)
+
+        return later
+
+    return SimpleNamespace(SUFFIX=".fake", compile=compile, load=load)
+
+
+def chosen(monkeypatch, tmp_path, dtype=torch.float32, **backends):
+    monkeypatch.setattr(choose, "CANDIDATES", tuple(backends))
+    monkeypatch.setattr(choose, "backend", lambda name: backends.get(name, eager))
+    tensors = [tensor.to(dtype) for tensor in weights()]
+    return choose.compile_graph("auto", GRAPH, tmp_path / GRAPH.name, torch.device("cpu"), dtype, lambda: tensors)
+
+
+def test_the_fastest_is_kept_and_all_times_with_it(monkeypatch, tmp_path):
+    slow = SimpleNamespace(SUFFIX=None, compile=eager.compile, load=fake(slower=0.02).load)
+    choice = chosen(monkeypatch, tmp_path, eager=slow, inductor=fake())
+    assert choice.backend == "inductor"
+    assert choice.file == tmp_path / "time_embed.fake"
+    assert set(choice.milliseconds) == {"eager", "inductor"}
+    assert choice.milliseconds["eager"] > 20
+    assert not choice.rejected
+
+
+def test_the_slower_file_goes(monkeypatch, tmp_path):
+    choice = chosen(monkeypatch, tmp_path, eager=eager, inductor=fake(slower=0.02))
+    assert (choice.backend, choice.file) == ("eager", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05), (torch.float32, float("nan"))]
+)
+def test_what_is_wrong_is_not_taken_however_fast(monkeypatch, tmp_path, dtype, error):
+    slow = SimpleNamespace(SUFFIX=None, compile=eager.compile, load=fake(slower=0.02).load)
+    choice = chosen(monkeypatch, tmp_path, dtype, eager=slow, inductor=fake(error=error))
+    assert choice.backend == "eager"
+    assert "its error of" in choice.rejected["inductor"]
+    assert "inductor" not in choice.milliseconds
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_compile_is_passed_over(monkeypatch, tmp_path):
+    broken = fake(fault=RuntimeError("No working C++ compiler found in cpp.cxx\nmany more lines"))
+    choice = chosen(monkeypatch, tmp_path, eager=eager, inductor=broken)
+    assert choice.backend == "eager"
+    assert "No working C++ compiler" in choice.rejected["inductor"]
+    assert choice.rejected["inductor"].endswith("install g++.")
+
+
+def test_what_was_asked_for_by_name_has_to_compile(monkeypatch, tmp_path):
+    monkeypatch.setattr(choose, "backend", lambda name: fake(fault=RuntimeError("too large")))
+    with pytest.raises(
+        BackendError, match=r"could not compile the graph time_embed \(too large\); build with --backend"
+    ):
+        choose.compile_graph("inductor", GRAPH, tmp_path / "x", torch.device("cpu"), torch.float32, weights)
+
+
+def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path, tiny_checkpoint):
+    broken = fake(fault=RuntimeError("too large"))
+    monkeypatch.setattr(choose, "backend", {"eager": eager, "inductor": broken}.get)
+    monkeypatch.setattr(choose, "RUNS", 1)
+    manifest = build(tiny_checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
+    assert manifest == Manifest.read(tmp_path / "engine")
+    for entry in manifest.graphs.values():
+        assert entry.backend == "eager"
+        assert entry.milliseconds["eager"] > 0
+        assert "too large" in entry.rejected["inductor"]
+    assert "not inductor: inductor could not compile the graph block (too large)" in describe_folder(manifest, tmp_path)

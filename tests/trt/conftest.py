@@ -1,0 +1,23 @@
+"""ONNX files of graphs with random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import random_weights
+
+from consisid.engine.graphs import Graph
+from consisid.export.onnx import skeleton, write
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Path]:
+    """exported(graph, dtype, sizes) -> its ONNX file."""
+
+    def make(graph: Graph, dtype: torch.dtype = torch.float32, sizes: dict[str, int] | None = None) -> Path:
+        file = tmp_path / f"{graph.name}.onnx"
+        write(skeleton(graph, dtype, sizes), random_weights(graph, graph.dtype(dtype)), file)
+        return file
+
+    return make

@@ -1,0 +1,69 @@
+"""Which engines are loaded and what of them streams, as a plan has it; engines are stood for by what they are asked."""
+
+import pytest
+import torch
+
+from consisid.engine import memory
+from consisid.engine.engine_weights import EngineWeights, resident_share, stage_of
+from consisid.engine.shapes import VideoShape
+from consisid.engine.shards import sharded_table
+from consisid.engine.sizes import STAGES, sizes
+from consisid.engine.stream import lane_of
+from consisid.engine.variants import PREVIEW, TINY
+
+CPU = torch.device("cpu")
+
+
+class Engine:
+    def __init__(self, streamable):
+        self.streamable, self.budget, self.closed = streamable, None, 0
+
+    def limit(self, budget):
+        self.budget = budget
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("variant", [TINY, PREVIEW])
+def test_every_graph_has_a_stage(variant):
+    for name in sharded_table(variant, VideoShape.of(variant, None, None, None)):
+        assert stage_of(name) in STAGES
+
+
+def plan(fraction):
+    found = sizes(TINY, VideoShape.of(TINY, None, None, None), torch.float32)
+    least = memory.smallest(found, memory.UNKNOWN, None, False)[1]
+    largest = memory.plan(None, found).peak
+    return memory.plan(least + int(fraction * (largest - least)), found)
+
+
+def weights_of(found):
+    weights = EngineWeights(None, CPU, torch.float32, lane_of(CPU))
+    for name, size in {"trunk_0": 300, "trunk_1": 100, "text_layers_0": 50}.items():
+        weights.hold(name, Engine(size))
+    weights.use(found)
+    return weights
+
+
+def test_a_budget_goes_to_the_engines_of_a_stage():
+    found = plan(0.0)
+    assert not found.held
+    weights = weights_of(found)
+    assert weights.take("text_layers_0", 0) == ()
+    weights.take("trunk_0", 0)
+    weights.take("trunk_1", 0)
+    engines = weights.engines
+    assert engines["text_layers_0"].closed == 1  # its stage is over
+    assert engines["trunk_0"].closed == 0
+    share = resident_share(found, "denoise")
+    assert 0 < share <= 1
+    assert engines["trunk_0"].budget == int(share * 400) * 300 // 400
+    assert engines["trunk_1"].budget == int(share * 400) * 100 // 400
+
+
+def test_without_a_plan_nothing_is_limited():
+    weights = weights_of(None)
+    weights.take("text_layers_0", 0)
+    weights.take("trunk_0", 0)
+    assert all(engine.budget is None and not engine.closed for engine in weights.engines.values())
