@@ -101,7 +101,7 @@ class ConsisID(Opened):
             given = condition(networks, positions, embeds, image * self.image_scale, features)
         with run.stage("denoise"):
             final = denoise(
-                networks, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
+                run.loop, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
                 on_step=request.callback(self), watch=run.watch,
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,

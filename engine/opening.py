@@ -10,11 +10,12 @@ import torch
 
 from . import memory as memory_plan
 from .backends import backend
+from .chunks import with_runners
 from .denoise import Positions
 from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
-from .graphs import weight_shapes
+from .graphs import IN_ROWS, in_rows, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
 from .request import may_tile
@@ -124,7 +125,7 @@ class Opened:
         """
         found = sizes(
             self.variant, shape or self.shape, self.dtype,
-            batch=batch, steps=steps, guided=guided, device=self.device.type,
+            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
         )  # fmt: skip
         machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
         return memory_plan.plan(
@@ -139,7 +140,14 @@ class Opened:
     def sizes_of(self, request: "Request") -> Sizes:
         """What a request's plan is made from."""
         kind = _kind(request)
-        return sizes(self.variant, kind.pop("shape"), self.dtype, device=self.device.type, **kind)
+        return sizes(
+            self.variant, kind.pop("shape"), self.dtype, device=self.device.type, rows=self.may_cut_rows, **kind
+        )
+
+    @property
+    def may_cut_rows(self) -> bool:
+        """Whether a plan may cut the feed-forward: not where engines hold the weights of their layers."""
+        return not self.manifest.spec.layers_per_shard
 
     def networks(self, shape: VideoShape | None = None) -> Networks:
         """The graphs for a shape; compiled ones exist only for the shape that they were built for."""
@@ -169,6 +177,16 @@ class Opened:
         count = self.manifest.spec.layers_per_shard
         spans = Shards(count) if count else LayerByLayer()
         return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
+
+    def in_rows(self, shape: VideoShape, rows: int) -> Networks:
+        """The graphs for a shape with the feed-forward of their blocks in pieces: operator by operator, under the
+        engine's weights, whatever its backend."""
+        networks, entries, runners = self.networks(shape), self.manifest.graphs, {}
+        for name, graph in self.manifest.spec.graphs(shape).items():
+            if name in IN_ROWS:
+                names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
+                runners[name] = backend("eager").load(in_rows(graph, rows), None, self.device, names)
+        return with_runners(networks, {**networks.runners, **runners})
 
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:

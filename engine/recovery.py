@@ -17,6 +17,7 @@ from .denoise import LoopState, not_finite
 from .errors import DeviceMemoryError, InputError
 from .memory import MemoryPlan, show
 from .request import Request, may_tile
+from .runtime import Networks
 from .snapshots import Snapshot, fingerprint, states
 from .stats import Clock, Stats
 
@@ -100,6 +101,13 @@ class Run:
         return self.plan.cfg if self.plan is not None else self.cfg_asked or "batched"
 
     @property
+    def loop(self) -> Networks:
+        """What the denoising loop calls: blocks as the plan has them."""
+        if self.plan is None or self.plan.rows == 1:
+            return self.networks
+        return self.engine.in_rows(self.request.shape, self.plan.rows)
+
+    @property
     def decoding(self) -> tuple[str | None, tuple[int, int] | None]:
         """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
         mode, tile = self.options["decode"], self.options["tile"]
@@ -117,6 +125,8 @@ class Run:
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
             modes["memory"] = self.plan.mode
+            if self.plan.rows > 1:
+                modes["rows"] = f"feed-forward in {self.plan.rows} pieces"
         if self.restarts:
             modes["restarts"] = f"{self.restarts} after running out of memory"
         if self.engine.weights.source:
