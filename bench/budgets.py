@@ -44,7 +44,7 @@ def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
     kind = sizes(
         engine.variant, engine.shape, engine.dtype, batch=1, steps=steps, guided=True, device=engine.device.type
     )
-    least = smallest(kind, resident.machine, None, engine.tiling)[1]
+    least = smallest(kind, resident.machine, None, True)[1]
     low, high = min(stated()), max(stated())
     share = (gb - low) / (high - low)
     return Budget(int(least + share * (resident.peak - least)), True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decode import first_frames
+from .decode import finish, first_frames
 from .denoise import condition, denoise
 from .face import Photo
 from .identity import Identity
@@ -101,13 +101,14 @@ class ConsisID(Opened):
             given = condition(networks, positions, embeds, image * self.image_scale, features)
         with run.stage("denoise"):
             final = denoise(
-                networks, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
+                run.loop, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
                 on_step=request.callback(self), watch=run.watch,
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
                 stop=lambda: self._interrupt,
             )  # fmt: skip
         with run.stage("decode"):
-            frames = run.decode(final / self.variant.vae.scaling_factor)
+            latents = final / self.variant.vae.scaling_factor
+            frames = run.decoded(lambda: finish(networks, latents, options["output_type"], *run.decoding))
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos

@@ -1,13 +1,14 @@
 """What a call of a graph allocates and computes, counted on tensors that have shapes and no data.
 
 The graph's own module runs once on fake tensors; every storage that an operator returns is counted while it lives.
-What an operator takes for itself (workspaces of convolutions and matrix products) is not seen, and fused kernels
-allocate less than the plain operators that are counted here: an estimate from above, for eager and compiled alike.
+What an operator takes for itself (workspaces of convolutions and matrix products) is not seen. What a compiler fuses
+beyond our kernels allocates less than is counted here: an estimate from above, for eager and compiled alike.
 """
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from consisid.kernels import whole
 
 from .graphs import Graph, weight_shapes
 
@@ -72,10 +75,20 @@ class _Live(TorchDispatchMode):
         self.now -= self.sizes.pop(key, 0)
 
 
-def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype) -> Count:
-    """Count one call of a graph; `sizes` are its free ones, B samples, N steps, H x W pixels of a photo."""
+def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bool = False) -> Count:
+    """Count one call of a graph.
+
+    Args:
+        sizes: its free ones, B samples, N steps, H x W pixels of a photo.
+        fused: memory is that of our kernels, as on a GPU, instead of their references. FLOPs are the references'.
+    """
+    plain = _count(graph, sizes, dtype, fused=False)
+    return replace(plain, peak=_count(graph, sizes, dtype, fused=True).peak) if fused else plain
+
+
+def _count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bool) -> Count:
     module, specs, dtype = graph.module(), graph.specs().values(), graph.dtype(dtype)
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad(), whole() if fused else nullcontext():
         weights = {name: torch.empty(shape, dtype=dtype) for name, shape in weight_shapes(module).items()}
         inputs = [
             torch.empty([sizes[n] if isinstance(n, str) else n for n in spec.shape], dtype=spec.dtype or dtype)

@@ -4,7 +4,7 @@ A graph is compiled once and called once per entry of `layers`, each time with o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -67,6 +67,14 @@ class Graph:
         name = self.renamed.get(weight, weight)
         parts = [name.replace("to_qkv", part) for part in ("to_q", "to_k", "to_v")] if "to_qkv" in name else [name]
         return tuple(self.layers[layer] + part for part in parts)
+
+
+IN_ROWS = ("block", "last_block")  # whose feed-forward can go through its tokens in pieces
+
+
+def in_rows(graph: Graph, rows: int) -> Graph:
+    """A graph of IN_ROWS with its feed-forward in pieces of the tokens: other sums, the same within rounding."""
+    return replace(graph, make=partial(graph.make, rows=rows))  # type: ignore[call-arg]
 
 
 def weight_shapes(module: nn.Module) -> dict[str, torch.Size]:

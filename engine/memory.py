@@ -14,13 +14,15 @@ from math import ceil
 
 from .errors import InputError, MemoryBudgetError
 from .schedule import MACHINES, Machine, replay, spread
-from .sizes import Key, Sizes, StageSizes
+from .sizes import ROWS, Key, Sizes, StageSizes
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 BUFFERS = (2, 3, 4)
 SPLITS = (1, 2, 3, 4, 6)  # tiles of the decoder per side
 OVERLAP = 0.25  # of a tile's side, shared with its neighbour
 SMALLEST_TILE = 8  # latent pixels
+# What blocks in rows are assumed to take, against compiled ones, until a GPU has told: they run operator by operator.
+ROWS_PRICE = 1.1
 MARGIN = 2**30  # bytes that "auto" leaves to others
 # For a GPU that has no row of its own: an assumption, which orders candidates and predicts nothing well.
 UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
@@ -65,6 +67,7 @@ class StagePlan:
         buffers, buffer_bytes: what streams goes through.
         cfg: "batched" or "sequential".
         tile: height and width of the decoder's tiles in latent pixels, None for whole frames.
+        rows: pieces of the blocks' feed-forward, 1 for whole.
         peak: predicted bytes of device memory.
         seconds: predicted, copies that nothing hides included.
         stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
@@ -82,6 +85,7 @@ class StagePlan:
     seconds: float
     stall: float
     copied: int
+    rows: int = 1
 
     @property
     def order(self) -> tuple[int, bool, int, int]:
@@ -128,6 +132,10 @@ class MemoryPlan:
         return self.stage("decode").tile
 
     @property
+    def rows(self) -> int:
+        return self.stage("denoise").rows
+
+    @property
     def mode(self) -> str:
         """In a few words, for stats."""
         if self.held:
@@ -143,16 +151,18 @@ class MemoryPlan:
         lines = [
             f"{self.label}: budget {budget}, predicted peak {show(self.peak)}, {self.seconds:.1f} s at the speeds of "
             f"{self.machine.name} ({self.machine.sources})",
-            f"  {'stage':<9} {'resident':>8} {'streams':>8} {'buffers':>14}  {'mode':<12} {'peak':>10} {'seconds':>9} "
+            f"  {'stage':<9} {'resident':>8} {'streams':>8} {'buffers':>14}  {'mode':<26} {'peak':>10} {'seconds':>9} "
             f"{'stall/pass':>10}",
         ]
         for stage in self.stages:
             ring = f"{stage.buffers} x {show(stage.buffer_bytes)}" if stage.streamed else "-"
-            mode = stage.cfg if stage.name == "denoise" else ""
+            mode = ""
+            if stage.name == "denoise":
+                mode = stage.cfg if stage.rows == 1 else f"{stage.cfg}, {stage.rows} row pieces"
             if stage.name == "decode":
                 mode = "whole" if stage.tile is None else f"tile {stage.tile[0]}x{stage.tile[1]}"
             lines.append(
-                f"  {stage.name:<9} {len(stage.resident):>8} {len(stage.streamed):>8} {ring:>14}  {mode:<12} "
+                f"  {stage.name:<9} {len(stage.resident):>8} {len(stage.streamed):>8} {ring:>14}  {mode:<26} "
                 f"{show(stage.peak):>10} {stage.seconds:>9.2f} {stage.stall:>10.4f}"
             )
         kept = "all weights stay on the device" if self.held else "weights leave with their stage"
@@ -188,9 +198,11 @@ def candidates(
     largest = max((unit.bytes for unit in stage.units), default=0)
     total = sum(unit.bytes for unit in stage.units)
     counts = [0] if held else [0, *range(2, len(stage.units) + 1)]
-    for mode, (tile, decoding, more) in product(modes, tiles(stage, latent, tiling)):
-        working = decoding if stage.name == "decode" else dict(stage.working)[mode]
+    cuts = [(1, stage.working), (ROWS, stage.rows)] if stage.rows else [(1, stage.working)]
+    for mode, (tile, decoding, more), (rows, held_by) in product(modes, tiles(stage, latent, tiling), cuts):
+        working = decoding if stage.name == "decode" else dict(held_by)[mode]
         samples = 2 if mode == "batched" and len(stage.working) > 1 else 1
+        price = ROWS_PRICE if rows > 1 else 1.0
         for count, buffers in product(counts, BUFFERS):
             if buffers > max(count, BUFFERS[0]) or (count == 0 and buffers > BUFFERS[0]):
                 continue
@@ -200,7 +212,7 @@ def candidates(
             flops = stage.flops * more + (sum(unit.flops for unit in stage.units) if held else 0.0)
             run = replay(
                 units, streamed, buffers, stage.passes // samples, machine,
-                fixed=0 if held else stage.fixed, flops=flops, samples=samples,
+                fixed=0 if held else stage.fixed, flops=price * flops, samples=price * samples,
             )  # fmt: skip
             weights = 0 if held else stage.fixed + total - moving + (buffers * largest if count else 0)
             found.append(
@@ -216,6 +228,7 @@ def candidates(
                     seconds=run.seconds,
                     stall=run.stall[1],
                     copied=run.bytes,
+                    rows=rows,
                 )
             )
     return tuple(sorted(found, key=lambda plan: (plan.seconds, plan.order)))

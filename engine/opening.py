@@ -10,13 +10,15 @@ import torch
 
 from . import memory as memory_plan
 from .backends import backend
+from .chunks import with_runners
 from .denoise import Positions
 from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
-from .graphs import weight_shapes
+from .graphs import IN_ROWS, in_rows, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
+from .request import may_tile
 from .residency import Residency, device_memory_free
 from .runtime import Networks
 from .schedulers import load_scheduler
@@ -47,8 +49,6 @@ class Opened:
         num_timesteps: steps of the last run; diffusers' callbacks ask for it.
         warmed: seconds that each graph took when the engine was warmed up, empty when it was not.
     """
-
-    tiling = True  # a plan may cut the decoder into tiles
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
         self.folder, self.manifest, self.device = folder, manifest, device
@@ -109,8 +109,15 @@ class Opened:
         steps: int = 50,
         guided: bool = True,
         cfg: str | None = None,
+        tiling: bool = True,
     ) -> memory_plan.MemoryPlan:
         """What a run within a budget would hold on the device, and when; print it for a table.
+
+        Args:
+            memory: as for `open`.
+            shape, batch, steps, guided: of the videos; the shape is by default that of the engine.
+            cfg: a mode of guidance that was asked for.
+            tiling: whether the decoder may be cut into tiles.
 
         Raises:
             InputError: a budget that is none.
@@ -118,22 +125,29 @@ class Opened:
         """
         found = sizes(
             self.variant, shape or self.shape, self.dtype,
-            batch=batch, steps=steps, guided=guided, device=self.device.type,
+            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
         )  # fmt: skip
         machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
         return memory_plan.plan(
-            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=self.tiling
+            memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling
         )  # fmt: skip
 
     def plan_of(self, request: "Request", cfg: str | None, unlimited: bool = False) -> memory_plan.MemoryPlan:
         """The plan for a request within the engine's budget."""
         budget = None if unlimited else self.memory
-        return self.plan(budget, cfg=cfg, **_kind(request))
+        return self.plan(budget, cfg=cfg, tiling=may_tile(request), **_kind(request))
 
     def sizes_of(self, request: "Request") -> Sizes:
         """What a request's plan is made from."""
         kind = _kind(request)
-        return sizes(self.variant, kind.pop("shape"), self.dtype, device=self.device.type, **kind)
+        return sizes(
+            self.variant, kind.pop("shape"), self.dtype, device=self.device.type, rows=self.may_cut_rows, **kind
+        )
+
+    @property
+    def may_cut_rows(self) -> bool:
+        """Whether a plan may cut the feed-forward: not where engines hold the weights of their layers."""
+        return not self.manifest.spec.layers_per_shard
 
     def networks(self, shape: VideoShape | None = None) -> Networks:
         """The graphs for a shape; compiled ones exist only for the shape that they were built for."""
@@ -163,6 +177,16 @@ class Opened:
         count = self.manifest.spec.layers_per_shard
         spans = Shards(count) if count else LayerByLayer()
         return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
+
+    def in_rows(self, shape: VideoShape, rows: int) -> Networks:
+        """The graphs for a shape with the feed-forward of their blocks in pieces: operator by operator, under the
+        engine's weights, whatever its backend."""
+        networks, entries, runners = self.networks(shape), self.manifest.graphs, {}
+        for name, graph in self.manifest.spec.graphs(shape).items():
+            if name in IN_ROWS:
+                names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
+                runners[name] = backend("eager").load(in_rows(graph, rows), None, self.device, names)
+        return with_runners(networks, {**networks.runners, **runners})
 
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:

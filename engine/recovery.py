@@ -3,28 +3,28 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from consisid.kernels import describe
 
 from . import memory
-from .decode import finish
 from .denoise import LoopState, not_finite
 from .errors import DeviceMemoryError, InputError
 from .memory import MemoryPlan, show
-from .request import Request
+from .request import Request, may_tile
+from .runtime import Networks
 from .snapshots import Snapshot, fingerprint, states
 from .stats import Clock, Stats
 
 if TYPE_CHECKING:
     from .opening import Opened
 
+TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
 ROUNDING = 64 * 2**20  # bytes: what the driver's figures move by on their own
 
 
@@ -66,7 +66,10 @@ def explain(plan: MemoryPlan, before: DeviceMemory, after: DeviceMemory) -> str:
 
 
 class Run:
-    """Made by `guarded`. `networks`, `clock` and `cfg` are what the stages of generate use."""
+    """Made by `guarded`. `networks`, `clock` and `cfg` are what the stages of generate use.
+
+    It lasts until `make` returns, or where that returned streams, until the last of them is read or closed.
+    """
 
     def __init__(self, engine: "Opened", request: Request):
         self.engine, self.request = engine, request
@@ -77,7 +80,6 @@ class Run:
         self.start = states(self.generators)
         self.snapshot: Snapshot | None = None
         self.restarts, self._fingerprint, self._expected = 0, "", ""
-        self._streams = 0  # of frames that are not all read yet
         self.path = None if self.options["checkpoint"] is None else Path(self.options["checkpoint"])
         if self.path is not None and self.path.exists():
             self.snapshot, self._expected = Snapshot.load(self.path, engine.device)
@@ -85,6 +87,8 @@ class Run:
         self.plan = engine.plan_of(request, self.cfg_asked) if engine.memory is not None else None
         self.before = DeviceMemory.now(engine.device)
         self.stage_name, self.step = "identify", 0
+        self._streams: set[Stream] = set()
+        self._complete = True
         self._begin()
 
     @property
@@ -97,33 +101,65 @@ class Run:
         return self.plan.cfg if self.plan is not None else self.cfg_asked or "batched"
 
     @property
+    def loop(self) -> Networks:
+        """What the denoising loop calls: blocks as the plan has them."""
+        if self.plan is None or self.plan.rows == 1:
+            return self.networks
+        return self.engine.in_rows(self.request.shape, self.plan.rows)
+
+    @property
     def decoding(self) -> tuple[str | None, tuple[int, int] | None]:
         """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
         mode, tile = self.options["decode"], self.options["tile"]
-        if self.plan is not None and self.plan.tile is not None:
-            if mode is None:
-                return "tiled", self.plan.tile
-            if mode in ("tiled", "exact") and tile is None:
-                return mode, self.plan.tile
-        return mode, tile
+        planned = None if self.plan is None else self.plan.tile
+        if mode is None and planned is not None:
+            return "tiled", planned
+        return mode, tile or planned if mode in TILED else tile
 
-    def _begin(self) -> None:
-        engine, weights = self.engine, self.engine.weights
-        weights.use(self.plan)
-        for generator, state in zip(self.generators, self.start, strict=True):
-            generator.set_state(state)
-        modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
-        modes["attention"] = describe(engine.device, _keys_shape(engine, self.request), engine.dtype)
+    @property
+    def modes(self) -> dict[str, str]:
+        """What was chosen, for stats."""
+        modes = {"cfg": self.cfg, "dtype": self.engine.manifest.spec.dtype, "device": str(self.engine.device)}
+        modes["attention"] = describe(self.engine.device, _keys_shape(self.engine, self.request), self.engine.dtype)
         if self.decoding[0] not in (None, "whole"):
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
             modes["memory"] = self.plan.mode
+            if self.plan.rows > 1:
+                modes["rows"] = f"feed-forward in {self.plan.rows} pieces"
         if self.restarts:
             modes["restarts"] = f"{self.restarts} after running out of memory"
-        self.clock = Clock(engine.device, self.networks.calls, modes)
-        self._modes, self._copied = modes, weights.copied
+        if self.engine.weights.source:
+            modes["weights from"] = self.engine.weights.source
+        return modes
+
+    def _begin(self) -> None:
+        self.enter()
+        for generator, state in zip(self.generators, self.start, strict=True):
+            generator.set_state(state)
+        self.clock = Clock(self.engine.device, self.networks.calls)
+        self._copied = self.engine.weights.copied
         self._stalls: list[float] = []
-        _limit(engine.device, None if self.plan is None else self.plan.budget)
+
+    def enter(self) -> None:
+        """The device is this run's from now on, as its plan says."""
+        self.engine.weights.use(self.plan)
+        _limit(self.engine.device, None if self.plan is None else self.plan.budget)
+
+    def attempt(self, work: Callable[[], Any], again: Callable[[], None]) -> Any:
+        """What `work` gives; after running out of memory `again` prepares the next attempt, under a smaller plan.
+
+        Raises:
+            DeviceMemoryError: there is no smaller plan, or the request does not want one.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                message = _first_line(error)
+            # Here the traceback, and with it the tensors of the attempt, are gone.
+            self.out_of_memory(message)
+            again()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -176,7 +212,7 @@ class Run:
             self.snapshot.save(self.path, self._fingerprint)
 
     def out_of_memory(self, message: str) -> None:
-        """Go on with the next smaller plan, or say what would do.
+        """Turn to the next smaller plan, or say what would do.
 
         Raises:
             DeviceMemoryError: the plan, the stage and the next smaller plan.
@@ -186,7 +222,9 @@ class Run:
         reason = explain(current, self.before, after)
         self._release()
         # The steps that are finished fix the mode; before the first any will do, unless the caller chose.
-        following = memory.smaller(current, engine.sizes_of(self.request), cfg=self.cfg_asked, tiling=engine.tiling)
+        following = memory.smaller(
+            current, engine.sizes_of(self.request), cfg=self.cfg_asked, tiling=may_tile(self.request)
+        )
         where = f"stage {self.stage_name}" + (f", step {self.step + 1}" if self.stage_name == "denoise" else "")
         text = f"Out of device memory in the {where}, with the plan of {show(current.peak)} ({current.mode}). {reason}"
         if following is None:
@@ -198,61 +236,106 @@ class Run:
             )
         engine.memory = following.budget
         self.plan, self.restarts, self.before = following, self.restarts + 1, after
-        self._begin()
-
-    def decode(self, latents: Tensor) -> Any:
-        """Frames of the output type that was asked for, from latents [b, F, 16, h, w] (unscaled), one entry per video;
-        with "stream" they are decoded as they are read, and the run ends when the last of them has been."""
-        if self.options["output_type"] != "stream":
-            return finish(self.networks, latents, self.options["output_type"], *self.decoding)
-        self._streams = len(latents)
-        return [self._stream(video[None]) for video in latents]
-
-    def _stream(self, latents: Tensor) -> Iterator[np.ndarray]:
-        delivered, read = 0, False
-        try:
-            while not read:
-                try:
-                    # From the beginning after running out of memory: what the chunks before hand on is gone.
-                    frames = finish(self.networks, latents, "stream", *self.decoding)[0]
-                    for frame in islice(frames, delivered, None):
-                        delivered += 1
-                        yield frame
-                    read = True
-                except torch.OutOfMemoryError as error:
-                    message = _first_line(error)
-                if not read:
-                    seconds = self.clock.stats().seconds
-                    self.out_of_memory(message)
-                    self.clock.add(seconds)
-        finally:
-            self._streams -= 1
-            if self._streams == 0:
-                self.end(read)
-
-    def end(self, made: bool) -> None:
-        """Give the device back, and the checkpoint up where the video is made. A run with frames that are still to be
-        read does not end."""
-        if made and self.path is not None and self._streams == 0:
-            self.path.unlink(missing_ok=True)
-        if self._streams == 0 or not made:
-            self.engine.weights.leave()
-            _limit(self.engine.device, None)
 
     def stats(self) -> Stats:
         """Times and peaks of the run, its last attempt where there were several."""
-        weights, stats = self.engine.weights, self.clock.stats()
-        stats.streamed_bytes = weights.copied - self._copied
+        stats = self.clock.stats(self.modes)
+        stats.streamed_bytes = self.engine.weights.copied - self._copied
         stats.stalls = self._stalls
         stats.predicted_bytes = self.plan.peak if self.plan is not None else None
-        if weights.source:
-            self._modes["weights from"] = weights.source
         return stats
+
+    def decoded(self, decode: Callable[[], Any]) -> Any:
+        """What `decode` gives, frames per video; iterators become parts of this run.
+
+        After running out of memory these go on as the next smaller plan says, behind the frames that were read.
+        """
+        if self.options["output_type"] != "stream":
+            return decode()
+        found = [Stream(self, partial(_entry, decode, index)) for index in range(self.request.batch)]
+        self._streams = set(found)
+        return found
+
+    @property
+    def streaming(self) -> bool:
+        """Whether frames are still to be read."""
+        return bool(self._streams)
+
+    def ended(self, stream: "Stream | None", complete: bool) -> None:
+        """A stream, or without streams the run, has ended; the last one gives the device back.
+
+        Args:
+            complete: all was made and handed out: nobody has to go on from the checkpoint.
+        """
+        self._streams = self._streams - {stream} if stream is not None else set()
+        self._complete = self._complete and complete
+        if self._streams:
+            return
+        if self._complete and self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.engine.weights.leave()
+        _limit(self.engine.device, None)
 
     def _release(self) -> None:
         self.engine.weights.leave()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _entry(decode: Callable[[], Any], index: int) -> Iterator[Any]:
+    return decode()[index]
+
+
+class Stream:
+    """Frames of one video, decoded as they are read, within the run that they are of. `close` ends it early; its
+    checkpoint stays then.
+
+    Args:
+        decode: gives the frames from the first one on.
+    """
+
+    def __init__(self, run: Run, decode: Callable[[], Iterator[Any]]):
+        self._run, self._decode = run, decode
+        self._frames: Iterator[Any] | None = None
+        self._count, self._open = 0, True
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Any:
+        if not self._open:
+            raise StopIteration
+        try:
+            frame = self._run.attempt(self._next, self._again)
+        except BaseException:
+            self.close()
+            raise
+        if frame is None:
+            self._end(complete=True)
+            raise StopIteration
+        self._count += 1
+        return frame
+
+    def _next(self) -> Any:
+        self._run.enter()  # between two frames another run may have had the device
+        if self._frames is None:
+            self._frames = islice(self._decode(), self._count, None)
+        return next(self._frames, None)
+
+    def _again(self) -> None:
+        self._frames = None
+
+    def close(self) -> None:
+        """Read no more."""
+        self._end(complete=False)
+
+    def _end(self, complete: bool) -> None:
+        if self._open:
+            self._open, self._frames = False, None
+            self._run.ended(self, complete)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _keys_shape(engine: "Opened", request: Request) -> tuple[int, int, int, int]:
@@ -265,7 +348,7 @@ def _keys_shape(engine: "Opened", request: Request) -> tuple[int, int, int, int]
 def _limit(device: torch.device, budget: int | None) -> None:
     """Let PyTorch reserve no more of a GPU than the budget; None lifts the limit."""
     if device.type == "cuda":
-        total = torch.cuda.mem_get_info(device)[1]
+        total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)
 
 
@@ -278,17 +361,13 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
     """
     run, made = Run(engine, request), None
     try:
-        while made is None:
-            try:
-                made = make(run)
-            except torch.OutOfMemoryError as error:
-                message = _first_line(error)
-            # Here the traceback, and with it the tensors of the attempt, are gone.
-            if made is None:
-                run.out_of_memory(message)
-        return made
-    finally:
-        run.end(made is not None)
+        made = run.attempt(lambda: make(run), run._begin)
+    except BaseException:
+        run.ended(None, complete=False)
+        raise
+    if not run.streaming:
+        run.ended(None, complete=True)
+    return made
 
 
 @contextmanager

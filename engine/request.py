@@ -40,10 +40,13 @@ class Request:
         replace those of the run. A diffusers PipelineCallback says by itself which tensors it gets, and
         `engine._interrupt = True` ends the loop after the step, as in diffusers.
     callback_on_step_end_tensor_inputs: which tensors it gets, of latents, prompt_embeds, negative_prompt_embeds.
-    output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video.
-    decode: "whole", the default; "tiled", in less memory and with a small error; "exact", in as little without one, but
-        slow; "tiled-reference", as diffusers' enable_tiling() has it, frames that are too wide included.
-    tile: of the last three: height and width of a tile in latent pixels; default half of the trained size.
+    output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video. A run with "stream" lasts until its frames
+        have been read, or the iterator is closed: on_oom and checkpoint hold till then.
+    decode: None for whole frames, or tiles where the plan of the memory has them; "whole"; "tiled", in less memory and
+        with a small error; "exact", in as little without one, but slow; "tiled-reference", as diffusers' tiling
+        has it, frames that are too wide included.
+    tile: of the last three: height and width of a tile in latent pixels; default that of the plan, else half of the
+        trained size.
     cfg: "batched" or "sequential"; None leaves it to the plan of the memory, "batched" without one.
     on_oom: when the device runs out of memory, "raise", or "replan": go on with the next smaller plan from the last
         finished step.
@@ -178,6 +181,11 @@ class Request:
             return replaced
 
         return call
+
+
+def may_tile(request: Request) -> bool:
+    """Whether a plan of the memory may cut the decoder into tiles: unless the caller wants whole frames."""
+    return request.options["decode"] != "whole"
 
 
 def _wanted(options: Mapping[str, Any]) -> Sequence[str]:

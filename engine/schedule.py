@@ -83,7 +83,7 @@ def replay(
     *,
     fixed: int = 0,
     flops: float = 0.0,
-    samples: int = 1,
+    samples: float = 1,
 ) -> Replay:
     """Replay a stage.
 
@@ -93,7 +93,7 @@ def replay(
         passes: how often the units are gone through.
         fixed: bytes that are copied before the first call.
         flops: of a pass, in calls that stream nothing; they come before the units.
-        samples: what a unit's flops are multiplied with.
+        samples: what all flops are multiplied with.
     """
     seconds = [samples * unit.flops / machine.flops for unit in units]
     free = [0.0] * max(1, buffers)  # when the last reader of each buffer ends, in the order of use

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from .chunks import chunks
-from .graphs import Graph, graph_table, weight_shapes
+from .graphs import IN_ROWS, Graph, graph_table, in_rows, weight_shapes
 from .shapes import VideoShape
 from .variants import Variant
 
@@ -30,6 +30,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 STREAMABLE = ("face_fold", "text_layer", "modulation", "block", "last_block")  # one layer after the other, each large
 STAGE_OF: Mapping[str, str] = {graph: stage for stage, graphs in STAGES.items() for graph in graphs}
+ROWS = 4  # pieces of the feed-forward: with them attention is what holds most, and smaller ones would save nothing
 KEPT_PROMPTS = 16  # text.TextEncoder.KEPT
 
 Key = tuple[str, int]
@@ -55,6 +56,7 @@ class StageSizes:
         flops: of all other calls, per pass.
         passes: how often the units are gone through with one sample per guidance half at a time.
         working: by CFG mode, the most bytes that calls hold beside weights; one entry where there is no choice.
+        rows: `working` with the feed-forward in ROWS pieces; empty where it cannot be cut.
         data: bytes that other stages made and that live on.
         frames: bytes of a decoded chunk, which tiles are put together in; only of the decoder.
     """
@@ -67,6 +69,7 @@ class StageSizes:
     working: tuple[tuple[str, int], ...]
     data: int
     frames: int = 0
+    rows: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def sizes(
     steps: int = 50,
     guided: bool = True,
     device: str = "cpu",
+    rows: bool = True,
 ) -> Sizes:
     """Sizes of a video; seconds of counting at the first call, no tensor with data is made.
 
@@ -116,6 +120,7 @@ def sizes(
         steps: of denoising.
         guided: with classifier-free guidance, whose two halves run at once or one after the other.
         device: its kind, "cuda" or "cpu".
+        rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
     """
     table = graph_table(variant, shape)
     data = _data(variant, shape, dtype.itemsize, batch, steps, guided)
@@ -123,7 +128,7 @@ def sizes(
     for name, graphs in STAGES.items():
         present = [table[graph] for graph in graphs if graph in table]
         if present:
-            stages.append(_stage(name, present, dtype, shape, data[name], batch, steps, guided))
+            stages.append(_stage(name, present, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda"))
     weights = _fixed(list(table.values()), dtype.itemsize)
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
     label += f", {batch} videos" if batch > 1 else ""
@@ -148,19 +153,23 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
 
 def _stage(
     name: str, graphs: list[Graph], dtype: torch.dtype, shape: VideoShape, data: int,
-    batch: int, steps: int, guided: bool,
+    batch: int, steps: int, guided: bool, rows: bool, fused: bool,
 ) -> StageSizes:  # fmt: skip
     from .counting import count  # PyTorch's fake tensors take a while to import
 
     halves = 2 if guided else 1
     modes = {"batched": halves * batch, "sequential": batch} if name == "denoise" and guided else {"batched": batch}
     beside = batch if name == "text" else 1  # prompts are encoded beside each other
-    working, counts = {}, {}
+    working, pieces, counts = {}, {}, {}
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
         free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
-        counts = {graph.name: count(graph, free, dtype) for graph in graphs}
+        counts = {graph.name: count(graph, free, dtype, fused) for graph in graphs}
         working[mode] = beside * max(counted.working for counted in counts.values())
+        if rows and name == "denoise":
+            cut = [count(in_rows(graph, ROWS), free, dtype, fused) if graph.name in IN_ROWS else counts[graph.name]
+                   for graph in graphs]  # fmt: skip
+            pieces[mode] = max(counted.working for counted in cut)
     calls = {graph.name: len(graph.layers) * beside for graph in graphs}  # of a pass; with a pass per half
     if name == "decode":
         calls = {"decode_first": batch, "decode_next": batch * (len(chunks(shape.latent_frames)) - 1)}
@@ -182,6 +191,7 @@ def _stage(
         flops=sum(calls[graph.name] * counts[graph.name].flops for graph in rest),
         passes={"denoise": steps * halves, "text": halves}.get(name, 1),
         working=tuple(working.items()),
+        rows=tuple(pieces.items()),
         data=data,
         frames=3 * 9 * shape.height * shape.width * dtype.itemsize if name == "decode" else 0,
     )

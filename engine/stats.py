@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -59,8 +59,8 @@ class Clock:
     On a GPU it waits for the device at the borders of stages only; steps are timed by events on its stream.
     """
 
-    def __init__(self, device: torch.device, calls: Counter[str], modes: dict[str, str]):
-        self.device, self._calls, self._modes = device, calls, modes
+    def __init__(self, device: torch.device, calls: Counter[str]):
+        self.device, self._calls = device, calls
         self._before = Counter(calls)
         self._seconds: dict[str, float] = {}
         self._marks: list[float | torch.cuda.Event] = []
@@ -87,14 +87,11 @@ class Clock:
         yield
         self._seconds[name] = self._wait() - start
 
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Stages that another clock timed, before those of this one."""
-        self._seconds = {**seconds, **self._seconds}
-
     def step(self, index: int) -> None:
         self._marks.append(self._mark())
 
-    def stats(self) -> Stats:
+    def stats(self, modes: dict[str, str]) -> Stats:
+        """What was measured so far."""
         steps = []
         for before, after in zip(self._marks, self._marks[1:], strict=False):
             if isinstance(before, float) and isinstance(after, float):
@@ -103,7 +100,7 @@ class Clock:
                 steps.append(before.elapsed_time(after) / 1000)
         calls = dict(self._calls - self._before)
         return Stats(
-            self._seconds, steps, calls, self._modes, peak_bytes(self.device), allocated_bytes(self.device)
+            dict(self._seconds), steps, calls, modes, peak_bytes(self.device), allocated_bytes(self.device)
         )  # fmt: skip
 
 

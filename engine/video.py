@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -56,15 +57,16 @@ class Video:
     def _read(self, frames: Iterator[np.ndarray], stats: Callable[[], Stats]) -> Iterator[np.ndarray]:
         """The frames, with the time that they took in the stats when the last has been read."""
         spent, count = 0.0, 0
-        while True:
-            start = time.perf_counter()
-            frame = next(frames, None)
-            spent += time.perf_counter() - start
-            if frame is None:
-                break
-            count += 1
-            self.shape = (count, frame.shape[0], frame.shape[1])
-            yield frame
+        with closing(frames):  # type: ignore[type-var]
+            while True:
+                start = time.perf_counter()
+                frame = next(frames, None)
+                spent += time.perf_counter() - start
+                if frame is None:
+                    break
+                count += 1
+                self.shape = (count, frame.shape[0], frame.shape[1])
+                yield frame
         self.stats = stats()
         self.stats.seconds["decode"] += spent
 

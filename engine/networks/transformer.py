@@ -166,19 +166,34 @@ class _Norm(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, dim: int):
+    """Row by row the same; in `rows` pieces of the tokens, so that the wide rows of one piece exist at a time."""
+
+    def __init__(self, dim: int, rows: int):
         super().__init__()
+        self.rows = rows
         # Positions 0 and 2 of diffusers' FeedForward.net; 1 is its dropout.
         self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim)}), "2": nn.Linear(4 * dim, dim)})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, S, C] -> [B, S, C]
+        if self.rows == 1:
+            return self._piece(x)
+        out = torch.empty_like(x)
+        for piece, place in zip(x.tensor_split(self.rows, 1), out.tensor_split(self.rows, 1), strict=True):
+            place.copy_(self._piece(piece))
+        return out
+
+    def _piece(self, x: Tensor) -> Tensor:
         return self.net["2"](F.gelu(self.net["0"]["proj"](x), approximate="tanh"))  # type: ignore[index]
 
 
 class Block(nn.Module):
-    """One transformer block: hidden [B, S, C], modulation [2, 2, 3, C], cos and sin [V, D / 2] -> hidden [B, S, C]."""
+    """One transformer block: hidden [B, S, C], modulation [2, 2, 3, C], cos and sin [V, D / 2] -> hidden [B, S, C].
 
-    def __init__(self, config: TransformerConfig):
+    Args:
+        rows: pieces that the feed-forward works through one after the other.
+    """
+
+    def __init__(self, config: TransformerConfig, rows: int = 1):
         super().__init__()
         dim = config.inner_dim
         self.text_length = config.max_text_seq_length
@@ -186,7 +201,7 @@ class Block(nn.Module):
         self.norm1 = _Norm(dim, self.eps)
         self.attn1 = _Attention(config)
         self.norm2 = _Norm(dim, self.eps)
-        self.ff = _FeedForward(dim)
+        self.ff = _FeedForward(dim, rows)
 
     def forward(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return self._run(hidden, modulation, cos, sin, skip=0)
