@@ -40,6 +40,11 @@ class WeightStore:
         dtype = graph.dtype(self.dtype)
         return tuple(self._tensor(graph.part, graph.sources(name, layer), dtype) for name in names)
 
+    @property
+    def bytes(self) -> int:
+        """Of all that is held, each tensor rounded up as the allocator does."""
+        return sum(aligned(tensor.nbytes) for tensor in self._held.values())
+
 
 class HostWeights:
     """Units of a checkpoint as copies of them start: packed in pinned memory, or tensor by tensor from the file.
@@ -131,6 +136,7 @@ class Residency:
         self._stage: str | None = None
         self._conveyor: Conveyor | None = None
         self._bound: dict[Key, tuple[Tensor, ...]] = {}
+        self._passes: dict[str, int] = {}
 
     def bind(self, graph: Graph, names: Sequence[str]) -> None:
         """Make a graph known; `names` is the order of its weights in a call."""
@@ -164,6 +170,10 @@ class Residency:
         if self._conveyor is not None and name in STREAMABLE:
             self._conveyor.done((name, layer))
 
+    def expect(self, stage: str, passes: int) -> None:
+        """How often a stage will go through its weights when it begins; 1 where nobody says."""
+        self._passes[stage] = passes
+
     def leave(self) -> None:
         """End the present stage: its weights leave the device."""
         if self._conveyor is not None:
@@ -186,7 +196,8 @@ class Residency:
         for name, (graph, _) in self._graphs.items():
             if STAGE_OF[name] == stage and name not in STREAMABLE:
                 for layer in range(len(graph.layers)):
-                    self.copied += sum(t.nbytes for t in self._resident((name, layer)))
+                    self._resident((name, layer))
+        self.copied += self._store.bytes
         streamed = frozenset(planned.streamed)
         order = [
             (name, layer)
@@ -201,7 +212,8 @@ class Residency:
             self.source = "pinned memory" if pinned else "page cache"
         sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
         self._conveyor = Conveyor(
-            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill
+            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill,
+            self._passes.get(stage, 1),
         )  # fmt: skip
 
     def _fill(self, key: Key, buffer: Tensor) -> None:
