@@ -1,11 +1,14 @@
 """How many copies a stage makes, and when: the conveyor against its plan and against the simulation."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from conftest import random_identity
 
+from consisid.engine.schedule import Machine, replay, spread
+from consisid.engine.sizes import Unit
 from consisid.engine.stream import Conveyor
 from consisid.engine.variants import TINY
 
@@ -87,3 +90,69 @@ def test_a_video_copies_what_its_plan_says(engine, monkeypatch, streamed, buffer
     expected |= {key: passes.get(stage.name, 1) for stage in stages for key in stage.streamed}
     assert copies == expected
     assert video.stats.streamed_bytes == sum(stage.copied for stage in stages)
+
+
+@dataclass
+class VirtualLane:
+    """A lane on which bytes take `link` to be copied and calls as long as the test says; events are points in time."""
+
+    link: float
+    copies: float = 0.0  # when the copies that are queued so far end
+    calls: float = 0.0  # when the calls that are queued so far end
+    found: list[float] = field(default_factory=lambda: [0.0])
+
+    def buffer(self, size):
+        return torch.empty(size, dtype=torch.uint8)
+
+    host = buffer
+
+    def copy(self, to, source):
+        self.copies += source.numel() / self.link
+
+    def copied(self):
+        return self.copies
+
+    def used(self):
+        return self.calls
+
+    def compute_waits(self, event):
+        self.found[-1] += max(0.0, event - self.calls)
+        self.calls = max(self.calls, event)
+
+    def copy_waits(self, event):
+        self.copies = max(self.copies, event)
+
+    def border(self):
+        self.found.append(0.0)
+
+    def stalls(self):
+        found, self.found = self.found, [0.0]
+        return found
+
+
+@pytest.mark.parametrize("link", [5.0, 20.0, 100.0])  # copies hide not at all, in part, nearly altogether
+@pytest.mark.parametrize("passes", [1, 2, 3, 7])
+@pytest.mark.parametrize(("count", "streamed", "buffers"), [
+    (4, 0, 2), (4, 2, 2), (4, 4, 2), (6, 4, 3), (7, 3, 2), (9, 9, 4), (9, 5, 4),
+])  # fmt: skip
+def test_the_simulation_is_the_schedule(count, streamed, buffers, passes, link):
+    """The conveyor itself on a virtual clock: each pass waits as long as `replay` says, and all end at the same time."""
+    units = tuple(Unit(("block", i), 10 + i % 3, 100.0 * (1 + i % 2)) for i in range(count))
+    moving, machine = spread(units, streamed), Machine("m", 100.0, link, "")
+    expected = replay(units, moving, buffers, passes, machine)
+    lane, sizes = VirtualLane(link), {unit.key: unit.bytes for unit in units}
+    belt = Conveyor(
+        lane, list(sizes), sizes, moving, buffers, max(sizes.values()),
+        lambda key, buffer: lane.copy(buffer, buffer[: sizes[key]]), passes,
+    )  # fmt: skip
+    for _ in range(passes):
+        for unit in units:
+            belt.take(unit.key)
+            lane.calls += unit.flops / machine.flops
+            belt.done(unit.key)
+        lane.border()
+    belt.close()
+    first, *later, after = lane.stalls()
+    assert (first, after) == pytest.approx((expected.stall[0], 0.0))
+    assert later[1:] == pytest.approx([expected.stall[1]] * (passes - 2) if passes > 2 else [])
+    assert lane.calls == pytest.approx(expected.seconds)
