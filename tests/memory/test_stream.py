@@ -136,8 +136,8 @@ class VirtualLane:
     (4, 0, 2), (4, 2, 2), (4, 4, 2), (6, 4, 3), (7, 3, 2), (9, 9, 4), (9, 5, 4),
 ])  # fmt: skip
 def test_the_simulation_is_the_schedule(count, streamed, buffers, passes, link):
-    """The conveyor itself on a virtual clock: each pass waits as long as `replay` says, and all end at the same time."""
-    units = tuple(Unit(("block", i), 10 + i % 3, 100.0 * (1 + i % 2)) for i in range(count))
+    """The conveyor itself on a virtual clock: the stalls and the end are those of `replay`."""
+    units = tuple(Unit(("block", i), 10 + i % 3, 100.0 * (1 + i % 4)) for i in range(count))
     moving, machine = spread(units, streamed), Machine("m", 100.0, link, "")
     expected = replay(units, moving, buffers, passes, machine)
     lane, sizes = VirtualLane(link), {unit.key: unit.bytes for unit in units}
