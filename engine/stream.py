@@ -168,8 +168,7 @@ class Conveyor:
         streamed: those that pass through the ring.
         buffers, buffer_bytes: of the ring.
         fill: queues the copies of a unit's weights into a buffer.
-        passes: how often the order is gone through; None for any number. A unit that is taken after the last pass
-            begins another one.
+        drained: called when the last copy that the expected passes need is queued.
     """
 
     lane: Lane
@@ -179,8 +178,10 @@ class Conveyor:
     buffers: int
     buffer_bytes: int
     fill: Callable[[Key, Tensor], None]
+    drained: Callable[[], None] = lambda: None
     passes: int | None = None
     _issued: int = 0
+    _drained: bool = False
     _current: int = -1
     _home: dict[Key, Tensor] = field(default_factory=dict)
     _arrived: dict[Key, Any] = field(default_factory=dict)
@@ -189,10 +190,21 @@ class Conveyor:
 
     def __post_init__(self) -> None:
         self._index = {key: i for i, key in enumerate(self.order)}
-        self._home = {key: self.lane.buffer(self.sizes[key]) for key in self.order if key not in self.streamed}
-        self._slots = [_Slot(self.lane.buffer(self.buffer_bytes)) for _ in range(self.buffers if self.streamed else 0)]
-        # The allocator may hand out memory that computation still reads.
-        self.lane.copy_waits(self.lane.used())
+
+    def prepare(self, keys: Sequence[Key]) -> None:
+        """Allocate for the first units of the order, and no others, and queue their copies: before the stage begins."""
+        self._allocate(keys, min(self.buffers, len(self.streamed.intersection(keys))))
+        self._send_until(len(keys))
+
+    def begin(self, passes: int | None) -> None:
+        """Allocate what is not there yet and queue copies as far as buffers allow.
+
+        Args:
+            passes: how often the order will be gone through; None for any number. A unit that is taken after the last
+                pass begins another one.
+        """
+        self.passes = passes
+        self._allocate(self.order, self.buffers if self.streamed else 0)
         self._issue()
 
     def take(self, key: Key) -> Tensor:
@@ -204,6 +216,7 @@ class Conveyor:
             self._issued = max(self._issued, position)  # what was passed over is not copied any more
             if self.passes is not None:
                 self.passes = max(self.passes, position // count + 1)
+                self._drained = self._drained and self._issued >= self.passes * count
             self._issue()
         if key not in self.streamed:
             if key not in self._awaited:
@@ -232,8 +245,27 @@ class Conveyor:
     def _issue(self) -> None:
         """Queue copies until no buffer is free, at most one pass ahead and no more than the passes need."""
         end = max(self._current, 0) + len(self.order)
-        if self.passes is not None:
-            end = min(end, self.passes * len(self.order))
+        if self.passes is None:
+            self._send_until(end)
+            return
+        last = self.passes * len(self.order)
+        self._send_until(min(end, last))
+        if self._issued == last and not self._drained:
+            self._drained = True
+            self.drained()
+
+    def _allocate(self, keys: Sequence[Key], buffers: int) -> None:
+        """Memory for those of the units that are resident, and a ring of so many buffers; what is there stays."""
+        homes = [key for key in keys if key not in self.streamed and key not in self._home]
+        self._home |= {key: self.lane.buffer(self.sizes[key]) for key in homes}
+        slots = [_Slot(self.lane.buffer(self.buffer_bytes)) for _ in range(buffers - len(self._slots))]
+        self._slots += slots
+        if homes or slots:
+            # The allocator may hand out memory that computation still reads.
+            self.lane.copy_waits(self.lane.used())
+
+    def _send_until(self, end: int) -> None:
+        """Queue copies up to a position, or until no buffer is free."""
         while self._issued < end and self._send(self.order[self._issued % len(self.order)]):
             self._issued += 1
 

@@ -26,7 +26,9 @@ def conveyor(streamed: int, buffers: int, passes: int | None, lane=None) -> tupl
         lane.copy(buffer, torch.full((1,), key[1], dtype=torch.uint8))
 
     sizes = dict.fromkeys(KEYS, 1)
-    return Conveyor(lane, KEYS, sizes, frozenset(KEYS[:streamed]), buffers, 1, fill, passes), copies
+    belt = Conveyor(lane, KEYS, sizes, frozenset(KEYS[:streamed]), buffers, 1, fill)
+    belt.begin(passes)
+    return belt, copies
 
 
 def go_through(belt: Conveyor, keys=KEYS) -> None:
@@ -143,8 +145,9 @@ def test_the_simulation_is_the_schedule(count, streamed, buffers, passes, link):
     lane, sizes = VirtualLane(link), {unit.key: unit.bytes for unit in units}
     belt = Conveyor(
         lane, list(sizes), sizes, moving, buffers, max(sizes.values()),
-        lambda key, buffer: lane.copy(buffer, buffer[: sizes[key]]), passes,
+        lambda key, buffer: lane.copy(buffer, buffer[: sizes[key]]),
     )  # fmt: skip
+    belt.begin(passes)
     for _ in range(passes):
         for unit in units:
             belt.take(unit.key)
