@@ -178,7 +178,9 @@ def denoise(
         given = replace(given, text=project_text(networks, positions, prompt_embeds))
     times = time_table(networks, stepper.timesteps)
     sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
+    halves_apart = given.text.shape[0] // batch if cfg == "sequential" else 1
     for step in range(first, steps):
+        networks.weights.expect("denoise", (steps - step) * halves_apart)
         inputs = stepper.scale(latents, step)
         if cfg == "sequential":
             halves = [replace(given, text=text) for text in given.text.split(batch)]

@@ -72,6 +72,7 @@ class StagePlan:
         seconds: predicted, copies that nothing hides included.
         stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
         copied: bytes from host to device per video.
+        ahead: the first units of the stage that follows, which come while this one ends; their memory counts in `peak`.
     """
 
     name: str
@@ -86,6 +87,7 @@ class StagePlan:
     stall: float
     copied: int
     rows: int = 1
+    ahead: tuple[Key, ...] = ()
 
     @property
     def order(self) -> tuple[int, bool, int, int]:
@@ -258,6 +260,8 @@ def plan(
         extra = sizes.overhead + (sizes.weights if held else 0)
         chosen = _choose(stages, extra, budget)
         if chosen is not None:
+            if budget is not None and not held:
+                chosen = look_ahead(chosen, sizes, budget)
             found.append(MemoryPlan(sizes.label, budget, machine, chosen, held))
     if not found:
         worst, bytes_needed = smallest(sizes, machine, cfg, tiling)
@@ -290,8 +294,35 @@ def _choose(stages: Sequence[tuple[StagePlan, ...]], extra: int, budget: int | N
     return tuple(chosen)
 
 
-def _raised(stage: StagePlan, extra: int) -> StagePlan:
-    return StagePlan(**{**vars(stage), "peak": stage.peak + extra})
+def _raised(stage: StagePlan, extra: int, ahead: tuple[Key, ...] = ()) -> StagePlan:
+    return StagePlan(**{**vars(stage), "peak": stage.peak + extra, "ahead": ahead})
+
+
+def look_ahead(stages: Sequence[StagePlan], sizes: Sizes, budget: int) -> tuple[StagePlan, ...]:
+    """The stages, in what a budget leaves of each the first units of the one that follows it.
+
+    The seconds stay as they are: what is gained is left out, so that more memory is never predicted to be slower.
+    """
+    found = []
+    for stage, following, size in zip(stages, stages[1:], sizes.stages[1:], strict=False):
+        keys, taken = _leading(following, size, budget - stage.peak)
+        found.append(_raised(stage, taken, keys))
+    return (*found, *stages[-1:])
+
+
+def _leading(stage: StagePlan, size: StageSizes, room: int) -> tuple[tuple[Key, ...], int]:
+    """The first units of a stage whose buffers fit into `room` bytes, and the bytes of those buffers."""
+    keys: list[Key] = []
+    taken, free = 0, stage.buffers
+    for unit in size.units:
+        streams = unit.key in stage.streamed
+        needed = stage.buffer_bytes if streams else unit.bytes
+        if taken + needed > room or (streams and not free):
+            break
+        free -= streams
+        taken += needed
+        keys.append(unit.key)
+    return tuple(keys), taken
 
 
 def smaller(

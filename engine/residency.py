@@ -40,6 +40,11 @@ class WeightStore:
         dtype = graph.dtype(self.dtype)
         return tuple(self._tensor(graph.part, graph.sources(name, layer), dtype) for name in names)
 
+    @property
+    def bytes(self) -> int:
+        """Of all that is held, each tensor rounded up as the allocator does."""
+        return sum(aligned(tensor.nbytes) for tensor in self._held.values())
+
 
 class HostWeights:
     """Units of a checkpoint as copies of them start: packed in pinned memory, or tensor by tensor from the file.
@@ -130,7 +135,9 @@ class Residency:
         self._store = WeightStore(checkpoint, device, dtype)
         self._stage: str | None = None
         self._conveyor: Conveyor | None = None
+        self._prepared: tuple[str, Conveyor] | None = None  # the next stage, whose first weights are on their way
         self._bound: dict[Key, tuple[Tensor, ...]] = {}
+        self._passes: dict[str, int] = {}
 
     def bind(self, graph: Graph, names: Sequence[str]) -> None:
         """Make a graph known; `names` is the order of its weights in a call."""
@@ -164,8 +171,13 @@ class Residency:
         if self._conveyor is not None and name in STREAMABLE:
             self._conveyor.done((name, layer))
 
+    def expect(self, stage: str, passes: int) -> None:
+        """How often a stage will go through its weights when it begins; 1 where nobody says."""
+        self._passes[stage] = passes
+
     def leave(self) -> None:
-        """End the present stage: its weights leave the device."""
+        """End the present stage: its weights leave the device, and what was prepared of the next."""
+        self._drop()
         if self._conveyor is not None:
             self._conveyor.close()
         if self._stage is not None:
@@ -180,13 +192,26 @@ class Residency:
         return self._bound[key]
 
     def _enter(self, stage: str) -> None:
-        assert self.plan is not None
+        """End the present stage and begin another, with what is prepared if it is of that stage."""
+        ready = self._prepared[1] if self._prepared is not None and self._prepared[0] == stage else None
+        if ready is not None:
+            self._prepared = None
         self.leave()
-        self._stage, planned = stage, self.plan.stage(stage)
+        self._stage, self._conveyor = stage, ready or self._conveyor_of(stage)
         for name, (graph, _) in self._graphs.items():
             if STAGE_OF[name] == stage and name not in STREAMABLE:
                 for layer in range(len(graph.layers)):
-                    self.copied += sum(t.nbytes for t in self._resident((name, layer)))
+                    self._resident((name, layer))
+        self.copied += self._store.bytes
+        if self._conveyor is None:
+            self._ahead()
+        else:
+            self._conveyor.begin(self._passes.get(stage, 1))
+
+    def _conveyor_of(self, stage: str) -> Conveyor | None:
+        """What brings the units of a stage, with nothing allocated; None where no weights may stream."""
+        assert self.plan is not None
+        planned = self.plan.stage(stage)
         streamed = frozenset(planned.streamed)
         order = [
             (name, layer)
@@ -195,14 +220,32 @@ class Residency:
             for layer in range(len(self._graphs[name][0].layers))
         ]
         if not order:
-            return
+            return None
         if stage == "denoise" and streamed:
             pinned = self.host.pin(self._graphs, planned.streamed)
             self.source = "pinned memory" if pinned else "page cache"
         sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
-        self._conveyor = Conveyor(
-            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill
+        return Conveyor(
+            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill, self._ahead
         )  # fmt: skip
+
+    def _ahead(self) -> None:
+        """The present stage copies nothing more: the first weights of the next come, as far as the plan has room."""
+        assert self.plan is not None
+        assert self._stage is not None
+        keys = self.plan.stage(self._stage).ahead
+        if not keys or self._prepared is not None:
+            return
+        stage = STAGE_OF[keys[0][0]]
+        conveyor = self._conveyor_of(stage)
+        if conveyor is not None:
+            self._prepared = stage, conveyor
+            conveyor.prepare(keys)
+
+    def _drop(self) -> None:
+        if self._prepared is not None:
+            self._prepared[1].close()
+            self._prepared = None
 
     def _fill(self, key: Key, buffer: Tensor) -> None:
         self.copied += self.host.fill(*self._graphs[key[0]], key[1], buffer)

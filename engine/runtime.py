@@ -21,6 +21,9 @@ class Weights(Protocol):
     def done(self, name: str, layer: int) -> None:
         """The call that used them is queued."""
 
+    def expect(self, stage: str, passes: int) -> None:
+        """From now on a stage of sizes.STAGES that begins goes through its weights so many times; else once."""
+
 
 class Held(dict[str, Sequence[Sequence[Tensor]]]):
     """Weights that are simply there: by graph, per layer the tensors of a call."""
@@ -30,6 +33,9 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     def done(self, name: str, layer: int) -> None:
         """They stay."""
+
+    def expect(self, stage: str, passes: int) -> None:
+        """They stay, however often they are used."""
 
 
 class Networks:

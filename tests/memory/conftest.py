@@ -8,7 +8,7 @@ import torch
 from conftest import random_identity
 
 from consisid.engine import ConsisID
-from consisid.engine.memory import UNKNOWN, MemoryPlan, candidates
+from consisid.engine.memory import UNKNOWN, MemoryPlan, candidates, look_ahead
 from consisid.engine.shapes import VideoShape
 from consisid.engine.sizes import sizes
 from consisid.engine.variants import TINY
@@ -72,8 +72,9 @@ class LateLane:
         return [0.0] * 10
 
 
-def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched") -> MemoryPlan:
-    """A plan in which, per stage, up to `streamed` units stream through up to `buffers` buffers."""
+def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", room: int = 0) -> MemoryPlan:
+    """A plan in which, per stage, up to `streamed` units stream through up to `buffers` buffers, and what
+    a budget of the largest peak and `room` bytes leaves of a stage is used ahead; room 0 stands for nothing ahead."""
     found = sizes(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
     stages = []
     for stage in found.stages:
@@ -83,6 +84,8 @@ def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched") 
             if len(way.streamed) <= streamed and way.buffers <= buffers
         ]
         stages.append(max(ways, key=lambda way: (len(way.streamed), way.buffers)))
+    if room:
+        stages = look_ahead(stages, found, max(way.peak for way in stages) + room)
     return MemoryPlan(found.label, sum(way.peak for way in stages), UNKNOWN, tuple(stages), held=False)
 
 

@@ -64,6 +64,18 @@ def test_any_budget(budgets, kind, machine, tiling, cfg):
         assert much.seconds <= little.seconds
 
 
+def ahead_bytes(found, made, stage) -> int:
+    """What the first units of the next stage take, by that stage's own plan and sizes."""
+    if not stage.ahead:
+        return 0
+    following = made.stages[made.stages.index(stage) + 1]
+    units = {unit.key: unit.bytes for size in found.stages for unit in size.units}
+    streamed = [key for key in stage.ahead if key in following.streamed]
+    assert list(stage.ahead) == sorted([*following.resident, *following.streamed])[: len(stage.ahead)]
+    assert len(streamed) <= following.buffers
+    return len(streamed) * following.buffer_bytes + sum(units[key] for key in stage.ahead if key not in streamed)
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_peak_is_the_sum_of_its_parts(kind):
     found = sizes_of(kind)
@@ -74,11 +86,32 @@ def test_a_peak_is_the_sum_of_its_parts(kind):
         for stage, size in zip(made.stages, found.stages, strict=True):
             resident = sum(unit.bytes for unit in size.units if unit.key in stage.resident)
             ring = stage.buffers * stage.buffer_bytes
-            known = found.overhead + size.fixed + size.data + resident + ring
+            known = found.overhead + size.fixed + size.data + resident + ring + ahead_bytes(found, made, stage)
             assert sorted(stage.resident + stage.streamed) == sorted(unit.key for unit in size.units)
             assert bool(stage.streamed) == bool(stage.buffers)
             if stage.tile is None:
                 assert stage.peak == known + dict(size.working)[stage.cfg]
+
+
+def test_what_comes_ahead_uses_the_room_there_is():
+    """Within the budget, with the seconds of the plan without it, and nothing where everything is held anyway."""
+    found, seen = sizes_of("preview"), 0
+    for budget in (6 * GIB, 10 * GIB, 16 * GIB):
+        made = plan(budget, found, MACHINES["rtx3090"], tiling=True)
+        assert not made.held
+        assert made.peak <= budget
+        seen += sum(bool(stage.ahead) for stage in made.stages)
+        for stage, following, size in zip(made.stages, made.stages[1:], found.stages[1:], strict=False):
+            rest = [unit for unit in size.units if unit.key not in stage.ahead]
+            if rest and rest[0].key in following.resident:
+                assert stage.peak + rest[0].bytes > budget
+            elif rest:
+                full = len(set(stage.ahead) & set(following.streamed)) == following.buffers
+                assert full or stage.peak + following.buffer_bytes > budget
+    assert seen >= 6
+    for held in (plan(None, found), plan(80 * GIB, found)):
+        assert held.held
+        assert not any(stage.ahead for stage in held.stages)
 
 
 def test_larger_requests_need_more():

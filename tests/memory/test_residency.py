@@ -13,23 +13,67 @@ from .conftest import OPTIONS, PROMPT, SHAPE, LateLane, forced, latents, put
 
 
 @pytest.mark.parametrize(
-    ("streamed", "buffers", "cfg", "pinned"),
+    ("streamed", "buffers", "cfg", "pinned", "room"),
     [
-        (0, 2, "batched", False),
-        (2, 2, "batched", True),
-        (3, 2, "sequential", False),
-        (3, 3, "batched", False),
-        (4, 2, "sequential", True),
-        (4, 4, "batched", True),
+        (0, 2, "batched", False, 0),
+        (2, 2, "batched", True, 0),
+        (3, 2, "sequential", False, 0),
+        (3, 3, "batched", False, 0),
+        (4, 2, "sequential", True, 0),
+        (4, 4, "batched", True, 0),
+        (0, 2, "batched", False, 2**30),
+        (2, 2, "sequential", True, 2**30),
+        (4, 2, "batched", False, 2**10),
+        (4, 4, "batched", True, 2**30),
     ],
 )
-def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, buffers, cfg, pinned):
+def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, buffers, cfg, pinned, room):
     lane = LateLane()
-    put(engine, forced(engine, streamed, buffers, cfg), monkeypatch, lane)
+    put(engine, forced(engine, streamed, buffers, cfg, room), monkeypatch, lane)
     engine.weights.host.keep = pinned
     assert torch.equal(latents(engine), expected[cfg])
     # A second video, whose first stages find their results; then one that passes over a stage's first calls.
     assert torch.equal(latents(engine), expected[cfg])
+
+
+@pytest.mark.parametrize(("streamed", "buffers"), [(0, 2), (4, 2), (3, 3)])
+def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buffers):
+    """Its first units, those of the plan and no others, are on their way before the last call of the stage before, in
+    the memory that the plan has for them; they are copied once. A stage that is passed over is forgotten."""
+    plan, lane, log = forced(engine, streamed, buffers, room=2**30), LateLane(), []
+    put(engine, plan, monkeypatch, lane)
+    weights, fill, done = engine.weights, engine.weights.host.fill, engine.weights.done
+
+    def filling(graph, names, layer, buffer):
+        log.append(("copy", weights._stage, (graph.name, layer)))
+        return fill(graph, names, layer, buffer)
+
+    def finished(name, layer):
+        log.append(("call", STAGE_OF[name], (name, layer)))
+        done(name, layer)
+
+    monkeypatch.setattr(weights.host, "fill", filling)
+    monkeypatch.setattr(weights, "done", finished)
+    assert torch.equal(latents(engine, random_identity(TINY)), expected["batched"])
+    for stage in ("image", "prepare", "schedule"):  # those that a stage with units follows; identities have no photo
+        early = [
+            i for i, (kind, now, key) in enumerate(log) if (kind, now) == ("copy", stage) and STAGE_OF[key[0]] != stage
+        ]
+        last = max(i for i, (kind, now, _) in enumerate(log) if (kind, now) == ("call", stage))
+        assert [log[i][2] for i in early] == list(plan.stage(stage).ahead) != []
+        assert max(early) < last
+    homes = [key for kind, _, key in log if kind == "copy" and key in plan.stage("denoise").resident]
+    assert sorted(homes) == sorted(plan.stage("denoise").resident)
+    made = {stage.name: [*stage.resident, *stage.streamed] for stage in plan.stages}
+    bytes_of = {key: weights.host.size(weights._graphs[key[0]][0]) for keys in made.values() for key in keys}
+    entered = [stage for stage in plan.stages if stage.name != "photo"]
+    assert sorted(lane.allocated) == sorted(
+        [bytes_of[key] for stage in entered for key in stage.resident]
+        + [stage.buffer_bytes for stage in entered for _ in range(stage.buffers)]
+    )
+    # The prompt is known: what comes ahead of the text, beside the image, is for nothing, and does no harm.
+    assert torch.equal(latents(engine, random_identity(TINY)), expected["batched"])
+    assert weights._prepared is None
 
 
 def test_modes_agree(expected):
