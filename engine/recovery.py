@@ -103,6 +103,7 @@ class Run:
         for generator, state in zip(self.generators, self.start, strict=True):
             generator.set_state(state)
         modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+        modes["graphs"] = "none" if weights.captures is None else "block"
         if self.decoding[0] not in (None, "whole"):
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:
