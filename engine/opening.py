@@ -10,6 +10,7 @@ import torch
 
 from . import memory as memory_plan
 from .backends import backend
+from .capture import CAPTURED, Captures
 from .chunks import with_runners
 from .denoise import Positions
 from .engine_weights import EngineWeights
@@ -50,13 +51,17 @@ class Opened:
         warmed: seconds that each graph took when the engine was warmed up, empty when it was not.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None):
+    def __init__(
+        self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None,
+        captures: Captures | None = None,
+    ):  # fmt: skip
         self.folder, self.manifest, self.device = folder, manifest, device
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
         kind = EngineWeights if manifest.spec.layers_per_shard else Residency
         self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
+        self.weights.captures = captures
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         self.weights.use(None if self.memory is None else self.plan(self.memory))
         self.num_timesteps, self._interrupt = 0, False
@@ -74,6 +79,7 @@ class Opened:
         memory: int | str | None = None,
         verify: bool = False,
         warm_up: bool = False,
+        cuda_graphs: bool = False,
     ) -> Self:
         """Open an engine folder that consisid-build made.
 
@@ -85,8 +91,11 @@ class Opened:
             verify: read and hash the weights too, not only what is executed.
             warm_up: run every graph once, so that the first video does not pay for what loads late; `warmed` says
                 what that took.
+            cuda_graphs: launch each call of the denoising loop as one CUDA graph, recorded at its second call. What
+                the recordings hold (see capture.py) is in no plan of the memory.
 
         Raises:
+            InputError: CUDA graphs on a device that is no CUDA GPU.
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
             MemoryBudgetError: a budget that is too small; nothing was loaded.
         """
@@ -95,7 +104,9 @@ class Opened:
         manifest.check_target(folder)
         place = check_device(device or manifest.spec.device)
         manifest.verify(folder, place, full=verify)
-        engine = cls(folder, manifest, place, memory)
+        if cuda_graphs and place.type != "cuda":
+            raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
+        engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None)
         if warm_up:
             engine.warmed = engine.warm_up()
         return engine
@@ -164,16 +175,18 @@ class Opened:
                 f"{self.folder} was built for {self.shape} and makes no other video; build another folder with "
                 f"consisid-build {flags} for {shape}."
             )
-        runners = {}
+        runners, captures = {}, self.weights.captures
         for name, graph in self.manifest.spec.graphs(shape).items():
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
-            runners[name] = module.load(graph, file, self.device, names)
+            captured = captures is not None and name in CAPTURED
+            run = module.load(graph, file, self.device, names, captured=captured)
+            runners[name] = captures.wrap(name, run) if captures is not None else run
             self.weights.bind(graph, names)
             if isinstance(self.weights, EngineWeights):
-                self.weights.hold(name, runners[name])
+                self.weights.hold(name, run)
         count = self.manifest.spec.layers_per_shard
         spans = Shards(count) if count else LayerByLayer()
         return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)

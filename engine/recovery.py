@@ -121,6 +121,7 @@ class Run:
         """What was chosen, for stats."""
         modes = {"cfg": self.cfg, "dtype": self.engine.manifest.spec.dtype, "device": str(self.engine.device)}
         modes["attention"] = describe(self.engine.device, _keys_shape(self.engine, self.request), self.engine.dtype)
+        modes["graphs"] = "none" if self.engine.weights.captures is None else "block"
         if self.decoding[0] not in (None, "whole"):
             modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
         if self.plan is not None:

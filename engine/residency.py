@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .capture import Captures
 from .checkpoint import Checkpoint
 from .graphs import Graph, weight_shapes
 from .memory import MemoryPlan
@@ -129,6 +130,7 @@ class Residency:
         self.checkpoint, self.device, self.dtype, self.lane = checkpoint, device, dtype, lane
         self.host = HostWeights(checkpoint, dtype, device, lane)
         self.plan: MemoryPlan | None = None
+        self.captures: Captures | None = None  # recordings that know addresses of weights
         self.copied = 0
         self.source = ""
         self._graphs: dict[str, tuple[Graph, Sequence[str]]] = {}
@@ -150,7 +152,7 @@ class Residency:
         """From now on, as this plan says."""
         if plan == self.plan:
             return
-        self.leave()
+        self.leave()  # recordings too are made anew
         if plan is not None and not plan.held:
             self._store, self._bound = WeightStore(self.checkpoint, self.device, self.dtype), {}
         self.plan = plan
@@ -178,6 +180,8 @@ class Residency:
     def leave(self) -> None:
         """End the present stage: its weights leave the device, and what was prepared of the next."""
         self._drop()
+        if self.captures is not None:
+            self.captures.clear()
         if self._conveyor is not None:
             self._conveyor.close()
         if self._stage is not None:

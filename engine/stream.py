@@ -3,8 +3,8 @@
     copy stream     copy 0 | copy 1 |        (waits until call 0 has ended) copy 2 | ...
     compute stream           (waits for copy 0) call 0 | (for copy 1) call 1 | (for copy 2) call 2 | ...
 
-Both waits are events on the device: the host issues and never waits. Buffers are allocated when a stage begins, so
-nothing is allocated in a loop.
+Both waits are events on the device: the host issues and never waits. Buffers are allocated when a stage begins, those
+of its first units perhaps while the stage before ends; nothing is allocated in the denoising loop.
 """
 
 import time
