@@ -39,8 +39,11 @@ def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
     """
     if engine.device.type == "cuda" and engine.shape == VideoShape.of(PREVIEW, None, None, None):
         return Budget(int(gb * GB), False)
-    kind = sizes(engine.variant, engine.shape, engine.dtype, steps=steps, device=engine.device.type)
     resident = engine.plan(None, steps=steps)
+    # With the very arguments of the plan, so that nothing is counted again.
+    kind = sizes(
+        engine.variant, engine.shape, engine.dtype, batch=1, steps=steps, guided=True, device=engine.device.type
+    )
     least = smallest(kind, resident.machine, None, engine.tiling)[1]
     low, high = min(stated()), max(stated())
     share = (gb - low) / (high - low)

@@ -17,7 +17,7 @@ from consisid.engine.sizes import OVERHEAD
 PERIOD = 0.02  # seconds between samples
 KINDS = {
     "cuda": "allocated and reserved on the GPU",
-    "cpu": "resident set since the engine was opened, libraries that it loads included",
+    "cpu": "resident in the process since the engine was opened, libraries that it loads included",
 }
 # Stages that are timed -> stages of the memory that run in them. The photo's networks run for a photo only; what is
 # measured is given embeddings.

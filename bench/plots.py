@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from .memory import PLANNED
+
+GAIN, LOSS = "#f3c8a4", "#a50f15"
 INK, OURS, THEIRS, ACCENT = "#22303c", "#1f77b4", "#b0b7bd", "#d95f02"
 STAGES = ("#d95f02", "#7570b3", "#66a61e", "#1f77b4", "#e6ab02")
 Report = Mapping[str, Any]
@@ -38,7 +41,7 @@ def stages(report: Report) -> bytes:
     for row in _rows(report, "stage"):
         maker, _, stage = row["name"].rpartition(": ")
         found.setdefault(maker, {})[stage] = row["median"]
-    names = list(dict.fromkeys(stage for values in found.values() for stage in values))
+    names = [name for name in PLANNED if any(name in values for values in found.values())]
 
     def draw(axes: Any) -> None:
         makers = list(found)[::-1]
@@ -88,7 +91,8 @@ def waterfall(report: Report) -> bytes:
             now, above = rung["step_seconds"], rung["step_seconds"] + (rung["gain"] or 0)
             axes.bar(i, now, color=_colour(rung["name"]), width=0.6)
             if rung["gain"]:
-                axes.bar(i, above - now, bottom=now, color=ACCENT, width=0.6, alpha=0.35)
+                colour = GAIN if rung["gain"] > 0 else LOSS
+                axes.bar(i, abs(above - now), bottom=min(now, above), color=colour, width=0.6)
                 axes.plot([i - 1 + 0.3, i + 0.3], [above, above], color=INK, lw=0.8, ls=":")
             label = f"{now:.3g} s" + (f" ({-rung['gain'] / above:+.0%})" if rung["gain"] else "")
             axes.text(i, max(now, above) + top * 0.02, label, ha="center", color=INK)
@@ -115,7 +119,7 @@ def memory(report: Report) -> bytes:
             axes.plot([at, until], [height, height], color=ACCENT, lw=1.5, label="predicted" if at == 0 else None)
             if until - at > end * 0.08:  # a short stage has no room for its name
                 axes.text(at, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", color=INK)
-        axes.set(xlabel=f"seconds; memory {found['kind']}", ylabel=unit, ylim=(0, None), xlim=(0, end))
+        axes.set(xlabel=f"seconds\n{found['kind']}", ylabel=unit, ylim=(0, None), xlim=(0, end))
         axes.legend(frameon=False, loc="lower right", ncols=3)
 
     return _png(draw)

@@ -51,7 +51,7 @@ def random_mini(mini: Variant) -> Iterator[ConsisID]:
 def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report made by the command; its folder. All tests that read a report read this one."""
     folder = tmp_path_factory.mktemp("report")
-    arguments = ["--steps", "2", "--runs", "2", "--memory", "1GiB"]
+    arguments = ["--steps", "2", "--runs", "2"]
     assert main([str(mini_folder), "--output", str(folder), *arguments]) == 0
     return folder
 

@@ -62,11 +62,16 @@ def test_each_stated_budget_has_our_mode_beside_it(values):
 
 def test_memory_stands_against_the_plan(values, written):
     memory = values["memory"]
-    assert memory["plan"]["budget"] == 2**30
+    assert memory["plan"]["budget"] is None
     assert list(memory["plan"]["stages"]) == list(memory["stages"]) == list(PLANNED)
     assert 0 < max(memory["plan"]["stages"].values()) <= memory["plan"]["peak"] < 2**30
     assert memory["peaks"]["decode"] > 0
-    assert "a budget of 1024 MiB, the plan keeps resident" in (written / "report.md").read_text()
+    assert "Memory: no budget, the plan keeps resident" in (written / "report.md").read_text()
+
+
+def test_a_budget_reaches_the_engine(mini_folder, tmp_path, capsys):
+    assert main([str(mini_folder), "--output", str(tmp_path / "r"), "--memory", "much"]) == 2
+    assert "memory='much' is not a budget" in capsys.readouterr().err
 
 
 def test_what_a_cpu_cannot_measure_is_said(values, written):
