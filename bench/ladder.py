@@ -31,6 +31,8 @@ from .runs import Row
 
 Loop = Callable[[int], list[float]]
 """Seconds of each step but the first of a short loop, by the number of its turn."""
+Profile = dict[str, dict[str, float]]
+OUTSIDE = "outside: scheduler, guidance, calls"
 RUNGS = ("diffusers", "ours without hoisting", "ours, eager", "ours, compiled")
 
 
@@ -101,20 +103,38 @@ def rungs(found: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def profile(eager: ConsisID, compiled: ConsisID, person: Identity, steps: int) -> dict[str, dict[str, float]]:
-    """By rung seconds of a step by part of the transformer, the first step left in: shares, not times to compare."""
+def profile(eager: ConsisID, compiled: ConsisID, person: Identity, steps: int, turns: int) -> Profile:
+    """By rung seconds of a step by part of the transformer, and what lies outside them: the median of each over turns.
+
+    Observing costs a little, and diffusers more than us: each of its modules is hooked, of ours each graph.
+    """
     theirs, made = Theirs(eager, person, steps, EAGER), loops(eager, compiled, person, steps)
     with torch.no_grad():
         negative, prompt = eager.text_encoder(eager.networks(), ["", PROMPT]).chunk(2)
-    with torch.no_grad(), watching(theirs.pipeline.transformer) as seconds:
-        theirs.denoise(0, prompt, negative)
-    found = {RUNGS[0]: {part: seconds.get(part, 0.0) / steps for part in PARTS}}
-    for name, engine in zip(RUNGS[1:], (eager, eager, compiled), strict=True):
-        made[name](0)  # what is found out once is found out
+
+    def reference(index: int) -> dict[str, float]:
+        with torch.no_grad(), watching(theirs.pipeline.transformer) as seconds:
+            whole = statistics.median(theirs.denoise(index, prompt, negative)[1])
+        return _shares({part: seconds.get(part, 0.0) for part in PARTS}, whole)
+
+    def ours(name: str, engine: ConsisID, index: int) -> dict[str, float]:
         with probing(engine.networks()) as probe:
-            made[name](1)
-        found[name] = {part: total / steps for part, total in by_graph(probe).items()}
-    return found
+            whole = statistics.median(made[name](index))
+        return _shares(by_graph(probe), whole)
+
+    def _shares(parts: dict[str, float], whole: float) -> dict[str, float]:
+        each = {part: total / steps for part, total in parts.items()}
+        return {**each, OUTSIDE: whole - sum(each.values())}
+
+    engines = dict(zip(RUNGS[1:], (eager, eager, compiled), strict=True))
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in RUNGS}
+    for turn in range(turns + 1):
+        for name in RUNGS:
+            seen[name].append(ours(name, engines[name], turn) if name in engines else reference(turn))
+    return {
+        name: {part: statistics.median(one[part] for one in found[1:]) for part in (*PARTS, OUTSIDE)}
+        for name, found in seen.items()
+    }
 
 
 def measure(eager: ConsisID, compiled: ConsisID, steps: int, turns: int) -> dict[str, Any]:
@@ -139,7 +159,7 @@ def measure(eager: ConsisID, compiled: ConsisID, steps: int, turns: int) -> dict
         "turns": turns,
         "threads": torch.get_num_threads(),
         "rungs": rungs(take_turns(loops(eager, compiled, person, steps), turns)),
-        "profile": profile(eager, compiled, person, steps),
+        "profile": profile(eager, compiled, person, steps, max(1, turns // 3)),
     }
 
 
@@ -167,9 +187,9 @@ def markdown(ladder: Mapping[str, Any]) -> str:
             else ["", "", ""]
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Milliseconds of a step by part of the transformer, one profiled loop each:", ""]
+    lines += ["", "Milliseconds of a step by part of the transformer, observed in turns of their own:", ""]
     lines += [f"| | {' | '.join(ladder['profile'])} |", "|---|" + "---|" * len(ladder["profile"])]
-    for part in PARTS:
+    for part in (*PARTS, OUTSIDE):
         values = [f"{1e3 * parts[part]:.2f}" for parts in ladder["profile"].values()]
         lines.append(f"| {part} | {' | '.join(values)} |")
     return "\n".join([*lines, ""])

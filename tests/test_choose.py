@@ -44,7 +44,7 @@ def fake(*, error=0.0, slower=0.0, fault=None):
 
 
 def chosen(monkeypatch, tmp_path, dtype=torch.float32, **backends):
-    monkeypatch.setattr(choose, "CANDIDATES", tuple(backends))
+    monkeypatch.setattr(choose, "candidates", lambda graph, device: tuple(backends))
     monkeypatch.setattr(choose, "backend", lambda name: backends.get(name, eager))
     tensors = [tensor.to(dtype) for tensor in weights()]
     return choose.compile_graph("auto", GRAPH, tmp_path / GRAPH.name, torch.device("cpu"), dtype, lambda: tensors)
@@ -96,6 +96,7 @@ def test_what_was_asked_for_by_name_has_to_compile(monkeypatch, tmp_path):
 
 def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path, tiny_checkpoint):
     broken = fake(fault=RuntimeError("too large"))
+    monkeypatch.setattr(choose, "candidates", lambda graph, device: ("eager", "inductor"))
     monkeypatch.setattr(choose, "backend", {"eager": eager, "inductor": broken}.get)
     monkeypatch.setattr(choose, "RUNS", 1)
     manifest = build(tiny_checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
