@@ -21,7 +21,7 @@ from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import default_config
 
 from ..cost import graph_flops
-from . import Case, Context, Work
+from . import Case, Context, Unavailable, Work
 
 LAYERS = 2  # of the shard: the least that has a face attention
 NAME = f"{TRUNK}_0"
@@ -62,6 +62,12 @@ class Shard:
         return engines.load(self.graph, file, self.c.device, [])
 
 
+def need_gpu(c: Context, what: str) -> None:
+    """Raises Unavailable without a GPU, on the meta device too: an engine is no graph that could be traced."""
+    if c.device.type != "cuda":
+        raise Unavailable(f"{what} needs a CUDA GPU")
+
+
 def cases(c: Context) -> Iterator[Case]:
     blocks = graph_flops(c.variant, c.shape, "block") * c.batch * LAYERS
 
@@ -73,19 +79,19 @@ def cases(c: Context) -> Iterator[Case]:
         return Work(partial(run, s.inputs, ()), c.compare(run(s.inputs, ()), s.eager()), c.tolerance, note)
 
     def engine(name: str, plugins: tuple[str, ...] = ()) -> Work:
-        c.need_gpu(f"an engine of {name}")
+        need_gpu(c, f"an engine of {name}")
         shard().engine(name, plugins).limit(None)
         return work(shard().engine(name, plugins))
 
     def streamed(name: str, share: float) -> Work:
-        c.need_gpu(f"an engine of {name}")
+        need_gpu(c, f"an engine of {name}")
         found = shard().engine(name)
         found.limit(None)
         found.limit(int(share * found.streamable))
         return work(found, f"{found.budget} of {found.streamable} bytes of weights on the GPU")
 
     def captured(name: str) -> Work:
-        c.need_gpu(f"an engine of {name}")
+        need_gpu(c, f"an engine of {name}")
         shard().engine(name).limit(None)
         return work(Captured(shard().engine(name), shard().inputs))
 
@@ -101,7 +107,7 @@ def cases(c: Context) -> Iterator[Case]:
 
 def launched(c: Context) -> Work:
     """The code of the attention plugin with TensorRT's order of addresses, against Triton's own launch."""
-    c.need_gpu("a launch through the CUDA driver")
+    need_gpu(c, "a launch through the CUDA driver")
     from consisid.kernels.standalone import compile_standalone
 
     t = c.variant.transformer

@@ -54,8 +54,9 @@ def test_phase_at_full_size_without_data(phase, monkeypatch):
             built += 1
         except Unavailable as reason:
             reasons.append(str(reason))
-    assert built >= 2
-    assert all(re.search("cannot be imported|has no Triton kernel", reason) for reason in reasons), reasons
+    assert built >= (1 if phase == "trt" else 2)
+    known = "an engine of|CUDA driver" if phase == "trt" else "cannot be imported|has no Triton kernel"
+    assert all(re.search(known, reason) for reason in reasons), reasons
 
 
 def test_what_the_script_uses_of_torch_is_there():

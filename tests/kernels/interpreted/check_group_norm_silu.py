@@ -28,8 +28,9 @@ def arguments(batch, channels, groups, size, low, dtype, memory_format=torch.con
     return x, random(channels), random(channels), scale, shift, groups, 1e-6
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"), [(torch.float32, torch.contiguous_format), (torch.float16, torch.channels_last_3d)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_reference(assert_close, shape, dtype, memory_format):
     given = arguments(*shape, dtype, memory_format)
