@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from math import ceil
 
 from .errors import InputError, MemoryBudgetError
@@ -338,5 +338,6 @@ def smaller(
 
 def machine_named(gpu: str) -> Machine:
     """The row of MACHINES for a GPU by the driver's name, such as "NVIDIA GeForce RTX 4090"; UNKNOWN without one."""
-    name = gpu.lower().replace(" ", "")
-    return next((row for key, row in MACHINES.items() if key in name.removeprefix("nvidia")), UNKNOWN)
+    words = gpu.lower().split()
+    names = {*words, *(left + right for left, right in pairwise(words))}  # "rtx 4090" is two words
+    return next((row for key, row in MACHINES.items() if key in names), UNKNOWN)

@@ -1,21 +1,14 @@
 """The path of a build: a checkpoint becomes graphs, a backend compiles each, and a manifest says what came of it."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from consisid.engine.backends import HOLDS_WEIGHTS
-from consisid.engine.backends import backend as load_backend
 from consisid.engine.backends.tensorrt import BuildOptions
-from consisid.engine.backends.trt_build import capability
 from consisid.engine.backends.trt_plugins import ATTRIBUTES
-from consisid.engine.checkpoint import Checkpoint
-from consisid.engine.errors import BackendError, CheckpointError, InputError
-from consisid.engine.files import sha256
-from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.errors import InputError
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -32,7 +25,8 @@ from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import LAYERS
 from consisid.engine.variants import Variant
 
-from .choose import check_backend, compile_graph
+from .choose import check_backend, check_targets
+from .entries import compiled
 from .source import Source
 from .staging import staging
 
@@ -104,7 +98,7 @@ def build(
         for name, graph in table.items():
             if holds:  # what one engine holds, no other reads
                 store = WeightStore(opened, place, DTYPES[dtype])
-            entry = work.finished(name) or _compile(graph, work.folder, spec, store, options)
+            entry = work.finished(name) or compiled(graph, work.folder, spec, store, options)
             work.finish(name, entry)
             entries[name] = entry
             report(name, entry, len(table))
@@ -114,47 +108,3 @@ def build(
         work.clean()
         manifest.write(work.folder)
     return manifest
-
-
-def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) -> None:
-    """Whether a backend can build for other GPUs, and what was asked for besides.
-
-    Raises:
-        BackendError: it cannot; or no engine of these compute capabilities, or of these flags together.
-    """
-    if (targets or flags) and backend not in HOLDS_WEIGHTS:
-        asked = f"--target {','.join(targets)}" if targets else f"--{flags[0].replace('_', '-')}"
-        raise BackendError(f"The backend {backend} has no {asked}; add --backend tensorrt-rtx.")
-    engines: Any = load_backend(backend) if backend in HOLDS_WEIGHTS else None
-    if "refit" in flags and targets:
-        raise BackendError(
-            "An engine for another GPU cannot be made refittable, so it takes no LoRA; leave out --refit, or build on "
-            "the GPU itself without --target."
-        )
-    for target in targets:
-        capability(engines, target)
-
-
-def _compile(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, options: BuildOptions) -> GraphEntry:
-    start = time.perf_counter()
-    names = list(weight_shapes(graph.module()))
-    _check_complete(graph, names, store.checkpoint)
-    stem = folder / "graphs" / graph.name
-    choice = compile_graph(
-        spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options
-    )
-    seconds = time.perf_counter() - start
-    if choice.backend in HOLDS_WEIGHTS:
-        names = []
-    if choice.file is None:
-        return GraphEntry(choice.backend, names, seconds, choice.milliseconds, choice.rejected)
-    file, size = str(choice.file.relative_to(folder)), choice.file.stat().st_size
-    times, reasons = choice.milliseconds, choice.rejected
-    return GraphEntry(choice.backend, names, seconds, times, reasons, file, size, sha256(choice.file))
-
-
-def _check_complete(graph: Graph, names: list[str], checkpoint: Checkpoint) -> None:
-    wanted = [s for name in names for layer in range(len(graph.layers)) for s in graph.sources(name, layer)]
-    missing = [source for source in wanted if not checkpoint.has(graph.part, source)]
-    if missing:
-        raise CheckpointError(f"{checkpoint.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
 from consisid.engine.backends.tensorrt import BuildOptions
+from consisid.engine.backends.trt_build import capability
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
 
@@ -181,3 +182,22 @@ def check_backend(name: str) -> str:
     if name not in NAMES:
         raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(NAMES)}.")
     return name
+
+
+def check_targets(name: str, targets: Sequence[str], flags: Sequence[str]) -> None:
+    """Whether a backend can build for other GPUs, and what was asked for besides.
+
+    Raises:
+        BackendError: it cannot; or no engine of these compute capabilities, or of these flags together.
+    """
+    if (targets or flags) and name not in HOLDS_WEIGHTS:
+        asked = f"--target {','.join(targets)}" if targets else f"--{flags[0].replace('_', '-')}"
+        raise BackendError(f"The backend {name} has no {asked}; add --backend tensorrt-rtx.")
+    engines: Any = backend(name) if name in HOLDS_WEIGHTS else None
+    if "refit" in flags and targets:
+        raise BackendError(
+            "An engine for another GPU cannot be made refittable, so it takes no LoRA; leave out --refit, or build on "
+            "the GPU itself without --target."
+        )
+    for target in targets:
+        capability(engines, target)

@@ -164,6 +164,7 @@ def test_machines_by_the_drivers_name():
     assert machine_named("NVIDIA H200").name == "h200"
     assert machine_named("Tesla T4").name == "t4"
     assert machine_named("NVIDIA L4") is UNKNOWN
+    assert machine_named("NVIDIA T400 4GB") is UNKNOWN
     assert machine_named("") is UNKNOWN
 
 

@@ -1,0 +1,46 @@
+"""One graph of a build: compiled, hashed and written down."""
+
+import time
+from pathlib import Path
+
+from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.backends.tensorrt import BuildOptions
+from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.errors import CheckpointError
+from consisid.engine.files import sha256
+from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.manifest import BuildSpec, GraphEntry
+from consisid.engine.residency import WeightStore
+
+from .choose import compile_graph
+
+
+def compiled(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, options: BuildOptions) -> GraphEntry:
+    """Compile a graph into `folder`, and say what came of it.
+
+    Raises:
+        CheckpointError: the checkpoint lacks weights of the graph.
+        BackendError: the graph cannot be compiled.
+    """
+    start = time.perf_counter()
+    names = list(weight_shapes(graph.module()))
+    _check_complete(graph, names, store.checkpoint)
+    stem = folder / "graphs" / graph.name
+    choice = compile_graph(
+        spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options
+    )
+    seconds = time.perf_counter() - start
+    if choice.backend in HOLDS_WEIGHTS:
+        names = []
+    if choice.file is None:
+        return GraphEntry(choice.backend, names, seconds, choice.milliseconds, choice.rejected)
+    file, size = str(choice.file.relative_to(folder)), choice.file.stat().st_size
+    times, reasons = choice.milliseconds, choice.rejected
+    return GraphEntry(choice.backend, names, seconds, times, reasons, file, size, sha256(choice.file))
+
+
+def _check_complete(graph: Graph, names: list[str], checkpoint: Checkpoint) -> None:
+    wanted = [s for name in names for layer in range(len(graph.layers)) for s in graph.sources(name, layer)]
+    missing = [source for source in wanted if not checkpoint.has(graph.part, source)]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path / graph.part} lacks {len(missing)} tensors, among them {missing[0]}.")
