@@ -51,14 +51,14 @@ def test_onnx_runtime_equals_eager(name, exported):
     check(GRAPHS[name], exported(GRAPHS[name]))
 
 
-VARIED = ("trunk_0", "face_folds", "face_extract", "modulations", "embed", "image_embed", "head", "time_embed")
+FIXED = ("eva", "retinaface", "bisenet")  # a random configuration has those of TINY
 
 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_random_configurations(seed, exported):
     variant = random_variant(seed)
     table = sharded_table(variant, VideoShape.of(variant, None, None, None), 3)
-    for name in VARIED:
+    for name in sorted(table.keys() - FIXED):
         check(table[name], exported(table[name]))
 
 
