@@ -1,7 +1,10 @@
 """`python -m consisid.bench.seams ENGINE`: what decoding in tiles costs in accuracy, and whether the tiles can be seen.
 
-Two figures for every way of tiling, both against the untiled frames: the error, and the seam, which is the gradient of
-that error across the lines where tiles begin and end, against its gradient elsewhere. An error without seams has 1.
+Two figures for every way of tiling, both against the untiled frames: the error, and the seam. For every band in which
+two tiles are blended, that is the largest gradient of the error across one of its lines, the first and the last
+included; added over the bands, in units of the untiled frames' own mean gradient. 1 is one line across the frame as
+strong as what the picture is made of, 0 is no seam. The unit is not the error's gradient elsewhere, by which frames
+that are wrong everywhere would have no seam.
 The latents are smooth, so that a step would show. A decoder with random weights decodes them to no picture of
 anything, but its tiles differ by their statistics as a trained one's do.
 """
@@ -45,30 +48,30 @@ def smooth_latents(frames: int, channels: int, height: int, width: int, seed: in
     return (smooth / smooth.std())[:, None].expand(-1, frames, -1, -1, -1).contiguous()
 
 
-def borders(mode: str, size: int, tile: int, axis: int, ratio: int) -> list[int]:
-    """Pixels at which a tile begins to count, or ceases to, along an axis."""
+def bands(mode: str, size: int, tile: int, axis: int, ratio: int) -> list[tuple[int, int]]:
+    """Pixels [begin, end) along an axis in which two tiles are blended."""
     if mode != "tiled-reference":
-        spans = cut(size, tile)
-        lines = [x for s in spans for x in (s.begin * ratio, s.end * ratio)]
-    else:
-        extent = int(tile * ratio * REFERENCE_OVERLAP[axis])
-        step = tile * ratio - extent
-        count = -(-size // max(1, int(tile * (1 - REFERENCE_OVERLAP[axis]))))
-        lines = [x for i in range(1, count) for x in (i * step, i * step + extent)]
-    return sorted({x for x in lines if 0 < x < size * ratio})
+        return [(span.begin * ratio, (span.begin + span.rise) * ratio) for span in cut(size, tile)[1:]]
+    extent = int(tile * ratio * REFERENCE_OVERLAP[axis])
+    count = -(-size // max(1, int(tile * (1 - REFERENCE_OVERLAP[axis]))))
+    begins = [i * (tile * ratio - extent) for i in range(1, count)]
+    return [(begin, min(begin + extent, size * ratio)) for begin in begins]
 
 
-def seam(difference: Tensor, lines: tuple[list[int], list[int]]) -> float:
-    """Mean gradient of frames - untiled, [n, H, W, 3], across the lines against elsewhere."""
-    on, off = [], []
-    for axis, where in enumerate(lines, start=1):
-        gradient = difference.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        at = torch.zeros(len(gradient), dtype=torch.bool)
-        at[[x - 1 for x in where]] = True
-        on.append(gradient[at])
-        off.append(gradient[~at])
-    across, elsewhere = torch.cat(on), torch.cat(off).mean()
-    return (across.mean() / elsewhere).item() if len(across) and elsewhere > 0 else 1.0
+def gradients(frames: Tensor, axis: int) -> Tensor:
+    """Mean difference of neighbours along an axis of [n, H, W, 3], by position along it."""
+    return frames.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
+
+
+def seam(frames: Tensor, whole: Tensor, blended: tuple[list[tuple[int, int]], list[tuple[int, int]]]) -> float:
+    """The seam of frames [n, H, W, 3] against the untiled ones; `blended` are the bands of rows and of columns."""
+    unit = torch.stack([gradients(whole, axis).mean() for axis in (1, 2)]).mean()
+    worst = [
+        gradients(frames - whole, axis)[begin - 1 : end].max()
+        for axis, found in enumerate(blended, start=1)
+        for begin, end in found
+    ]
+    return (torch.stack(worst).sum() / unit).item() if worst else 0.0
 
 
 @torch.no_grad()
@@ -88,12 +91,12 @@ def measure(engine: ConsisID, tile: Tile, latents: Tensor) -> tuple[list[Row], d
             raise InputError(
                 f"tile={tile}: with it diffusers returns frames of another size; use multiples of 6 and 5."
             )
-        difference = found[mode] - found["whole"]
-        lines = (
-            borders(mode, shape.latent_height, tile[0], 0, ratio),
-            borders(mode, shape.latent_width, tile[1], 1, ratio),
+        blended = (
+            bands(mode, shape.latent_height, tile[0], 0, ratio),
+            bands(mode, shape.latent_width, tile[1], 1, ratio),
         )
-        rows.append(Row(mode, difference.abs().mean().item(), difference.abs().max().item(), seam(difference, lines)))
+        error = (found[mode] - found["whole"]).abs()
+        rows.append(Row(mode, error.mean().item(), error.max().item(), seam(found[mode], found["whole"], blended)))
     return rows, found
 
 

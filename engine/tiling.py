@@ -16,7 +16,7 @@ from .errors import InputError
 from .runtime import Networks
 from .variants import VaeConfig
 
-OVERLAP = 0.25  # of a tile; what two tiles share
+OVERLAP = 0.25  # of a tile; what two tiles share at least
 LEAST = 4  # latent pixels; the side of the smallest tile
 REFERENCE_OVERLAP = (1 / 6, 1 / 5)  # diffusers', of a tile's height and width
 Tile = tuple[int, int]
@@ -42,15 +42,17 @@ def cut(size: int, tile: int) -> list[Span]:
     shared = max(1, round(tile * OVERLAP))
     count = -(-(size - shared) // (tile - shared))
     starts = [i * (size - tile) // (count - 1) for i in range(count)]
-    # Where tiles share more than they have to, they are blended in the middle: borders are where a tile is worst.
-    fades = [right + (left + tile - right - shared) // 2 for left, right in pairwise(starts)]
-    found = []
-    for i, start in enumerate(starts):
-        rise, fall = shared if i else 0, shared if i < count - 1 else 0
-        found.append(
-            Span(start, start + tile, fades[i - 1] if i else 0, fades[i] + shared if fall else size, rise, fall)
-        )
-    return found
+    # Blended is all that two tiles share, as far as no third tile is met: the error of a mean of two is the least.
+    fades = [(0, 0)]
+    for left, right in pairwise(starts):
+        common = left + tile - right
+        width = min(common, max(shared, right - left))
+        fades.append((right + (common - width) // 2, width))
+    fades.append((size, 0))
+    return [
+        Span(start, start + tile, begin, end + fall, rise, fall)
+        for start, ((begin, rise), (end, fall)) in zip(starts, pairwise(fades), strict=True)
+    ]
 
 
 def check_tile(tile: Tile | None, config: VaeConfig) -> Tile:
