@@ -5,9 +5,12 @@ Everything random is taken out of the comparison: the noise is given, and the po
 bf16 and float32 draw other numbers from one seed.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import random_identity, reference_pipeline, run_reference
+from conftest import once, random_identity, reference_pipeline, run_reference
 from diffusers import CogVideoXDDIMScheduler
 from safetensors.torch import load_file, save_file
 from test_parity import random_variant
@@ -15,7 +18,7 @@ from test_parity import random_variant
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY
-from consisid.export import build
+from consisid.export import build, entries
 
 FACTOR = 1.1
 
@@ -30,12 +33,44 @@ def without_posterior_noise(checkpoint):
     return checkpoint
 
 
+PHOTO = ("eva", "retinaface", "bisenet")  # not in this comparison, and a third of the time to compile
+
+
+@pytest.fixture(scope="session")
+def compiled_bf16(tmp_path_factory, worker_id) -> Path:
+    """TINY in bf16, its loop and decode compiled by AOTInductor, and its checkpoint: minutes, once per session."""
+
+    def make(path: Path) -> None:
+        checkpoint = without_posterior_noise(write_checkpoint(TINY, path / "checkpoint"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "consisid.export.build.compiled",
+                lambda graph, folder, spec, *rest: entries.compiled(
+                    graph, folder, replace(spec, backend="eager" if graph.name in PHOTO else "inductor"), *rest
+                ),
+            )
+            build(checkpoint, path / "engine", dtype="bfloat16", backend="inductor")
+
+    return once(tmp_path_factory, worker_id, "compiled-bf16", make)
+
+
+def test_compiled_bf16_error_is_within_the_reference_own(compiled_bf16):
+    engine = ConsisID.open(compiled_bf16 / "engine")
+    assert {name for name, entry in engine.manifest.graphs.items() if entry.backend != "inductor"} == set(PHOTO)
+    compare(engine, compiled_bf16 / "checkpoint")
+
+
 @pytest.mark.parametrize("seed", [None, 0, 2, 5])
 def test_bf16_error_is_within_the_reference_own(seed, tmp_path):
     variant = TINY if seed is None else random_variant(seed)
     checkpoint = without_posterior_noise(write_checkpoint(variant, tmp_path / "checkpoint", seed=seed or 0))
     build(checkpoint, tmp_path / "engine", dtype="bfloat16", backend="eager")
-    engine = ConsisID.open(tmp_path / "engine")
+    compare(ConsisID.open(tmp_path / "engine"), checkpoint)
+
+
+def compare(engine, checkpoint):
+    """The latents of a whole loop, and the frames decoded from them."""
+    variant = engine.variant
     person = random_identity(variant)
     generator = torch.Generator().manual_seed(1)
     transformer, frames = variant.transformer, (variant.transformer.sample_frames - 1) // 4 + 1
@@ -51,12 +86,15 @@ def test_bf16_error_is_within_the_reference_own(seed, tmp_path):
         pipeline = reference_pipeline(checkpoint, dtype)
         pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config)
         cast = {name: tensor.to(dtype) for name, tensor in options.items()}
-        results[dtype] = run_reference(pipeline, person, seed=0, guidance_scale=2.0, decode=False, **cast)[0].float()
+        latents, pixels = run_reference(pipeline, person, seed=0, guidance_scale=2.0, **cast)
+        results[dtype] = latents.float(), torch.from_numpy(pixels)
     engine.scheduler = pipeline.scheduler
-    ours = engine.generate(
-        person, seed=0, num_inference_steps=3, guidance_scale=2.0, output_type="latent", **options
-    ).latents.float()  # fmt: skip
-    truth = results[torch.float32]
-    error, reference_error = ((x - truth).norm() / truth.norm() for x in (ours, results[torch.bfloat16]))
-    print(f"ours {error:.2e}, diffusers {reference_error:.2e}, ratio {error / reference_error:.3f}")
-    assert error <= FACTOR * reference_error
+    sampling = {"seed": 0, "num_inference_steps": 3, "guidance_scale": 2.0, **options}
+    ours = (
+        engine.generate(person, output_type="latent", **sampling).latents.float(),
+        torch.from_numpy(engine.generate(person, output_type="np", **sampling).frames),
+    )
+    for kind, got, theirs, truth in zip(("latents", "frames"), ours, *reversed(results.values()), strict=True):
+        error, reference_error = ((x - truth).norm() / truth.norm() for x in (got, theirs))
+        print(f"{kind}: ours {error:.2e}, diffusers {reference_error:.2e}, ratio {error / reference_error:.3f}")
+        assert error <= FACTOR * reference_error, kind

@@ -67,7 +67,7 @@ engine = ConsisID.open(sys.argv[1])
 assert not [m for m in sys.modules if m.startswith(("diffusers", "transformers"))]
 engine.generate(Identity.load(sys.argv[2]), "A man.", seed=1, num_inference_steps=1)
 from torch._inductor import metrics
-heavy = ("diffusers.models", "diffusers.pipelines", "transformers.models", "consisid.export")
+heavy = ("scipy", "diffusers.models", "diffusers.pipelines", "transformers.models", "consisid.export")
 print(len(started), *started, metrics.generated_kernel_count, *[m for m in sys.modules if m.startswith(heavy)])
 """
 
