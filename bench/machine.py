@@ -16,6 +16,8 @@ import torch
 from consisid import bench, engine, export, kernels
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "tensorrt", "xformers", "flash-attn", "consisid")
+# Settings of the C library, OpenMP and PyTorch that change a figure: they are part of the command.
+SETTINGS = ("MALLOC_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "CUDA_VISIBLE_DEVICES")
 
 
 def versions() -> dict[str, str]:
@@ -62,12 +64,14 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def command(arguments: Sequence[str] | None = None) -> str:
-    """The command line of this process as somebody else would type it: no absolute path of this machine."""
+    """The command line of this process as somebody else would type it: no absolute path of this machine, and in front
+    the settings of the environment that change figures."""
     program, *rest = sys.argv if arguments is None else arguments
     name = Path(program).name
     if name.endswith(".py"):  # python -m consisid.bench.gpu
         name = f"python -m consisid.bench.{Path(program).stem}"
-    return " ".join([name, *(_relative(argument) for argument in rest)])
+    settings = [f"{key}={_relative(value)}" for key, value in sorted(os.environ.items()) if key.startswith(SETTINGS)]
+    return " ".join([*settings, name, *(_relative(argument) for argument in rest)])
 
 
 def _relative(argument: str) -> str:

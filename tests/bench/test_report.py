@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -174,8 +175,13 @@ def test_no_path_of_this_machine_is_in_the_report(written):
 
 def test_command_is_shown_relative(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shown = machine.command(["/somewhere/bin/consisid-bench", str(tmp_path / "tiny"), "--output", "/elsewhere/report"])
+    for name in [name for name in os.environ if name.startswith(machine.SETTINGS)]:
+        monkeypatch.delenv(name)
+    given = ["/somewhere/bin/consisid-bench", str(tmp_path / "tiny"), "--output", "/elsewhere/report"]
+    shown = machine.command(given)
     assert shown == "consisid-bench tiny --output .../report"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.command(given) == "OMP_NUM_THREADS=1 consisid-bench tiny --output .../report"
 
 
 def test_without_matplotlib_one_sentence(mini_folder, tmp_path, monkeypatch, capsys):
