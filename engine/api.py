@@ -9,12 +9,13 @@ from torch import Tensor
 
 from .decode import finish, first_frames
 from .denoise import condition, denoise
+from .device_memory import photo_guarded
 from .face import Photo
 from .identity import Identity
 from .noise import draw
 from .opening import Opened
 from .people import Choice
-from .recovery import Run, guarded, photo_guarded
+from .recovery import Run, guarded
 from .request import Request
 from .schedulers import Stepper
 from .video import Video

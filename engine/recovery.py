@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,10 @@ from consisid.kernels import describe
 
 from . import memory
 from .denoise import LoopState, not_finite
+from .device_memory import DeviceMemory, explain, first_line, limit
 from .errors import DeviceMemoryError, InputError
-from .memory import MemoryPlan, show
+from .frame_stream import FrameStream
+from .memory import show
 from .request import Request, may_tile
 from .runtime import Networks
 from .snapshots import Snapshot, fingerprint, states
@@ -25,44 +25,6 @@ if TYPE_CHECKING:
     from .opening import Opened
 
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
-ROUNDING = 64 * 2**20  # bytes: what the driver's figures move by on their own
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Bytes of a device: its size, what the driver says is free, and what this process has reserved through PyTorch."""
-
-    total: int
-    free: int
-    reserved: int
-
-    @classmethod
-    def now(cls, device: torch.device) -> "DeviceMemory":
-        """The present state; zeros on a CPU."""
-        if device.type != "cuda":
-            return cls(0, 0, 0)
-        free, total = torch.cuda.mem_get_info(device)
-        return cls(total, free, torch.cuda.memory_reserved(device))
-
-    @property
-    def others(self) -> int:
-        """What is taken and not reserved by this process: other processes, and CUDA's own."""
-        return self.total - self.free - self.reserved
-
-
-def explain(plan: MemoryPlan, before: DeviceMemory, after: DeviceMemory) -> str:
-    """Whose doing it was that memory ran out, as far as the figures tell."""
-    grown = after.others - before.others
-    if grown > ROUNDING:
-        return f"Another process took {show(grown)} of the device since this run began."
-    if after.total and before.free + before.reserved < plan.peak:
-        return (
-            f"Before the run {show(before.free + before.reserved)} were to be had of the device, less than the plan's "
-            f"{show(plan.peak)}: other processes had the rest."
-        )
-    if after.reserved > plan.peak:
-        return f"The plan's prediction was too low: {show(after.reserved)} are reserved. Please report this plan."
-    return "Neither another process nor the plan's prediction explains it; the memory may be in pieces too small."
 
 
 class Run:
@@ -87,7 +49,7 @@ class Run:
         self.plan = engine.plan_of(request, self.cfg_asked) if engine.memory is not None else None
         self.before = DeviceMemory.now(engine.device)
         self.stage_name, self.step = "identify", 0
-        self._streams: set[Stream] = set()
+        self._streams: set[FrameStream] = set()
         self._complete = True
         self._begin()
 
@@ -145,7 +107,7 @@ class Run:
     def enter(self) -> None:
         """The device is this run's from now on, as its plan says."""
         self.engine.weights.use(self.plan)
-        _limit(self.engine.device, None if self.plan is None else self.plan.budget)
+        limit(self.engine.device, None if self.plan is None else self.plan.budget)
 
     def attempt(self, work: Callable[[], Any], again: Callable[[], None]) -> Any:
         """What `work` gives; after running out of memory `again` prepares the next attempt, under a smaller plan.
@@ -157,7 +119,7 @@ class Run:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
-                message = _first_line(error)
+                message = first_line(error)
             # Here the traceback, and with it the tensors of the attempt, are gone.
             self.out_of_memory(message)
             again()
@@ -253,7 +215,7 @@ class Run:
         """
         if self.options["output_type"] != "stream":
             return decode()
-        found = [Stream(self, partial(_entry, decode, index)) for index in range(self.request.batch)]
+        found = [FrameStream(self, partial(_entry, decode, index)) for index in range(self.request.batch)]
         self._streams = set(found)
         return found
 
@@ -262,7 +224,7 @@ class Run:
         """Whether frames are still to be read."""
         return bool(self._streams)
 
-    def ended(self, stream: "Stream | None", complete: bool) -> None:
+    def ended(self, stream: FrameStream | None, complete: bool) -> None:
         """A stream, or without streams the run, has ended; the last one gives the device back.
 
         Args:
@@ -275,7 +237,7 @@ class Run:
         if self._complete and self.path is not None:
             self.path.unlink(missing_ok=True)
         self.engine.weights.leave()
-        _limit(self.engine.device, None)
+        limit(self.engine.device, None)
 
     def _release(self) -> None:
         self.engine.weights.leave()
@@ -287,70 +249,11 @@ def _entry(decode: Callable[[], Any], index: int) -> Iterator[Any]:
     return decode()[index]
 
 
-class Stream:
-    """Frames of one video, decoded as they are read, within the run that they are of. `close` ends it early; its
-    checkpoint stays then.
-
-    Args:
-        decode: gives the frames from the first one on.
-    """
-
-    def __init__(self, run: Run, decode: Callable[[], Iterator[Any]]):
-        self._run, self._decode = run, decode
-        self._frames: Iterator[Any] | None = None
-        self._count, self._open = 0, True
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> Any:
-        if not self._open:
-            raise StopIteration
-        try:
-            frame = self._run.attempt(self._next, self._again)
-        except BaseException:
-            self.close()
-            raise
-        if frame is None:
-            self._end(complete=True)
-            raise StopIteration
-        self._count += 1
-        return frame
-
-    def _next(self) -> Any:
-        self._run.enter()  # between two frames another run may have had the device
-        if self._frames is None:
-            self._frames = islice(self._decode(), self._count, None)
-        return next(self._frames, None)
-
-    def _again(self) -> None:
-        self._frames = None
-
-    def close(self) -> None:
-        """Read no more."""
-        self._end(complete=False)
-
-    def _end(self, complete: bool) -> None:
-        if self._open:
-            self._open, self._frames = False, None
-            self._run.ended(self, complete)
-
-    def __del__(self) -> None:
-        self.close()
-
-
 def _keys_shape(engine: "Opened", request: Request) -> tuple[int, int, int, int]:
     """Of the joint attention's keys: [B, S, H, D]."""
     t = engine.variant.transformer
     tokens = t.max_text_seq_length + request.shape.video_tokens
     return request.batch, tokens, t.num_attention_heads, t.attention_head_dim
-
-
-def _limit(device: torch.device, budget: int | None) -> None:
-    """Let PyTorch reserve no more of a GPU than the budget; None lifts the limit."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)
 
 
 def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> Any:
@@ -369,32 +272,3 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
     if not run.streaming:
         run.ended(None, complete=True)
     return made
-
-
-@contextmanager
-def photo_guarded(engine: "Opened") -> Iterator[None]:
-    """What looks at a photo outside a run keeps to the engine's budget too, and gives the device back.
-
-    Raises:
-        DeviceMemoryError: out of memory.
-    """
-    before, message = DeviceMemory.now(engine.device), None
-    _limit(engine.device, engine.memory)
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        message = _first_line(error)
-    finally:
-        engine.weights.leave()
-        _limit(engine.device, None)
-    if message is not None:
-        plan = engine.plan(engine.memory)
-        reason = explain(plan, before, DeviceMemory.now(engine.device))
-        raise DeviceMemoryError(
-            f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open the "
-            f"engine with more memory, or give a smaller photo. ({message})"
-        )
-
-
-def _first_line(error: torch.OutOfMemoryError) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

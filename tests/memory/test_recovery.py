@@ -10,9 +10,10 @@ import torch
 from conftest import random_identity
 from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
 
+from consisid.engine.device_memory import DeviceMemory, explain
 from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory import UNKNOWN, MemoryPlan, StagePlan
-from consisid.engine.recovery import DeviceMemory, Run, explain
+from consisid.engine.recovery import Run
 from consisid.engine.sizes import STAGES
 from consisid.engine.variants import TINY
 

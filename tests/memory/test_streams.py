@@ -78,7 +78,7 @@ def test_killed_between_frames_and_resumed(engine, monkeypatch, whole, tmp_path)
 
 def limits(monkeypatch):
     found = []
-    monkeypatch.setattr("consisid.engine.recovery._limit", lambda device, budget: found.append(budget))
+    monkeypatch.setattr("consisid.engine.recovery.limit", lambda device, budget: found.append(budget))
     return found
 
 

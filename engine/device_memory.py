@@ -1,0 +1,90 @@
+"""The memory of a device: what is free, what limits this process, and why it ran out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import DeviceMemoryError
+from .memory import MemoryPlan, show
+
+if TYPE_CHECKING:
+    from .opening import Opened
+
+ROUNDING = 64 * 2**20  # bytes: what the driver's figures move by on their own
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device: its size, what the driver says is free, and what this process has reserved through PyTorch."""
+
+    total: int
+    free: int
+    reserved: int
+
+    @classmethod
+    def now(cls, device: torch.device) -> "DeviceMemory":
+        """The present state; zeros on a CPU."""
+        if device.type != "cuda":
+            return cls(0, 0, 0)
+        free, total = torch.cuda.mem_get_info(device)
+        return cls(total, free, torch.cuda.memory_reserved(device))
+
+    @property
+    def others(self) -> int:
+        """What is taken and not reserved by this process: other processes, and CUDA's own."""
+        return self.total - self.free - self.reserved
+
+
+def explain(plan: MemoryPlan, before: DeviceMemory, after: DeviceMemory) -> str:
+    """Whose doing it was that memory ran out, as far as the figures tell."""
+    grown = after.others - before.others
+    if grown > ROUNDING:
+        return f"Another process took {show(grown)} of the device since this run began."
+    if after.total and before.free + before.reserved < plan.peak:
+        return (
+            f"Before the run {show(before.free + before.reserved)} were to be had of the device, less than the plan's "
+            f"{show(plan.peak)}: other processes had the rest."
+        )
+    if after.reserved > plan.peak:
+        return f"The plan's prediction was too low: {show(after.reserved)} are reserved. Please report this plan."
+    return "Neither another process nor the plan's prediction explains it; the memory may be in pieces too small."
+
+
+def limit(device: torch.device, budget: int | None) -> None:
+    """Let PyTorch reserve no more of a GPU than the budget; None lifts the limit."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)
+
+
+def first_line(error: torch.OutOfMemoryError) -> str:
+    """What PyTorch says in the first place; the rest is advice about its allocator."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@contextmanager
+def photo_guarded(engine: "Opened") -> Iterator[None]:
+    """What looks at a photo outside a run keeps to the engine's budget too, and gives the device back.
+
+    Raises:
+        DeviceMemoryError: out of memory.
+    """
+    before, message = DeviceMemory.now(engine.device), None
+    limit(engine.device, engine.memory)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = first_line(error)
+    finally:
+        engine.weights.leave()
+        limit(engine.device, None)
+    if message is not None:
+        plan = engine.plan(engine.memory)
+        reason = explain(plan, before, DeviceMemory.now(engine.device))
+        raise DeviceMemoryError(
+            f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open the "
+            f"engine with more memory, or give a smaller photo. ({message})"
+        )
