@@ -88,49 +88,57 @@ def again(engine: ConsisID) -> Callable[[], object]:
     return lambda: engine.identify(photo, aligned=True)
 
 
-def measure(engine: ConsisID, maker: Ours, runs: int, opening: float, first: float) -> list[Row]:
-    """The rows of the section.
+SECTION = "latency"
 
-    Args:
-        opening: seconds of ConsisID.open.
-        first: seconds of the first generate() after it.
-    """
-    section, networks, device = "latency", engine.networks(), engine.device
-    warm, outside, idle, person_switch, prompt_switch = [], [], [], [], []
-    for index in range(runs):
+
+class Latency:
+    """The rows of the section: one value of each with every call, so that these can lie far from each other, in a run
+    that is long, and their spread is the machine's."""
+
+    def __init__(self, engine: ConsisID, maker: Ours):
+        self.engine, self.maker, self.count = engine, maker, 0
+        self.warm, self.outside, self.idle = list[float](), list[float](), list[float]()
+        self.person, self.prompt, self.seen = list[float](), list[float](), list[float]()
+        self.meet_again = again(engine) if engine_has_faces(engine) else None
+
+    def __call__(self) -> None:
+        engine, networks, index = self.engine, self.engine.networks(), self.count
         with probing(networks) as probe:
-            total = maker(1000 + index).total
-        warm.append(total)
-        outside.append(max(0.0, total - probe.inside()))
-        idle += probe.idle()
+            total = self.maker(1000 + index).total
+        self.warm.append(total)
+        self.outside.append(max(0.0, total - probe.inside()))
+        self.idle += probe.idle()
         stranger = identity(engine.variant, seed=1000 + index)
 
-        def meet(person: Any = stranger) -> None:
-            person.features(networks)
-            person.moments(networks, engine.shape.height, engine.shape.width)
-
-        def read(prompt: str = prompt_of(2000 + index)) -> None:
-            engine.text_encoder(networks, [prompt])
+        def meet() -> None:
+            stranger.features(networks)
+            stranger.moments(networks, engine.shape.height, engine.shape.width)
 
         with torch.no_grad():
-            person_switch.append(seconds_of(meet, device))
-            prompt_switch.append(seconds_of(read, device))
-    seen: list[float] = []
-    if engine_has_faces(engine):
-        meet_again = again(engine)
-        seen = [seconds_of(meet_again, device) for _ in range(runs)]
-    rows = [
-        Row.of(section, "open", "s", [opening], "files hashed, weights read"),
-        Row.of(section, "first generate() after open", "s", [first]),
-        Row.of(section, "warm generate()", "s", warm),
-        Row.of(section, "of which outside the networks", "s", outside, "what is not between start and end of a graph"),
-        Row.of(section, "another person", "s", person_switch, "embeddings given; extractor, folding, image encoder"),
-        Row.of(section, "another prompt", "s", prompt_switch, "one prompt through the text encoder"),
-    ]
-    if seen:
-        note = "identify() of a 1 MP array, which is hashed; no network runs"
-        rows.append(Row.of(section, "a photo seen before", "s", seen, note))
-    if idle:
-        note = "scheduler and guidance; on a GPU the device's clock, small kernels of its own included"
-        rows.insert(4, Row.of(section, "between two steps", "s", idle, note))
-    return rows
+            self.person.append(seconds_of(meet, engine.device))
+            self.prompt.append(
+                seconds_of(lambda: engine.text_encoder(networks, [prompt_of(2000 + index)]), engine.device)
+            )
+        if self.meet_again:
+            self.seen.append(seconds_of(self.meet_again, engine.device))
+        self.count += 1
+
+    def rows(self, opening: float, first: float) -> list[Row]:
+        """What was measured.
+
+        Args:
+            opening: seconds of ConsisID.open.
+            first: seconds of the first generate() after it.
+        """
+        found = (
+            ("open", [opening], "files hashed, weights read"),
+            ("first generate() after open", [first], ""),
+            ("warm generate()", self.warm, ""),
+            ("of which outside the networks", self.outside, "what is not between start and end of a graph"),
+            ("between two steps", self.idle,
+             "scheduler and guidance; on a GPU the device's clock, small kernels of its own included"),
+            ("another person", self.person, "embeddings given; extractor, folding, image encoder"),
+            ("another prompt", self.prompt, "one prompt through the text encoder"),
+            ("a photo seen before", self.seen, "identify() of a 1 MP array, which is hashed; no network runs"),
+        )  # fmt: skip
+        return [Row.of(SECTION, name, "s", values, note) for name, values, note in found if values]

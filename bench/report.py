@@ -169,7 +169,8 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
     first = ours(0).total
     solo, timeline = _alone(engine, ours, watch, baseline)
     start = ceilings.measure(device, measured)
-    samples = _beside_us(b, engine, ours, resident)
+    felt = latency.Latency(engine, ours)
+    samples = _beside_us(b, engine, ours, resident, felt)
     within = _within(b, engine, ours, resident) if b.peers else {}
     tables = []
     everything = [sample.total for sample in samples["ours"]]
@@ -186,7 +187,7 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
             everything += [sample.total for sample in found[1]]
     steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
     b.rows += [*rows(samples), steady]
-    b.rows += latency.measure(engine, ours, options.runs, opening, first)
+    b.rows += felt.rows(opening, first)
     b.rows += rates.rows(engine)
     compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if b.peers else None
     stability = checks.check_ceilings(start, ceilings.measure(device, measured), gpu)
@@ -215,20 +216,22 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
     }
 
 
-def _beside_us(b: Bench, engine: ConsisID, ours: Ours, resident: Resident) -> dict[str, list[Sample]]:
-    """diffusers as it is, the engine without hoisting, and the engine, in turns."""
+def _beside_us(
+    b: Bench, engine: ConsisID, ours: Ours, resident: Resident, felt: Callable[[], None]
+) -> dict[str, list[Sample]]:
+    """diffusers as it is, the engine without hoisting, and the engine, in turns; `felt` after each."""
     person, steps = ours.person, ours.steps
     makers: dict[str, Maker] = {UNHOISTED: Unhoisted(engine, person, steps), "ours": ours}
     if not b.peers:
-        return alternate(makers, b.options.runs, resident)
+        return alternate(makers, b.options.runs, resident, after=felt)
 
     def work() -> dict[str, list[Sample]]:
         theirs = resident.loading(EAGER.name, lambda: Theirs(engine, person, steps, EAGER))
-        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident)
+        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident, after=felt)
 
     found = b.attempt(EAGER.name, work)
     resident.held.pop(EAGER.name, None)
-    return found or alternate(makers, b.options.runs, resident)
+    return found or alternate(makers, b.options.runs, resident, after=felt)
 
 
 def _beside(b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int) -> Pair | None:

@@ -102,12 +102,20 @@ class Resident:
         return sample
 
 
-def alternate(makers: Mapping[str, Maker], runs: int, resident: Resident, first: int = 0) -> dict[str, list[Sample]]:
-    """Each maker once without counting, then in turns: a machine growing warm slows all of them alike."""
+def alternate(
+    makers: Mapping[str, Maker], runs: int, resident: Resident, first: int = 0, after: Callable[[], None] | None = None
+) -> dict[str, list[Sample]]:
+    """Each maker once without counting, then in turns: a machine growing warm slows all of them alike.
+
+    Args:
+        after: called after every counted turn.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in makers}
     for index in range(runs + 1):
         for name, make in makers.items():
             sample = resident.charged(name, lambda make=make, i=first + index: make(i))  # type: ignore[misc]
             if index:
                 samples[name].append(sample)
+        if index and after is not None:
+            after()
     return samples
