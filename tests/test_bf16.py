@@ -5,6 +5,7 @@ Everything random is taken out of the comparison: the noise is given, and the po
 bf16 and float32 draw other numbers from one seed.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def compiled_bf16(tmp_path_factory, worker_id) -> Path:
         checkpoint = without_posterior_noise(write_checkpoint(TINY, path / "checkpoint"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "consisid.export.build.compiled",
+                sys.modules["consisid.export.build"],  # the package's name of it is the function
+                "compiled",
                 lambda graph, folder, spec, *rest: entries.compiled(
                     graph, folder, replace(spec, backend="eager" if graph.name in PHOTO else "inductor"), *rest
                 ),
