@@ -27,6 +27,20 @@ class Ceilings:
         return {"tflops": self.tflops, "gbps": self.gbps, "how": self.how}
 
 
+def product(device: torch.device, dtype: torch.dtype, budget: float) -> float:
+    """TFLOP/s of the product alone, as `measure` has it; what is allocated is free again after it."""
+    n = _side(device)
+    # Random data: matrix units draw less power on zeros and run faster than they ever will.
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(n, n, device=device, dtype=dtype)
+    seconds = statistics.median(repeat(lambda: torch.mm(a, b, out=out), device, budget, at_least=5))
+    return 2 * n**3 / seconds / 1e12
+
+
+def _side(device: torch.device) -> int:
+    return 8192 if device.type == "cuda" else 512
+
+
 def measure(device: torch.device, dtype: torch.dtype, budget: float = 1.0) -> Ceilings:
     """Both ceilings.
 
@@ -35,15 +49,11 @@ def measure(device: torch.device, dtype: torch.dtype, budget: float = 1.0) -> Ce
             conversions, so there it is the engine's.
         budget: seconds for each.
     """
-    gpu = device.type == "cuda"
-    n, size = (8192, 2**30) if gpu else (512, 2**26)
-    # Random data: matrix units draw less power on zeros and run faster than they ever will.
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(n, n, device=device, dtype=dtype)
-    product = statistics.median(repeat(lambda: torch.mm(a, b, out=out), device, budget, at_least=5))
+    n, size = _side(device), 2**30 if device.type == "cuda" else 2**26
+    tflops = product(device, dtype, budget)
     source = torch.randint(0, 256, (size,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     copy = statistics.median(repeat(lambda: target.copy_(source), device, budget, at_least=5))
     name = str(dtype).removeprefix("torch.")
     how = f"median: product of two {name} matrices of {n} x {n}; copy of {size / 2**20:.0f} MiB, read and written"
-    return Ceilings(2 * n**3 / product / 1e12, 2 * size / copy / 1e9, how)
+    return Ceilings(tflops, 2 * size / copy / 1e9, how)

@@ -12,6 +12,20 @@ class RefusedError(ConsisIDError):
     """The machine was in no state to be measured; the message says why."""
 
 
+def verdict(start: Ceilings, end: Ceilings, gpu: bool, seen: Watched | None) -> dict[str, Any]:
+    """What is reported about the ceilings; every reason to refuse the report is asked for here.
+
+    Args:
+        seen: of the whole run; None without a watch on a GPU.
+
+    Raises:
+        RefusedError: see check_ceilings and check_watched.
+    """
+    if seen is not None:
+        check_watched(seen)
+    return check_ceilings(start, end, gpu)
+
+
 def check_alone(others: set[int]) -> None:
     """Raises RefusedError where another process holds the GPU."""
     if others:

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--runs", type=int, default=3, help="counted runs after one warm-up (default 3)")
     p.add_argument("--memory", help="a budget such as 8GiB; the report shows its plan against what is seen")
     p.add_argument("--random-weights", action="store_true", help="seeded random weights instead of an engine folder")
+    p.add_argument("--backend", default="eager", help="who compiles the graphs of --random-weights (default eager)")
     p.add_argument("--device", help="where to run (default: where the folder was built for)")
     p.add_argument("--compiled", action="store_true", help="also diffusers with torch.compile of its blocks")
     p.add_argument("--no-peers", action="store_true", help="leave diffusers out: no waterfall top, no parity")
@@ -53,12 +54,15 @@ def measure(options: argparse.Namespace) -> None:
         print(compared(first, compare.read(Path(options.engine)), options.output), end="")
         return
     check_plots()
+    if options.backend != "eager" and not options.random_weights:
+        raise InputError("--backend belongs to --random-weights; an engine folder was compiled when it was built.")
     found = report.bench(
         report.Options(
             options.engine,
             options.steps,
             options.runs,
             options.random_weights,
+            options.backend,
             options.device,
             options.compiled,
             not options.no_peers,

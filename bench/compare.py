@@ -1,4 +1,9 @@
-"""A second report beside a first: whether each median lies within the quartiles that the first one states."""
+"""A second report beside a first: whether each median lies within the quartiles that the first one states.
+
+Machines that are shared, and processors that change their clocks, are slower for minutes and faster for others, by more
+than a change that one looks for. A report therefore says how fast the machine was, by a product of matrices after every
+turn, and a second run's times are judged at the speed of the first too: as long as they would have taken there.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +15,17 @@ from consisid.engine.errors import InputError
 
 Report = Mapping[str, Any]
 SAME = (("engine",), ("settings", "steps"), ("settings", "memory"), ("made", "device"), ("machine", "torch_threads"))
+SPEED = "product of matrices"  # the row of the section "machine"
 TIMED = ("video", "stage", "step", "latency", "memory")  # sections whose rows are measured
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A row of both reports. within: None where the first has one value, and so states no spread."""
+    """A row of both reports.
+
+    leveled: the second median at the machine's speed of the first run. within, leveled_within: None where the first has
+    one value, and so states no spread.
+    """
 
     section: str
     name: str
@@ -24,7 +34,9 @@ class Compared:
     high: float
     first: float
     second: float
+    leveled: float
     within: bool | None
+    leveled_within: bool | None
 
 
 def read(file: Path) -> Report:
@@ -51,15 +63,28 @@ def compare(first: Report, second: Report) -> list[Compared]:
         a, b = (_at(report, path) for report in (first, second))
         if a != b:
             raise InputError(f"The reports differ in {' '.join(path)}: {a} and {b}; compare two runs of one command.")
-    later = {(row["section"], row["name"]): row["median"] for row in second["rows"]}
-    return [
-        Compared(
-            row["section"], row["name"], row["unit"], row["low"], row["high"], row["median"], later[key],
-            row["low"] <= later[key] <= row["high"] if row["count"] > 1 else None,
-        )
-        for row in first["rows"]
-        if row["section"] in TIMED and (key := (row["section"], row["name"])) in later
-    ]  # fmt: skip
+    later, faster, found = _medians(second), speedup(first, second), list[Compared]()
+    for row in first["rows"]:
+        key = row["section"], row["name"]
+        if row["section"] in TIMED and key in later:
+            median = later[key]
+            leveled = median * faster if row["unit"] == "s" else median
+            within, at_speed = (
+                row["low"] <= value <= row["high"] if row["count"] > 1 else None for value in (median, leveled)
+            )
+            stated = row["unit"], row["low"], row["high"], row["median"]
+            found.append(Compared(*key, *stated, median, leveled, within, at_speed))
+    return found
+
+
+def speedup(first: Report, second: Report) -> float:
+    """How many times as fast the machine was during the second run."""
+    earlier, later = (_medians(report)["machine", SPEED] for report in (first, second))
+    return later / earlier
+
+
+def _medians(report: Report) -> dict[tuple[str, str], float]:
+    return {(row["section"], row["name"]): row["median"] for row in report["rows"]}
 
 
 def _at(report: Report, path: Sequence[str]) -> Any:
@@ -72,23 +97,24 @@ def _at(report: Report, path: Sequence[str]) -> Any:
 def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:
     """The comparison as a table, with the count of rows within on top."""
     judged = [row for row in rows if row.within is not None]
-    inside = sum(bool(row.within) for row in judged)
+    inside, leveled = sum(bool(row.within) for row in judged), sum(bool(row.leveled_within) for row in judged)
     words = {True: "yes", False: "no", None: "one value states no spread"}
     lines = [
-        f"# {inside} of {len(judged)} medians within the first run's quartiles",
+        f"# Of {len(judged)} medians {leveled} within the first's quartiles at its machine's speed, {inside} as timed",
         "",
         *(f"{name}: commit {r['made']['commit']}, {r['made']['date']}; ceilings moved by {_moved(r)} within it.  "
           for name, r in (("First", first), ("Second", second))),
         "",
-        "| | first run's quartiles | its median | second median | of it | within |",
-        "|---|---|---|---|---|---|",
+        f"The machine was {speedup(first, second):.3f} times as fast in the second run.",
+        "",
+        "| | first run's quartiles | median | second median | of it | within | at the first's speed | of it | within |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
-        share = f"{row.second / row.first:.1%}" if row.first else ""
-        lines.append(
-            f"| {row.section}, {row.name} | {row.low:.4g} to {row.high:.4g} {row.unit} | {row.first:.4g} | "
-            f"{row.second:.4g} | {share} | {words[row.within]} |"
-        )
+        cells = [f"{row.section}, {row.name}", f"{row.low:.4g} to {row.high:.4g} {row.unit}", f"{row.first:.4g}"]
+        for value, within in ((row.second, row.within), (row.leveled, row.leveled_within)):
+            cells += [f"{value:.4g}", f"{value / row.first:.1%}" if row.first else "", words[within]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -33,10 +33,16 @@ class ParityError(ConsisIDError):
     """The engine is further from the reference than the rule allows."""
 
 
-def psnr(got: np.ndarray, right: np.ndarray) -> float | None:
-    """Decibels of frames in [0, 1]; None where they are identical, which has no number."""
+def psnr(got: np.ndarray, right: np.ndarray, span: float = 1.0) -> float | None:
+    """Decibels of values that span so much: of frames 1; None where they are identical, which has no number."""
     error = float(np.mean((got.astype(np.float64) - right) ** 2))
-    return None if error == 0 else -10 * math.log10(error)
+    return None if error == 0 else 20 * math.log10(span) - 10 * math.log10(error)
+
+
+def psnr_of_latents(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+    """psnr of (found, right), all videos together; what they span is what the right ones do."""
+    got, right = (np.stack([pair[i].numpy() for pair in pairs]) for i in (0, 1))
+    return psnr(got, right, float(np.ptp(right)))
 
 
 @contextmanager
@@ -104,7 +110,7 @@ class Comparison:
         person, networks = identity(engine.variant), engine.networks()
         size = engine.shape.height, engine.shape.width
         mean, variance = person.moments(networks, *size)[0].chunk(2, dim=1)
-        person.features(networks).moments[size] = [torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)]
+        person.features(networks).moments[*size, None] = [torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)]
         made = []
         with scheduler(engine, ddim(engine)):
             for noise in self.noises:
@@ -129,8 +135,8 @@ def keeping(kept: list[Tensor]) -> Any:
 
 
 def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
-    """Errors over all videos: of the latents after each step the largest, and the root mean square of those relative
-    to the norm; of the frames PSNR and the largest."""
+    """Errors over all videos: of the latents after each step the largest, the root mean square of those relative to the
+    norm, and PSNR; of the frames PSNR and the largest."""
     steps = [list(zip(a, b, strict=True)) for (a, _), (b, _) in zip(got, right, strict=True)]
     by_step = list(zip(*steps, strict=True))
     frames = [np.stack([video for _, video in made]) for made in (got, right)]
@@ -139,6 +145,7 @@ def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
         "relative_error_per_step": [
             math.sqrt(statistics.fmean(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs)) for pairs in by_step
         ],
+        "psnr_per_step_db": [psnr_of_latents(pairs) for pairs in by_step],
         "frames_psnr_db": psnr(frames[0], frames[1]),
         "frames_max_error": float(np.abs(frames[0] - frames[1]).max()),
     }

@@ -82,9 +82,16 @@ def sliced(place: Place) -> Place:
 
 
 def tiled(place: Place) -> Place:
+    """With diffusers' own tile; where a sixth of its height or a fifth of its width is no whole latent pixel, as at
+    TINY, diffusers fails, and gets the next one that is."""
+
     def put(pipeline: Any, device: torch.device) -> None:
         sliced(place)(pipeline, device)
-        pipeline.vae.enable_tiling()
+        vae = pipeline.vae
+        vae.enable_tiling()
+        height, width, ratio = vae.tile_sample_min_height, vae.tile_sample_min_width, pipeline.vae_scale_factor_spatial
+        down, right = 6 * ratio, 5 * ratio
+        vae.enable_tiling(max(down, height - height % down), max(right, width - width % right))
 
     return put
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from textwrap import fill
 from typing import Any
 
 from .memory import PLANNED
@@ -96,7 +97,7 @@ def waterfall(report: Report) -> bytes:
                 axes.plot([i - 1 + 0.3, i + 0.3], [above, above], color=INK, lw=0.8, ls=":")
             label = f"{now:.3g} s" + (f" ({-rung['gain'] / above:+.0%})" if rung["gain"] else "")
             axes.text(i, max(now, above) + top * 0.02, label, ha="center", color=INK)
-        axes.set_xticks(range(len(rungs)), [rung["name"] for rung in rungs])
+        axes.set_xticks(range(len(rungs)), [fill(rung["name"], 18) for rung in rungs])
         axes.set(ylabel="seconds per step", ylim=(0, top * 1.18))
 
     return _png(draw)

@@ -11,7 +11,8 @@ Report = Mapping[str, Any]
 Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, heading, cells
 SECTIONS = {
     "video": "Seconds per video", "stage": "Seconds per stage", "step": "Seconds per step", "memory": "Peak memory",
-    "latency": "Latency as a caller feels it", "work": "Work counted from the shapes",
+    "latency": "Latency as a caller feels it", "machine": "How fast the machine was",
+    "work": "Work counted from the shapes",
 }  # fmt: skip
 
 
@@ -69,7 +70,19 @@ def _parity(parity: Report) -> str:
     return f"{text}; {parity['note']}" if parity["note"] else text
 
 
+def summary(report: Report) -> Table:
+    """The row of the device in the README's table."""
+    engine, settings = report["engine"], report["settings"]
+    medians = {(row["section"], row["name"]): row["median"] for row in report["rows"]}
+    what = f"{engine['variant']}, {engine['shape']}, {settings['steps']} steps, {engine['dtype']}, {engine['backend']}"
+    row = [report["made"]["device"], what]
+    row += [number(medians.get((section, name))) for name in ("ours", "diffusers") for section in ("video", "step")]
+    heading = ("device", "engine", "s per video", "s per step", "diffusers: s per video", "s per step")
+    return "In a line", heading, [row]
+
+
 def tables(report: Report) -> Iterable[Table]:
+    yield summary(report)
     for section, name in SECTIONS.items():
         rows = [row for row in report["rows"] if row["section"] == section]
         if rows:
@@ -119,12 +132,15 @@ def tables(report: Report) -> Iterable[Table]:
             for r in report["targets"]
         ]  # fmt: skip
     if report["parity"]:
-        yield f"Error against {report['parity']['reference']}", ("", "latents, largest per step", "frames, PSNR", ""), [
+        yield f"Error against {report['parity']['reference']}", (
+            "", "latents, largest per step", "latents, PSNR per step", "frames, PSNR", "frames, largest"
+        ), [
             (
                 f"{name}, {report['parity']['dtype']}",
                 ", ".join(f"{error:.1e}" for error in report["parity"][name]["max_error_per_step"]),
+                ", ".join(_psnr(value) for value in report["parity"][name]["psnr_per_step_db"]),
                 _psnr(report["parity"][name]["frames_psnr_db"]),
-                f"largest {report['parity'][name]['frames_max_error']:.1e}",
+                f"{report['parity'][name]['frames_max_error']:.1e}",
             )
             for name in ("ours", "diffusers")
         ]  # fmt: skip

@@ -18,17 +18,19 @@ from consisid.engine.opening import check_device
 from consisid.engine.random_weights import PREFIX
 
 from . import budgets, ceilings, checks, latency, memory, parity, rates
+from .compare import SPEED
 from .inputs import identity
 from .machine import memory_bytes, stamp
-from .nvml import Watch, Watched, load_nvml
+from .nvml import Watch, load_nvml
 from .peers import EAGER, PEERS, Peer, PeerError, Theirs
 from .random_folder import random_folder
-from .rungs import Unhoisted
+from .rungs import rungs
 from .runs import Maker, Ours, Resident, Row, Sample, alternate
-from .sections import UNHOISTED, peer_row, rows, waterfall
+from .sections import peer_row, rows, waterfall
 from .timing import seconds_of
 
-SCHEMA = 3
+SCHEMA = 4
+PULSE = 0.05  # seconds
 Pair = tuple[list[Sample], list[Sample]]
 """Samples of a peer, and of the engine in the same turns."""
 # Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a peer that does
@@ -40,13 +42,15 @@ MISSING = (ImportError, torch.OutOfMemoryError, DeviceMemoryError, MemoryBudgetE
 class Options:
     """What the command was asked for.
 
-    engine: a folder, or with random_weights the name of a variant. memory: a budget, as ConsisID.open takes it.
+    engine: a folder, or with random_weights the name of a variant, compiled by `backend`. memory: a budget, as
+    ConsisID.open takes it.
     """
 
     engine: str
     steps: int = 10
     runs: int = 3
     random_weights: bool = False
+    backend: str = "eager"
     device: str | None = None
     compiled: bool = False
     peers: bool = True
@@ -88,7 +92,7 @@ class Bench:
         if not self.options.random_weights:
             yield Path(self.options.engine)
             return
-        with random_folder(self.options.engine, place) as folder:
+        with random_folder(self.options.engine, place, backend=self.options.backend) as folder:
             yield folder
 
 
@@ -169,8 +173,13 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
     first = ours(0).total
     solo, timeline = _alone(engine, ours, watch, baseline)
     start = ceilings.measure(device, measured)
-    felt = latency.Latency(engine, ours)
-    samples = _beside_us(b, engine, ours, resident, felt)
+    felt, speeds = latency.Latency(engine, ours), list[float]()
+
+    def after() -> None:
+        felt()
+        speeds.append(ceilings.product(device, measured, PULSE))
+
+    samples = _beside_us(b, engine, ours, resident, after)
     within = _within(b, engine, ours, resident) if b.peers else {}
     tables = []
     everything = [sample.total for sample in samples["ours"]]
@@ -186,14 +195,14 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
             samples[peer.name] = found[0]
             everything += [sample.total for sample in found[1]]
     steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
-    b.rows += [*rows(samples), steady]
+    speed = Row.of("machine", SPEED, "TFLOP/s", speeds, "the product of the ceilings, for a moment after every turn")
+    b.rows += [*rows(samples), steady, speed]
     b.rows += felt.rows(opening, first)
     b.rows += rates.rows(engine)
     compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if b.peers else None
-    stability = checks.check_ceilings(start, ceilings.measure(device, measured), gpu)
-    seen: Watched | None = watch.seen if watch is not None and gpu else None
-    if seen is not None:
-        checks.check_watched(seen)
+    end = ceilings.measure(device, measured)
+    seen = None if watch is None else watch.seen
+    stability = checks.verdict(start, end, gpu, seen)
     if not gpu:
         b.skip("memory of each peer by itself", "on a CPU all of them share one process; only its whole is seen")
     return {
@@ -217,21 +226,21 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
 
 
 def _beside_us(
-    b: Bench, engine: ConsisID, ours: Ours, resident: Resident, felt: Callable[[], None]
+    b: Bench, engine: ConsisID, ours: Ours, resident: Resident, after: Callable[[], None]
 ) -> dict[str, list[Sample]]:
-    """diffusers as it is, the engine without hoisting, and the engine, in turns; `felt` after each."""
+    """diffusers as it is, the engine rung by rung, and the engine, in turns; `after` each."""
     person, steps = ours.person, ours.steps
-    makers: dict[str, Maker] = {UNHOISTED: Unhoisted(engine, person, steps), "ours": ours}
+    makers: dict[str, Maker] = {**rungs(engine, person, steps), "ours": ours}
     if not b.peers:
-        return alternate(makers, b.options.runs, resident, after=felt)
+        return alternate(makers, b.options.runs, resident, after=after)
 
     def work() -> dict[str, list[Sample]]:
         theirs = resident.loading(EAGER.name, lambda: Theirs(engine, person, steps, EAGER))
-        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident, after=felt)
+        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident, after=after)
 
     found = b.attempt(EAGER.name, work)
     resident.held.pop(EAGER.name, None)
-    return found or alternate(makers, b.options.runs, resident, after=felt)
+    return found or alternate(makers, b.options.runs, resident, after=after)
 
 
 def _beside(b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int) -> Pair | None:
@@ -276,7 +285,7 @@ def _alone(
     engine: ConsisID, ours: Ours, watch: Watch | None, baseline: int
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """One video with memory sampled and, on a GPU, its energy, before any peer is loaded."""
-    nested = Watch(watch.nvml, watch.handle) if watch is not None and engine.device.type == "cuda" else None
+    nested = None if watch is None else Watch(watch.nvml, watch.handle)
     with memory.Timeline(engine.device, baseline) as timeline:
         if nested is None:
             sample = ours(50)

@@ -89,7 +89,8 @@ class ConsisID(Opened):
         networks, shape, options = run.networks, request.shape, request.options
         with run.stage("identify"):
             person = identity if isinstance(identity, Identity) else self.faces.identify(identity, aligned=aligned)
-            features, moments = person.features(networks), person.moments(networks, shape.height, shape.width)
+            features = person.features(networks)
+            moments = person.moments(networks, shape.height, shape.width, run.image_tile)
         self.release_faces()
         with run.stage("text"):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))

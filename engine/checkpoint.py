@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from .networks.eva import eva_arguments, eva_state
 from .networks.retinaface import retinaface_backbone, retinaface_state
 from .variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
 
+SAMPLES, SAMPLE_BYTES = 16, 4096  # of a file of weights that are looked at whenever it is opened
 PARTS = ("transformer", "text_encoder", "vae")
 # The face models below face_encoder/, by the name of the graph or ONNX Runtime session.
 FACE_FILES = {
@@ -29,11 +31,18 @@ FACE_FILES = {
 FACE_STATES = {"eva": eva_state, "retinaface": retinaface_state, "bisenet": bisenet_state}
 
 
-def header_hash(path: Path) -> str:
-    """sha256 of a safetensors header: names, dtypes, shapes and places of all tensors, without reading them."""
+def sample_hash(path: Path) -> str:
+    """sha256 of a safetensors header (names, dtypes, shapes and places of all tensors) and of SAMPLES pieces of the
+    tensors, the first and the last bytes among them: quick, and other weights of the same shapes do not pass."""
     with path.open("rb") as file:
         length = file.read(8)
-        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+        digest = hashlib.sha256(length + file.read(int.from_bytes(length, "little")))
+        begin = file.tell()
+        last = max(begin, file.seek(0, os.SEEK_END) - SAMPLE_BYTES)
+        for i in range(SAMPLES):
+            file.seek(begin + (last - begin) * i // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
 
 
 class Checkpoint:

@@ -1,17 +1,19 @@
 """What every way of decoding shares: chunks of time, a decoder for any size, and tensors kept in host memory."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from .backends import Runner
 from .errors import EngineError
 from .graphs import weight_shapes
-from .networks.vae import FirstChunk, NextChunk
+from .networks.vae import Encoder, FirstChunk, NextChunk
 from .runtime import Networks
 
+Half = TypeVar("Half", bound=nn.Module)
 Convert = Callable[[Tensor], Tensor]
 """Frames [n, 3, h, w] in [-1, 1] -> [n, h, w, 3] as the caller wants them, on the device that they are on."""
 
@@ -31,13 +33,13 @@ def spans(latent_frames: int) -> Iterator[tuple[int, int]]:
         begin += count
 
 
-def decoder_module(networks: Networks, kind: type[FirstChunk]) -> FirstChunk:
-    """The decoder without weights, on the meta device."""
+def empty_module(networks: Networks, kind: type[Half]) -> Half:
+    """A half of the VAE without weights, on the meta device."""
     with torch.device("meta"):
         return kind(networks.variant.vae).eval().requires_grad_(False)
 
 
-def named(module: FirstChunk, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+def named(module: nn.Module, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """The weights of a call by their names in the module.
 
     Raises:
@@ -45,7 +47,7 @@ def named(module: FirstChunk, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     shapes = weight_shapes(module)
     if [w.shape for w in weights] != list(shapes.values()):
-        raise EngineError("The engine folder lists the decoder's weights as another version did; build it again.")
+        raise EngineError("The engine folder lists the VAE's weights as another version did; build it again.")
     return dict(zip(shapes, weights, strict=True))
 
 
@@ -57,13 +59,14 @@ def with_runners(networks: Networks, runners: Mapping[str, Runner]) -> Networks:
 
 
 def any_size(networks: Networks) -> Networks:
-    """The decoder operator by operator, whatever the backend, for tiles of any size."""
+    """The VAE operator by operator, whatever the backend, for tiles of any size."""
 
-    def runner(kind: type[FirstChunk]) -> Runner:
-        module = decoder_module(networks, kind)
+    def runner(kind: type[nn.Module]) -> Runner:
+        module = empty_module(networks, kind)
         return lambda inputs, weights: functional_call(module, named(module, weights), tuple(inputs))
 
-    return with_runners(networks, {"decode_first": runner(FirstChunk), "decode_next": runner(NextChunk)})
+    kinds = {"vae_encode": Encoder, "decode_first": FirstChunk, "decode_next": NextChunk}
+    return with_runners(networks, {name: runner(kind) for name, kind in kinds.items()})
 
 
 class Host:

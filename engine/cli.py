@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="default: what the engine was built for")
     p.add_argument("--dynamic-cfg", choices=DYNAMIC, default="off", help="a weight of the prompt that changes")
     p.add_argument("--cfg", help="batched or sequential: both halves of guidance at once (default: the memory decides)")
-    p.add_argument("--decode", help="whole (default), tiled, exact or tiled-reference")
+    p.add_argument("--decode", help="whole (default without --memory), tiled, exact or tiled-reference")
     p.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of --decode, in latent pixels")
     p.add_argument(
         "--face", type=face_choice, default="largest", metavar="WHO",

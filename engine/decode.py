@@ -14,17 +14,18 @@ from .exact import exact
 from .noise import draw
 from .runtime import Networks
 from .shapes import VideoShape
-from .tiling import Tile, check_tile, tiled, tiled_reference
+from .tiling import Tile, check_tile, encode_reference, tiled, tiled_reference
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-def encode_image(networks: Networks, image: Image.Image, height: int, width: int) -> Tensor:
+def encode_image(networks: Networks, image: Image.Image, height: int, width: int, tile: Tile | None = None) -> Tensor:
     """The posterior of an RGB image brought to height x width (stretched, as the reference does): moments
-    [1, 2 * 16, 1, h, w], mean and log variance."""
+    [1, 2 * 16, 1, h, w], mean and log variance. With `tile` as diffusers encodes after enable_tiling()."""
     pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
     frames = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)[None, :, None] * 2.0 - 1.0
-    return networks.one("vae_encode", frames.to(networks.device, networks.dtype))
+    frames = frames.to(networks.device, networks.dtype)
+    return networks.one("vae_encode", frames) if tile is None else encode_reference(networks, frames, tile)
 
 
 def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tensor:

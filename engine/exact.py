@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .chunks import Convert, Host, decoder_module, named, spans, with_runners
+from .chunks import Convert, Host, empty_module, named, spans, with_runners
 from .networks.causal import CausalConv, conv3d
 from .networks.vae import Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
 from .runtime import Networks
@@ -192,7 +192,7 @@ class ExactDecoder:
 def exact(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w]."""
     count, size = latents.shape[1], (latents.shape[3], latents.shape[4])
-    module = decoder_module(networks, FirstChunk)
+    module = empty_module(networks, FirstChunk)
     run = ExactDecoder(module.decoder, networks.variant.vae.norm_num_groups, Host(latents.device), size, tile)
     for begin, end in spans(count):
         last = end == count

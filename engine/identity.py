@@ -18,6 +18,7 @@ from .errors import InputError
 from .files import file_aside
 from .keypoints import draw_points
 from .runtime import Networks
+from .tiling import Tile
 
 KIND = "consisid identity 1"
 NEEDED = {"id_cond", "hidden_0", "image"}
@@ -25,12 +26,15 @@ NEEDED = {"id_cond", "hidden_0", "image"}
 
 @dataclass(eq=False)
 class FaceFeatures:
-    """What an engine keeps of an identity: keys and values [1, H * N, C] of every face attention, and the moments of
-    the posterior of its images per (height, width): the face, and the drawn key points where the model takes them."""
+    """What an engine keeps of an identity.
+
+    Keys and values [1, H * N, C] of every face attention, and the moments of the posterior of its images per (height,
+    width, tile): the face, and the drawn key points where the model takes them.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
-    moments: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    moments: dict[tuple[int, int, Tile | None], list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -134,14 +138,14 @@ class Identity:
             self._features[networks] = FaceFeatures(keys, values)
         return self._features[networks]
 
-    def moments(self, networks: Networks, height: int, width: int) -> list[Tensor]:
+    def moments(self, networks: Networks, height: int, width: int, tile: Tile | None = None) -> list[Tensor]:
         """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key
-        points where the model takes them; computed once per size."""
-        features = self.features(networks)
-        if (height, width) not in features.moments:
+        points where the model takes them; computed once per size and tile (None: encoded whole)."""
+        features, key = self.features(networks), (height, width, tile)
+        if key not in features.moments:
             images = [self.image]
             if networks.variant.transformer.is_kps and self.key_points is not None:
                 points = draw_points(self.key_points, self.image.height, self.image.width)
                 images.append(Image.fromarray(points))
-            features.moments[height, width] = [encode_image(networks, image, height, width) for image in images]
-        return features.moments[height, width]
+            features.moments[key] = [encode_image(networks, image, height, width, tile) for image in images]
+        return features.moments[key]

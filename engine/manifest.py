@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, header_hash
+from .checkpoint import Checkpoint, sample_hash
 from .errors import EngineError
 from .files import file_aside, sha256
 from .graphs import Graph, graph_table
@@ -109,7 +109,7 @@ class Manifest:
     provenance: dict[str, str]
     graphs: dict[str, GraphEntry]
     checkpoint: str  # where the weights are, relative to the folder when they are bundled
-    weights: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file: bytes, header or sha256
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file: bytes, sha256, sample
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
@@ -162,7 +162,7 @@ class Manifest:
     def verify(self, folder: Path, device: torch.device, full: bool = False) -> None:
         """Check the folder against this machine and every file against its entry.
 
-        What is executed is read whole; weights by size and header, or whole with full=True.
+        What is executed is read whole; weights by size, header and samples, or whole with full=True.
 
         Raises:
             EngineError: what is stale, foreign, truncated or changed, and what to do about it.
@@ -194,7 +194,7 @@ class Manifest:
             raise EngineError(f"The weights of {folder} are not at {root}; put it back, or rebuild with its new place.")
         remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
         for name, entry in self.weights.items():
-            kind = "sha256" if full or "header" not in entry else "header"
+            kind = "sha256" if full or "sample" not in entry else "sample"
             _check(root / name, entry["bytes"], kind, entry[kind], remedy)
 
     def check_target(self, folder: Path) -> None:
@@ -225,18 +225,18 @@ def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None
         raise EngineError(f"{file} is missing; {remedy}.")
     if file.stat().st_size != size:
         raise EngineError(f"{file} has {file.stat().st_size} bytes instead of {size}; {remedy}.")
-    if (header_hash(file) if kind == "header" else sha256(file)) != expected:
+    if (sample_hash(file) if kind == "sample" else sha256(file)) != expected:
         raise EngineError(f"{file} was changed after the build ({kind} differs); {remedy}.")
 
 
 def describe_weights(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """Size and hash of every weight file; safetensors also by header, which is quick to check."""
+    """Size and hash of every weight file; safetensors also by a sample, which is quick to check."""
     entries = {}
     for name in checkpoint.files():
         file = checkpoint.path / name
         entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
         if file.suffix == ".safetensors":
-            entry["header"] = header_hash(file)
+            entry["sample"] = sample_hash(file)
         entries[str(name)] = entry
     return entries
 

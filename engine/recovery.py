@@ -20,6 +20,7 @@ from .request import Request, may_tile
 from .runtime import Networks
 from .snapshots import Snapshot, fingerprint, states
 from .stats import Clock, Stats
+from .tiling import Tile, check_tile
 
 if TYPE_CHECKING:
     from .opening import Opened
@@ -70,13 +71,19 @@ class Run:
         return self.engine.in_rows(self.request.shape, self.plan.rows)
 
     @property
-    def decoding(self) -> tuple[str | None, tuple[int, int] | None]:
+    def decoding(self) -> tuple[str | None, Tile | None]:
         """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
         mode, tile = self.options["decode"], self.options["tile"]
         planned = None if self.plan is None else self.plan.tile
         if mode is None and planned is not None:
             return "tiled", planned
         return mode, tile or planned if mode in TILED else tile
+
+    @property
+    def image_tile(self) -> Tile | None:
+        """What images are encoded in: tiles only where all has to be as diffusers has it after enable_tiling()."""
+        mode, tile = self.decoding
+        return check_tile(tile, self.engine.variant.vae) if mode == "tiled-reference" else None
 
     @property
     def modes(self) -> dict[str, str]:

@@ -1,17 +1,18 @@
-"""Decoding in overlapping tiles: ours, and diffusers' for comparison.
+"""Overlapping tiles: ours for decoding, and diffusers' both ways for comparison.
 
 A tile's GroupNorms see the tile only, so its tones differ a little from those of the whole frame; the overlap hides
 the step. Time is the outer loop: frames come out in order, and memory does not grow with their number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .chunks import Convert, TileDecoder, spans
+from .chunks import Convert, TileDecoder, any_size, spans
 from .errors import InputError
 from .runtime import Networks
 from .variants import VaeConfig
@@ -134,37 +135,68 @@ def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
     begin.copy_(before.narrow(axis, before.shape[axis] - extent, extent) * (1 - weight) + begin * weight)
 
 
-def tiled_reference(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
+def _reference_tiles(
+    part: Callable[[slice, slice], Tensor], sizes: Tile, tile: Tile, out: Tile, convert: Convert
+) -> Tensor:
     """As diffusers after enable_tiling(): tiles at a fixed stride, the last ones as narrow as what is left, each faded
     in over the tiles above and beside it as these are after their own fading.
+
+    Args:
+        part: makes [n, c, h, w] of a tile, given by its rows and columns in what is cut.
+        sizes, tile: of what is cut.
+        out: height and width of a whole tile of what is made.
+    """
+    if all(size <= side for size, side in zip(sizes, tile, strict=True)):
+        return convert(part(slice(0, sizes[0]), slice(0, sizes[1]))).cpu()
+    strides = [int(side * (1 - share)) for side, share in zip(tile, REFERENCE_OVERLAP, strict=True)]
+    extents = [int(side * share) for side, share in zip(out, REFERENCE_OVERLAP, strict=True)]
+    limits = [side - extent for side, extent in zip(out, extents, strict=True)]
+    lines: list[Tensor] = []
+    above: list[Tensor] = []
+    for y in range(0, sizes[0], strides[0]):
+        line: list[Tensor] = []
+        row: list[Tensor] = []
+        for i, x in enumerate(range(0, sizes[1], strides[1])):
+            made = part(slice(y, y + tile[0]), slice(x, x + tile[1]))
+            if above:
+                _blend(above[i], made, extents[0], 2)
+            if row:
+                _blend(row[-1], made, extents[1], 3)
+            row.append(made)
+            line.append(convert(made[:, :, : limits[0], : limits[1]]).cpu())
+        above = row
+        lines.append(torch.cat(line, dim=2))
+    return torch.cat(lines, dim=1)
+
+
+def _made(tile: Tile, ratio: int) -> Tile:
+    return tile[0] * ratio, tile[1] * ratio
+
+
+def tiled_reference(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
+    """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w] as diffusers decodes them after
+    enable_tiling().
 
     Where a sixth of a tile's height or a fifth of its width is no whole number of latent pixels, the frames have
     another size than they should: diffusers' have it too.
     """
     decode, ratio = TileDecoder(networks, latents), networks.variant.vae.spatial_ratio
-    sizes = latents.shape[3:]
-    if all(size <= side for size, side in zip(sizes, tile, strict=True)):
-        tile = (sizes[0], sizes[1])
-        strides, extents = tile, (0, 0)
-    else:
-        down, right = REFERENCE_OVERLAP
-        strides = int(tile[0] * (1 - down)), int(tile[1] * (1 - right))
-        extents = int(tile[0] * ratio * down), int(tile[1] * ratio * right)
-    limits = [side * ratio - extent for side, extent in zip(tile, extents, strict=True)]
+    sizes = latents.shape[3], latents.shape[4]
     for span in spans(latents.shape[1]):
-        lines: list[Tensor] = []
-        above: list[Tensor] = []
-        for y in range(0, sizes[0], strides[0]):
-            line: list[Tensor] = []
-            row: list[Tensor] = []
-            for i, x in enumerate(range(0, sizes[1], strides[1])):
-                frames = decode(span, slice(y, y + tile[0]), slice(x, x + tile[1]))
-                if above:
-                    _blend(above[i], frames, extents[0], 2)
-                if row:
-                    _blend(row[-1], frames, extents[1], 3)
-                row.append(frames)
-                line.append(convert(frames[:, :, : limits[0], : limits[1]]).cpu())
-            above = row
-            lines.append(torch.cat(line, dim=2))
-        yield torch.cat(lines, dim=1)
+        yield _reference_tiles(partial(decode, span), sizes, tile, _made(tile, ratio), convert)
+
+
+def encode_reference(networks: Networks, frame: Tensor, tile: Tile) -> Tensor:
+    """Moments [1, 2 * 16, 1, h, w] of a frame [1, 3, 1, H, W] as diffusers encodes it after enable_tiling().
+
+    Args:
+        tile: (height, width) in latent pixels, as for decoding.
+    """
+    ratio, encoder = networks.variant.vae.spatial_ratio, any_size(networks)
+
+    def part(rows: slice, columns: slice) -> Tensor:
+        return encoder.one("vae_encode", frame[..., rows, columns].contiguous())[:, :, 0]
+
+    sizes = frame.shape[3], frame.shape[4]
+    moments = _reference_tiles(part, sizes, _made(tile, ratio), tile, lambda x: x.permute(0, 2, 3, 1))
+    return moments.permute(0, 3, 1, 2)[:, :, None].to(frame.device)

@@ -93,7 +93,8 @@ def build(
             timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
         )  # fmt: skip
         table, store = spec.graphs(), WeightStore(opened, place, DTYPES[dtype])
-        work.begin(spec)
+        machine = provenance(place)
+        work.begin(spec, machine)
         entries = {}
         for name, graph in table.items():
             if holds:  # what one engine holds, no other reads
@@ -104,7 +105,6 @@ def build(
             report(name, entry, len(table))
         inside = opened.path.is_relative_to(work.folder)
         root = opened.path.relative_to(work.folder) if inside else opened.path.resolve()
-        manifest = Manifest(spec, provenance(place), entries, str(root), weights)
-        work.clean()
-        manifest.write(work.folder)
+        manifest = Manifest(spec, machine, entries, str(root), weights)
+        work.end(manifest, Path(output))
     return manifest

@@ -61,8 +61,11 @@ def make(options: argparse.Namespace) -> None:
     if options.memory is not None and not options.dry_run:
         raise InputError("--memory belongs to --dry-run; a budget is given when an engine is opened.")
     device = options.device or default_device()
-    names = ("backend", "dtype", "height", "width", "num_frames", "random_weights")
-    settings = {name: getattr(options, name) for name in names}
+    names = ("backend", "dtype", "height", "width", "num_frames", "random_weights", "layers_per_shard")
+    settings = {name: getattr(options, name) for name in names} | {
+        "targets": tuple(filter(None, (options.target or "").split(","))),
+        "flags": [flag for flag in FLAG_HELP if getattr(options, flag)],
+    }
     if options.dry_run:
         print(describe_plan(options.checkpoint, device=device, memory=options.memory, **settings))
         return
@@ -75,8 +78,7 @@ def make(options: argparse.Namespace) -> None:
 
         manifest = build(
             options.checkpoint, options.output, device=device, bundle=options.bundle, report=report,
-            targets=tuple(filter(None, (options.target or "").split(","))), layers_per_shard=options.layers_per_shard,
-            flags=[flag for flag in FLAG_HELP if getattr(options, flag)], timing_cache=options.timing_cache, **settings,
+            timing_cache=options.timing_cache, **settings,
         )  # fmt: skip
     print(describe_folder(manifest, options.output))
 

@@ -1,18 +1,24 @@
 """What an engine folder is, and what a build would make, in words."""
 
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+import torch
+
+from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.errors import InputError
 from consisid.engine.graphs import graph_table, weight_shapes
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory import machine_named, parse, plan
 from consisid.engine.opening import check_device
 from consisid.engine.residency import device_memory_free
 from consisid.engine.shapes import VideoShape
+from consisid.engine.shards import LAYERS, sharded_table
 from consisid.engine.sizes import sizes
 
-from .choose import check_backend
+from .choose import check_backend, check_targets
 from .source import Source
 
 
@@ -45,6 +51,9 @@ def describe_plan(
     device: str,
     random_weights: bool,
     memory: int | str | None = None,
+    targets: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    layers_per_shard: int = LAYERS,
     **size: int | None,
 ) -> str:
     """What a build would make, and with `memory` how it would run within that budget; nothing is written and no
@@ -52,24 +61,32 @@ def describe_plan(
 
     Raises:
         MemoryBudgetError: a budget that is too small.
+        BackendError: a backend that cannot make what was asked for.
     """
-    place = check_device(device)
     check_backend(backend)
+    check_targets(backend, targets, flags)
+    place = torch.device("cpu") if targets else check_device(device)
+    kind = "cuda" if targets else place.type
     source = Source.find(checkpoint, random_weights, bundle=False)
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
-    dtype = dtype or ("float32" if place.type == "cpu" else "bfloat16")
+    dtype = dtype or ("float32" if kind == "cpu" else "bfloat16")
+    runs_on = ", ".join(targets) or str(place)
     lines = [
-        f"{source.variant.name}, {shape}, {shape.video_tokens} video tokens, {dtype}, backend {backend}, for {place}",
+        f"{source.variant.name}, {shape}, {shape.video_tokens} video tokens, {dtype}, backend {backend}, for {runs_on}",
         f"  {'graph':<16} {'calls with':>12} {'M parameters':>14} {'GB':>8}",
     ]
     width, total = DTYPES[dtype].itemsize, 0
-    for name, graph in graph_table(source.variant, shape).items():
+    sharded = backend in HOLDS_WEIGHTS
+    table = sharded_table(source.variant, shape, layers_per_shard) if sharded else graph_table(source.variant, shape)
+    for name, graph in table.items():
         count = len(graph.layers) * sum(prod(s) for s in weight_shapes(graph.module()).values())
         total += count
         lines.append(f"  {name:<16} {len(graph.layers):>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
     lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
     if memory is not None:
+        if targets and memory == "auto":
+            raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
         gpu = provenance(place).get("gpu", "")
-        found = sizes(source.variant, shape, DTYPES[dtype], device=place.type)
+        found = sizes(source.variant, shape, DTYPES[dtype], device=kind)
         lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True))]
     return "\n".join(lines)

@@ -4,34 +4,48 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from consisid.engine.errors import EngineError, InputError
 from consisid.engine.files import file_aside, sha256
-from consisid.engine.manifest import BuildSpec, GraphEntry
+from consisid.engine.manifest import BuildSpec, GraphEntry, Manifest, digest
 
-SOURCE, SPEC = "source.key", "spec.key"  # of what checkpoint and to what specification the folder is being built
+SOURCE, SPEC = "source.key", "spec.key"  # of what checkpoint, and to what specification on what machine
 
 
 class Staging:
-    """A build under way. Each finished graph has an entry beside its file; an entry is written after its file."""
+    """A build under way: `folder` becomes the engine folder; what only the build has to know is beside it.
 
-    def __init__(self, folder: Path, source: str):
-        self.folder = folder
-        if _read(folder / SOURCE) != source:  # what an earlier build placed here may be another checkpoint's
-            for left in folder.iterdir():
+    Each finished graph has an entry, written after its file. Entries stay until the engine folder has its name, so that
+    a build that ends at any point before that goes on with all it has.
+    """
+
+    def __init__(self, place: Path, source: str):
+        self.place, self.folder, self.entries = place, place / "engine", place / "entries"
+        if _read(place / SOURCE) != source:  # what an earlier build placed here may be another checkpoint's
+            for left in place.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            (folder / SOURCE).write_text(source)
+            (place / SOURCE).write_text(source)
+        self.folder.mkdir(exist_ok=True)
+        for left in self.folder.glob(".*"):  # a copy of a checkpoint that a kill cut short
+            shutil.rmtree(left)
 
-    def begin(self, spec: BuildSpec) -> None:
-        """Keep what an earlier build of the same specification finished; throw away what another left."""
-        if _read(self.folder / SPEC) != spec.key:
-            shutil.rmtree(self.folder / "graphs", ignore_errors=True)
-            (self.folder / SPEC).write_text(spec.key)
-        (self.folder / "graphs").mkdir(exist_ok=True)
+    def begin(self, spec: BuildSpec, machine: Mapping[str, str]) -> None:
+        """Keep what an earlier build of the same specification finished here; throw away what another left.
+
+        Args:
+            machine: manifest.provenance. A graph of another GPU or PyTorch is not this build's.
+        """
+        key = digest({"spec": spec.key, "machine": {name: machine.get(name) for name in spec.bound_to}})
+        if _read(self.place / SPEC) != key:
+            for folder in (self.folder / "graphs", self.entries):
+                shutil.rmtree(folder, ignore_errors=True)
+            (self.place / SPEC).write_text(key)
+        for folder in (self.folder / "graphs", self.entries):
+            folder.mkdir(exist_ok=True)
 
     def finished(self, name: str) -> GraphEntry | None:
         """The entry of a graph that is done, if its file is whole."""
@@ -49,16 +63,16 @@ class Staging:
             aside.write_text(json.dumps(asdict(entry)))
 
     def _entry(self, name: str) -> Path:
-        return self.folder / "graphs" / f"{name}.entry.json"
+        return self.entries / f"{name}.json"
 
-    def clean(self) -> None:
-        """Leave only what belongs to an engine folder; the manifest, which makes it one, is written after this."""
-        for mark in (SOURCE, SPEC):
-            (self.folder / mark).unlink()
-        for entry in (self.folder / "graphs").glob("*.entry.json"):
-            entry.unlink()
-        if not any((self.folder / "graphs").iterdir()):
-            (self.folder / "graphs").rmdir()
+    def end(self, manifest: Manifest, output: Path) -> None:
+        """The manifest is the last file of the engine folder; then it moves to its place in one step."""
+        graphs = self.folder / "graphs"
+        if graphs.is_dir() and not any(graphs.iterdir()):
+            graphs.rmdir()
+        manifest.write(self.folder)
+        os.rename(self.folder, output)
+        shutil.rmtree(self.place)
 
 
 def _read(mark: Path) -> str | None:
@@ -67,10 +81,10 @@ def _read(mark: Path) -> str | None:
 
 @contextmanager
 def staging(output: Path, source: str) -> Iterator[Staging]:
-    """The staging folder of `output`, which takes its place when the block ends well.
+    """The staging folder of `output`, locked for the length of the block.
 
-    What fails on purpose before a graph is finished leaves nothing; a kill leaves the folder for the next build of the
-    same source. The lock is on the folder itself, so nothing else has to be cleaned up.
+    What fails before a graph is finished leaves nothing; later, or by a kill, it leaves the folder for the next build
+    of the same source. The lock is on the folder itself, so nothing else has to be cleaned up.
 
     Args:
         source: Source.identity.
@@ -91,9 +105,8 @@ def staging(output: Path, source: str) -> Iterator[Staging]:
         try:
             _check_free(output)  # somebody may have finished it since
             yield Staging(folder, source)
-            os.rename(folder, output)
         except BaseException:
-            if not any((folder / "graphs").glob("*.entry.json")):
+            if not any((folder / "entries").glob("*.json")):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     finally:

@@ -56,6 +56,22 @@ def test_dynamic_guidance(tiny, tiny_reference):
     compare(tiny, tiny_reference, random_identity(TINY), use_dynamic_cfg=True)
 
 
+def test_reference_tiling(tiny, tiny_reference):
+    """After diffusers' enable_tiling(): the image is encoded in tiles, and the frames are decoded in them."""
+    identity, options = random_identity(TINY), {"num_inference_steps": 2, "num_frames": 9}
+    whole = tiny.generate(identity, PROMPT, seed=7, output_type="latent", **options)
+    tiny_reference.vae.enable_tiling(48, 80)
+    try:
+        latents, frames = run_reference(tiny_reference, identity, PROMPT, seed=7, **options)
+    finally:
+        tiny_reference.vae.disable_tiling()
+    options |= {"seed": 7, "decode": "tiled-reference", "tile": (6, 10)}
+    tiled = tiny.generate(identity, PROMPT, output_type="latent", **options)
+    tiled.frames = tiny.generate(identity, PROMPT, **options).frames
+    assert_same(tiled, (latents, frames))
+    assert (whole.latents - tiled.latents).abs().max() > LATENTS  # there was something to get right
+
+
 def test_sequential_guidance(tiny, tiny_reference):
     compare(tiny, tiny_reference, random_identity(TINY), ours={"cfg": "sequential"})
 

@@ -74,6 +74,12 @@ def other_checkpoint(folder):
     write_checkpoint("tiny", folder / "checkpoint", seed=1)
 
 
+def other_transformer(folder):
+    """As a fine-tune would be: same shapes, same face models, other weights."""
+    other = write_checkpoint("tiny", folder.parent / "other", seed=1)
+    swap(folder / WEIGHTS, other / "transformer" / Path(WEIGHTS).name)
+
+
 REBUILD = "consisid-build"
 CASES = {
     "graph flipped": (lambda f: flip(f / "graphs/block.pt2"), "block.pt2 was changed", REBUILD),
@@ -147,9 +153,10 @@ CASES = {
         "put it back",
     ),
     "another checkpoint": (other_checkpoint, "was changed after the build", "restore"),
+    "another transformer": (other_transformer, "sample differs", "restore"),
     "weights truncated": (lambda f: truncate(f / WEIGHTS), "bytes instead of", "restore"),
     "weights missing": (lambda f: (f / WEIGHTS).unlink(), "is missing", "restore"),
-    "header flipped": (lambda f: flip(f / WEIGHTS, 40), "header differs", "restore"),
+    "header flipped": (lambda f: flip(f / WEIGHTS, 40), "sample differs", "restore"),
     "face tower flipped": (lambda f: flip(f / EVA), "sha256 differs", "restore"),
     "ArcFace flipped": (lambda f: flip(f / ARCFACE), "sha256 differs", "restore"),
     "a file": (lambda f: (shutil.rmtree(f), f.write_bytes(b"")), "no engine folder at", REBUILD),
@@ -174,12 +181,28 @@ def test_refused(folder, case, monkeypatch):
     assert not loaded
 
 
-def damaged(folder, name, kind):
-    file = folder / name
-    {"flipped": flip, "truncated": truncate, "missing": lambda f: f.unlink()}[kind](file)
+@pytest.fixture(scope="module")
+def another(compiled_folder, tmp_path_factory):
+    """What each file of an engine is in another of the same size: another checkpoint's, and graphs in each other's
+    places."""
+    other = tmp_path_factory.mktemp("another")
+    write_checkpoint("tiny", other / "checkpoint", seed=1)
+    executed = [compiled_folder / entry.file for entry in Manifest.read(compiled_folder).graphs.values()]
+    (other / "graphs").mkdir()
+    for file, place in zip(executed, (*executed[1:], executed[0]), strict=True):
+        os.link(file, other / "graphs" / place.name)
+    return other
 
 
-def test_every_file_of_an_engine_is_guarded(folder):
+DAMAGE = {
+    "flipped": lambda file, other: flip(file),
+    "truncated": lambda file, other: truncate(file),
+    "missing": lambda file, other: file.unlink(),
+    "swapped": swap,
+}
+
+
+def test_every_file_of_an_engine_is_guarded(folder, another):
     """All files that the manifest names, each damaged in every way, one after the other."""
     manifest = Manifest.read(folder)
     executed = [entry.file for entry in manifest.graphs.values()]
@@ -187,18 +210,24 @@ def test_every_file_of_an_engine_is_guarded(folder):
     assert {path.suffix for path in map(Path, read)} == {".safetensors", ".json", ".model", ".pt", ".pth", ".onnx"}
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
     assert files - {*executed, *read} == {"manifest.json", "checkpoint/model_index.json"}  # not read by an engine
-    cases = 0
+    cases, alike = 0, set()
     for name in (*executed, *read):
         whole = (folder / name).read_bytes()
-        for kind in ("flipped", "truncated", "missing"):
-            damaged(folder, name, kind)
+        for kind, damage in DAMAGE.items():
+            if kind == "swapped" and (another / name).read_bytes() == whole:
+                alike.add(Path(name).name)
+                continue
+            damage(folder / name, another / name)
             with pytest.raises(EngineError, match=f"{Path(name).name} (was changed|has|is missing).*(rebuild|restore)"):
-                # Weights are read whole with verify=True only; their size and header are always looked at.
+                # A bit of weights is missed without verify=True; all else is always seen.
                 manifest.verify(folder, torch.device("cpu"), full=kind == "flipped")
             (folder / name).unlink(missing_ok=True)
             (folder / name).write_bytes(whole)
             cases += 1
-    assert cases > 100
+    assert cases > 130
+    # One for all seeds: configurations, tokenizer, and networks with hand-set weights.
+    weights = {name for name in alike if not name.endswith(".json")}
+    assert weights == {"spiece.model", "scrfd_10g_bnkps.onnx", "detection_Resnet50_Final.pth", "parsing_bisenet.pth"}
     manifest.verify(folder, torch.device("cpu"), full=True)
 
 
@@ -212,8 +241,8 @@ def test_a_graph_of_another_engine_is_refused(folder, tmp_path):
 
 
 def test_flipped_weights_are_found_by_verify_alone(folder):
-    """The header and the size are as they were: only reading everything shows it."""
-    flip(folder / WEIGHTS)
+    """The header, the size and the samples are as they were: only reading everything shows it."""
+    flip(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
     ConsisID.open(folder)
     with pytest.raises(EngineError, match=r"sha256 differs.*restore"):
         ConsisID.open(folder, verify=True)

@@ -1,11 +1,14 @@
 """A build that is killed leaves nothing that opens, and the next one goes on where it was."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import Checkpoint, write_checkpoint
@@ -29,7 +32,7 @@ CHILD = (
     """
 import os, signal, sys
 from consisid.engine import manifest
-from consisid.export import build, choose, staging
+from consisid.export import build, choose, source, staging
 where = sys.argv[1]
 def at(place):
     if place == where:
@@ -38,23 +41,24 @@ def at(place):
     + COMPILE
     + """
 choose._compile = compile
-finish, clean, write = staging.Staging.finish, staging.Staging.clean, manifest.Manifest.write
+finish, write, copy = staging.Staging.finish, manifest.Manifest.write, source.shutil.copytree
+source.shutil.copytree = lambda *a, **k: (copy(*a, **k), at("copied"))
 staging.Staging.finish = lambda self, name, e: (at("before " + name), finish(self, name, e), at("after " + name))
-staging.Staging.clean = lambda self: (at("before clean"), clean(self))
 manifest.Manifest.write = lambda self, folder: (at("before manifest"), write(self, folder), at("before rename"))
 build(sys.argv[3], sys.argv[2], backend="inductor", bundle=True)
 """
 )
 
-PLACES = [
-    "half of text_embed",
-    "before text_layer",
-    "after block",
-    "half of decode_next",
-    "before clean",
-    "before manifest",
-    "before rename",
-]
+# Where a build is killed, and how many graphs it has finished by then (None: all of them).
+PLACES = {
+    "copied": 0,
+    "half of text_embed": 0,
+    "before text_layer": 1,
+    "after text_layer": 2,
+    "half of decode_next": 14,
+    "before manifest": None,
+    "before rename": None,
+}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -64,10 +68,11 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
     assert result.returncode == -9
     assert not output.exists()
     left = tmp_path / ".engine.building"
-    if place != "before rename":  # there it is whole, and only its name is not its own yet
-        with pytest.raises(EngineError, match="finish an interrupted build"):
-            ConsisID.open(left)
-    done = {f.name.removesuffix(".entry.json"): json.loads(f.read_text()) for f in left.rglob("*.entry.json")}
+    for folder in (left, left / "engine"):
+        if (place, folder.name) != ("before rename", "engine"):  # that is whole, and only not in its place yet
+            with pytest.raises(EngineError, match="finish an interrupted build"):
+                ConsisID.open(folder)
+    done = {f.stem: json.loads(f.read_text()) for f in (left / "entries").glob("*.json")}
 
     compiled: list[str] = []
     scope = {"at": lambda place: None}
@@ -80,6 +85,8 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
     monkeypatch.setattr(choose, "_compile", counted)
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
     assert manifest == Manifest.read(output)
+    expected = PLACES[place]
+    assert len(done) == (len(manifest.graphs) if expected is None else expected)
     assert sorted(compiled) == sorted(set(manifest.graphs) - set(done))
     for name, entry in done.items():
         assert entry["seconds"] == manifest.graphs[name].seconds
@@ -104,12 +111,45 @@ def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch, tin
     assert set(compiled) == set(manifest.graphs)
 
 
+def test_a_build_on_another_machine_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
+    """Killed, then PyTorch is upgraded: what the other compiled would not run here."""
+    output, compiled, scope = tmp_path / "engine", list[str](), {"at": lambda place: None}
+    subprocess.run([sys.executable, "-c", CHILD, "before manifest", output, tiny_checkpoint], check=False)
+    exec(COMPILE, scope)
+    monkeypatch.setattr(
+        choose,
+        "_compile",
+        lambda name, graph, *rest: compiled.append(graph.name) or scope["compile"](name, graph, *rest),
+    )
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
+    assert manifest.provenance["torch"] == "9.9.9"
+    assert set(compiled) == set(manifest.graphs)
+
+
+def test_a_manifest_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, tiny_checkpoint):
+    """The disk is full at the very end; the next build compiles nothing."""
+    output, scope = tmp_path / "engine", {"at": lambda place: None}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    exec(COMPILE, scope)
+    monkeypatch.setattr(choose, "_compile", scope["compile"])
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            build(tiny_checkpoint, output, backend="inductor")
+    monkeypatch.setattr(choose, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert build(tiny_checkpoint, output, backend="inductor") == Manifest.read(output)
+
+
 def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path, monkeypatch, tiny_checkpoint):
     """A killed --bundle build of one checkpoint, then a build of another to the same output."""
     output, scope = tmp_path / "engine", {"at": lambda place: None}
     second = write_checkpoint("tiny", tmp_path / "checkpoint", seed=1)
     subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
-    assert (tmp_path / ".engine.building" / "checkpoint").is_dir()
+    assert (tmp_path / ".engine.building" / "engine" / "checkpoint").is_dir()
     exec(COMPILE, scope)
     monkeypatch.setattr(choose, "_compile", scope["compile"])
     manifest = build(second, output, backend="inductor", bundle=True)
@@ -118,11 +158,9 @@ def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path
 
 def test_two_builders_at_once(tmp_path):
     output = tmp_path / "engine"
-    with staging(output, "source") as work:
-        work.folder.joinpath("graphs").mkdir()
-        with pytest.raises(EngineError, match="Another process is building"):
-            build("tiny", output, backend="eager")
-    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+    with staging(output, "source"), pytest.raises(EngineError, match="Another process is building"):
+        build("tiny", output, backend="eager")
+    assert [p.name for p in tmp_path.iterdir()] == [".engine.building"]  # the first one's
 
 
 def test_a_builder_that_was_overtaken(tmp_path, monkeypatch):

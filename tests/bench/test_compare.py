@@ -27,6 +27,25 @@ def test_a_median_outside_the_quartiles_is_found(values):
         assert found == {**inside, "ours": False}
 
 
+def test_times_are_judged_at_the_first_runs_speed_too(values):
+    """Everything takes a tenth longer, and so does the machine's product: nothing has changed. Memory is no time."""
+    second = copy.deepcopy(values)
+    for row in second["rows"]:
+        row["median"] = row["median"] / 1.1 if row["section"] == "machine" else row["median"] * 1.1
+    judged = [row for row in compare(values, second) if row.within is not None]
+    assert all(row.leveled_within and row.leveled == pytest.approx(row.first) for row in judged)
+    assert not all(row.within for row in judged)
+    memory = {**values["rows"][0], "section": "memory", "unit": "GiB", "low": 1.0, "median": 1.0, "high": 1.0}
+    more = [{**memory, "median": 1.1}, *second["rows"]]
+    (found,) = [
+        row
+        for row in compare({**values, "rows": [memory, *values["rows"]]}, {**second, "rows": more})
+        if row.section == "memory"
+    ]
+    assert found.leveled == 1.1
+    assert not found.leveled_within
+
+
 def test_one_value_is_not_judged_and_counted_work_left_out(values):
     rows = compare(values, values)
     assert next(row for row in rows if row.name == "open").within is None
@@ -45,8 +64,13 @@ def test_the_command_compares_two_reports(values, tmp_path, capsys):
     assert main(arguments) == 0
     table = capsys.readouterr().out
     assert table == (tmp_path / "compare.md").read_text()
-    judged = [row for row in values["rows"] if row["count"] > 1]
-    assert table.startswith(f"# {len(judged)} of {len(judged)} medians within")
+    judged = [row for row in values["rows"] if row["count"] > 1 and row["section"] != "machine"]
+    count = len(judged)
+    first = table.splitlines()[0]
+    assert (
+        first == f"# Of {count} medians {count} within the first's quartiles at its machine's speed, {count} as timed"
+    )
+    assert "The machine was 1.000 times as fast" in table
     (tmp_path / "a.json").write_text("{}")
     assert main(arguments) == 2
     assert "is no report.json" in capsys.readouterr().err

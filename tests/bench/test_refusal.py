@@ -1,5 +1,6 @@
 """A report of a GPU that was throttled, shared or unsteady is refused, with the reason; by a fake NVML."""
 
+import json
 import os
 import time
 from types import SimpleNamespace
@@ -149,6 +150,42 @@ def test_the_command_refuses_and_writes_nothing(nvml, mini_folder, tmp_path, mon
     assert "4242" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
     assert issubclass(checks.RefusedError, ConsisIDError)
+
+
+@pytest.fixture
+def watched(nvml, monkeypatch):
+    """The command on this CPU, under a watch as a GPU has it."""
+    monkeypatch.setattr(report, "guard", lambda *_: Watch.of(nvml, None))
+    monkeypatch.setattr(Watch, "check_same", lambda *_: None)
+    return nvml
+
+
+def measure_watched(folder, output):
+    return main([str(folder), "--output", str(output), "--steps", "2", "--runs", "1", "--no-peers"])
+
+
+def test_the_command_refuses_what_was_throttled_during_the_run(watched, mini_folder, tmp_path, capsys):
+    watched.reasons = 0x40
+    assert measure_watched(mini_folder, tmp_path / "r") == 2
+    assert "throttled during the run (hardware thermal slowdown)" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_command_refuses_moved_ceilings(watched, mini_folder, tmp_path, monkeypatch, capsys):
+    found = iter((Ceilings(700, 4000, ""), Ceilings(620, 4000, "")))
+    monkeypatch.setattr(ceilings, "measure", lambda *_: next(found))
+    check = checks.check_ceilings
+    monkeypatch.setattr(checks, "check_ceilings", lambda start, end, gpu: check(start, end, True))
+    assert measure_watched(mini_folder, tmp_path / "r") == 2
+    assert "product ceiling moved by -11%" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_command_reports_what_was_watched(watched, mini_folder, tmp_path):
+    assert measure_watched(mini_folder, tmp_path / "r") == 0
+    found = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert found["watched"]["sm_clock_mhz"]["median"] == 1980
+    assert found["energy"]["joules_per_video"] == 0.5
 
 
 def test_ceilings_are_measured_on_what_is_there():

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -13,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from consisid.bench import machine, parity, report
+from consisid.bench import machine, parity, random_folder, report
 from consisid.bench.cli import main
 from consisid.bench.inputs import identity
 from consisid.bench.memory import PLANNED
 from consisid.bench.peers import PEERS, PeerError, Theirs, open_pipeline
-from consisid.bench.rungs import Unhoisted
+from consisid.bench.render import summary
+from consisid.bench.rungs import Unhoisted, rungs
 from consisid.engine import ConsisID
 from consisid.engine.errors import NumericalError
 
@@ -27,6 +29,28 @@ SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text())
 
 def test_report_follows_its_schema(values):
     jsonschema.validate(values, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(report.__file__).parent.glob("reports/cpu-tiny*.json")), ids=lambda file: file.stem
+)
+def test_committed_reports_follow_it_too(file):
+    found = json.loads(file.read_text())
+    if "schema" in found:  # others are tables of their own
+        jsonschema.validate(found, SCHEMA)
+        assert "-dirty" not in found["made"]["commit"]
+
+
+def test_the_readme_has_the_row_of_each_report():
+    """Copied from the report, not typed."""
+    bench = Path(report.__file__).parent
+    readme = (bench.parent / "README.md").read_text()
+    for file in bench.glob("reports/*.json"):
+        found = json.loads(file.read_text())
+        if "schema" in found and "bf16" not in file.name:
+            _, heading, (row,) = summary(found)
+            for cells in (heading, row):
+                assert f"| {' | '.join(cells)} |\n" in readme, f"the README lacks this row of {file.name}"
 
 
 def test_the_schema_refuses_an_incomplete_row(values):
@@ -38,8 +62,15 @@ def test_the_schema_refuses_an_incomplete_row(values):
 
 def test_report_is_complete(values):
     sections = {row["section"] for row in values["rows"]}
-    assert sections == {"video", "stage", "step", "latency", "work"}  # memory of each: on a GPU only
-    assert [rung["name"] for rung in values["waterfall"]] == ["diffusers", "ours without hoisting", "ours"]
+    assert sections == {"video", "stage", "step", "latency", "machine", "work"}  # memory of each: on a GPU only
+    assert [rung["name"] for rung in values["waterfall"]] == [
+        "diffusers", "ours without hoisting", "ours, face once", "ours, face and modulation once", "ours"
+    ]  # fmt: skip
+    assert {row["name"] for row in values["rows"] if row["section"] == "video"} == {
+        "diffusers", "diffusers, slicing, tiling", "ours", "ours, all turns"
+    }  # fmt: skip
+    assert len(values["parity"]["ours"]["psnr_per_step_db"]) == 2
+    assert all(100 < db < 200 for db in values["parity"]["ours"]["psnr_per_step_db"])
     assert {row["name"] for row in values["rows"] if row["section"] == "latency"} == {
         "open", "first generate() after open", "warm generate()", "of which outside the networks", "between two steps",
         "another person", "a photo seen before", "another prompt",
@@ -143,6 +174,18 @@ def test_a_folder_with_random_weights(random_mini):
     assert len(theirs(1).steps) == 1  # the first of two has no mark before it
 
 
+def test_a_backend_belongs_to_random_weights(mini_folder, tmp_path, capsys):
+    assert main([str(mini_folder), "--output", str(tmp_path / "r"), "--backend", "inductor"]) == 2
+    assert "belongs to --random-weights" in capsys.readouterr().err
+
+
+def test_random_weights_are_compiled_by_the_backend(monkeypatch):
+    asked = []
+    monkeypatch.setattr(random_folder, "build", lambda *a, **k: asked.append(k["backend"]))
+    with report.Bench(report.Options("tiny", random_weights=True, backend="auto")).folder(torch.device("cpu")):
+        assert asked == ["auto"]
+
+
 def test_random_weights_by_the_name_of_a_variant():
     b = report.Bench(report.Options("tiny", random_weights=True))
     with b.folder(torch.device("cpu")) as folder:
@@ -191,12 +234,43 @@ def test_without_matplotlib_one_sentence(mini_folder, tmp_path, monkeypatch, cap
     assert not (tmp_path / "r").exists()
 
 
-def test_without_hoisting_the_video_is_the_same(tiny):
+def test_on_every_rung_the_video_is_the_same(tiny):
     person = identity(tiny.variant)
     embeds = tiny.text_encoder(tiny.networks(), ["", "A man."])
     ours = tiny.generate(person, "A man.", seed=5, num_inference_steps=2, output_type="latent").latents
-    found = Unhoisted(tiny, person, 2).latents(embeds, 5, [])
-    assert (ours - found[0]).abs().max() < 1e-4
+    for rung in rungs(tiny, person, 2).values():
+        assert (ours - rung.latents(embeds, 5, [])[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "in_loop"),
+    [("ours, face once", {"modulation", "inputs"}), ("ours, face and modulation once", {"inputs"})],
+)
+def test_a_rung_computes_once_what_it_says(tiny, name, in_loop):
+    networks, person = tiny.networks(), identity(tiny.variant)
+    embeds = tiny.text_encoder(networks, ["", "A man."])
+    person.moments(networks, tiny.shape.height, tiny.shape.width)
+    before = networks.calls.copy()
+    rungs(tiny, person, 3)[name].latents(embeds, 0, [])
+    calls = networks.calls - before
+    layers = tiny.variant.transformer.num_layers
+    assert calls["face_extract"] == 1
+    assert calls["modulation"] == layers * (3 if "modulation" in in_loop else 1)
+    assert calls["text_project"] == calls["image_embed"] == (3 if "inputs" in in_loop else 1)
+
+
+def test_a_compiled_engine_has_a_rung_for_compiling(monkeypatch, tiny):
+    """Its graphs operator by operator; an eager engine has no such rung."""
+    person = identity(tiny.variant)
+    assert "ours uncompiled, without hoisting" not in rungs(tiny, person, 2)
+    entries = {name: replace(entry, file="block.pt2") for name, entry in tiny.manifest.graphs.items()}
+    monkeypatch.setattr(tiny, "manifest", replace(tiny.manifest, graphs=entries))
+    found = rungs(tiny, person, 2)
+    assert next(iter(found)) == "ours uncompiled, without hoisting"
+    embeds = tiny.text_encoder(tiny.networks(), ["", "A man."])
+    first, second = list(found.values())[:2]
+    assert first._networks is not second._networks
+    assert (first.latents(embeds, 5, []) == second.latents(embeds, 5, [])).all()
 
 
 def test_without_hoisting_everything_is_computed_each_step(tiny):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from consisid.engine.graphs import weight_shapes
-from consisid.engine.networks.vae import FirstChunk, NextChunk
+from consisid.engine.networks.vae import Encoder, FirstChunk, NextChunk
 from consisid.engine.random_checkpoint import _randomise
 from consisid.engine.variants import TINY, VaeConfig
 
@@ -75,6 +75,7 @@ class Decoding:
         self.variant, self.calls = replace(TINY, vae=config), Counter()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.modules = {
+            "vae_encode": same_weights(Encoder(config), vae),
             "decode_first": same_weights(FirstChunk(config), vae),
             "decode_next": same_weights(NextChunk(config), vae),
         }

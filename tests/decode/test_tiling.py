@@ -7,9 +7,9 @@ import torch
 from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
 
 from consisid.engine.chunks import Host, spans
-from consisid.engine.decode import frames_in_order
+from consisid.engine.decode import finish, frames_in_order
 from consisid.engine.exact import ExactDecoder, host_bytes
-from consisid.engine.tiling import cut
+from consisid.engine.tiling import cut, encode_reference
 
 REFERENCE, EXACT = 1e-4, 1e-5
 CONFIGS = [pytest.param(SMALL, id="small"), *(pytest.param(random_config(s), id=f"random{s}") for s in (1, 2))]
@@ -48,6 +48,36 @@ def test_reference_tiling_is_diffusers(config, size, tile):
     latents = random_latents(config, *size)
     ours = decode(config, latents, "tiled-reference", tile)
     assert error(ours, diffusers_decode(config, latents, tile)) < REFERENCE
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("size", "tile"), [((12, 9), (6, 6)), ((7, 10), (6, 5)), ((5, 6), (6, 6)), ((13, 11), (6, 10))]
+)
+def test_reference_tiling_of_the_encoder_is_diffusers(config, size, tile):
+    ratio, vae = config.spatial_ratio, diffusers_vae(config)
+    frame = torch.rand(1, 3, 1, size[0] * ratio, size[1] * ratio, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    vae.enable_tiling(tile[0] * ratio, tile[1] * ratio)
+    try:
+        theirs = vae.encode(frame).latent_dist.parameters
+    finally:
+        vae.disable_tiling()
+    assert error(encode_reference(decoding(config), frame, tile), theirs) < REFERENCE
+    if size != (5, 6):  # there was something to cut
+        assert error(vae.encode(frame).latent_dist.parameters[..., :1, :1], theirs[..., :1, :1]) > REFERENCE
+
+
+def test_slicing_is_diffusers():
+    """With enable_slicing diffusers decodes the videos of a batch one by one; here they always are."""
+    vae, videos = diffusers_vae(SMALL), torch.cat([random_latents(SMALL, 3, 5, 6, seed=s) for s in (1, 2)])
+    vae.enable_slicing()
+    try:
+        theirs = vae.decode(videos.transpose(1, 2)).sample.transpose(1, 2)
+    finally:
+        vae.disable_slicing()
+    ours = [torch.as_tensor(frames) for frames in finish(decoding(SMALL), videos, "pt")]
+    for got, right in zip(ours, theirs, strict=True):
+        assert error(got, (right * 0.5 + 0.5).clamp(0, 1)) < REFERENCE
 
 
 def test_the_default_tile_is_diffusers():
