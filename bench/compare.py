@@ -15,7 +15,6 @@ from consisid.engine.errors import InputError
 
 Report = Mapping[str, Any]
 SAME = (("engine",), ("settings", "steps"), ("settings", "memory"), ("made", "device"), ("machine", "torch_threads"))
-SPEED = "product of matrices"  # the row of the section "machine"
 TIMED = ("video", "stage", "step", "latency", "memory")  # sections whose rows are measured
 
 
@@ -63,12 +62,13 @@ def compare(first: Report, second: Report) -> list[Compared]:
         a, b = (_at(report, path) for report in (first, second))
         if a != b:
             raise InputError(f"The reports differ in {' '.join(path)}: {a} and {b}; compare two runs of one command.")
-    later, faster, found = _medians(second), speedup(first, second), list[Compared]()
+    later, faster, found = _medians(second), speedups(first, second), list[Compared]()
     for row in first["rows"]:
         key = row["section"], row["name"]
         if row["section"] in TIMED and key in later:
             median = later[key]
-            leveled = median * faster if row["unit"] == "s" else median
+            maker = row["name"].rpartition(": ")[0] or row["name"]
+            leveled = median * faster.get(maker, faster["ours"]) if row["unit"] == "s" else median
             within, at_speed = (
                 row["low"] <= value <= row["high"] if row["count"] > 1 else None for value in (median, leveled)
             )
@@ -77,10 +77,12 @@ def compare(first: Report, second: Report) -> list[Compared]:
     return found
 
 
-def speedup(first: Report, second: Report) -> float:
-    """How many times as fast the machine was during the second run."""
-    earlier, later = (_medians(report)["machine", SPEED] for report in (first, second))
-    return later / earlier
+def speedups(first: Report, second: Report) -> dict[str, float]:
+    """How many times as fast the machine was during the second run, by whose turns; "ours" are those of the engine, its
+    rungs, its latencies and diffusers as it is."""
+    earlier, later = (_medians(report) for report in (first, second))
+    both = [key for key in earlier if key[0] == "machine" and key in later]
+    return {name: later[section, name] / earlier[section, name] for section, name in both}
 
 
 def _medians(report: Report) -> dict[tuple[str, str], float]:
@@ -105,7 +107,8 @@ def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:
         *(f"{name}: commit {r['made']['commit']}, {r['made']['date']}; ceilings moved by {_moved(r)} within it.  "
           for name, r in (("First", first), ("Second", second))),
         "",
-        f"The machine was {speedup(first, second):.3f} times as fast in the second run.",
+        "How many times as fast the machine was in the second run, in the turns of "
+        + ", of ".join(f"{name}: {faster:.3f}" for name, faster in speedups(first, second).items()),
         "",
         "| | first run's quartiles | median | second median | of it | within | at the first's speed | of it | within |",
         "|---|---|---|---|---|---|---|---|---|",

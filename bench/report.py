@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from consisid.engine.opening import check_device
 from consisid.engine.random_weights import PREFIX
 
 from . import budgets, ceilings, checks, latency, memory, parity, rates
-from .compare import SPEED
 from .inputs import identity
 from .machine import memory_bytes, stamp
 from .nvml import Watch, load_nvml
@@ -173,11 +173,15 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
     first = ours(0).total
     solo, timeline = _alone(engine, ours, watch, baseline)
     start = ceilings.measure(device, measured)
-    felt, speeds = latency.Latency(engine, ours), list[float]()
+    felt = latency.Latency(engine, ours)
+    speeds: dict[str, list[float]] = {"ours": []}  # of the machine, by whose turns
+
+    def pulse(name: str) -> None:
+        speeds.setdefault(name, []).append(ceilings.product(device, measured, PULSE))
 
     def after() -> None:
         felt()
-        speeds.append(ceilings.product(device, measured, PULSE))
+        pulse("ours")
 
     samples = _beside_us(b, engine, ours, resident, after)
     within = _within(b, engine, ours, resident) if b.peers else {}
@@ -187,7 +191,7 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
         if peer is EAGER:
             found: Pair | None = (samples[peer.name], samples["ours"]) if peer.name in samples else None
         else:
-            found = _beside(b, engine, ours, peer, resident, first=100 * index)
+            found = _beside(b, engine, ours, peer, resident, 100 * index, partial(pulse, peer.name))
         budget = within[peer.reference_gb[1]] if peer.reference_gb else None
         theirs, beside = found or (None, None)
         tables.append(peer_row(peer, theirs, beside, budget))
@@ -195,8 +199,12 @@ def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, ba
             samples[peer.name] = found[0]
             everything += [sample.total for sample in found[1]]
     steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
-    speed = Row.of("machine", SPEED, "TFLOP/s", speeds, "the product of the ceilings, for a moment after every turn")
-    b.rows += [*rows(samples), steady, speed]
+    speeds[steady.name] = [speed for turns in speeds.values() for speed in turns]
+    b.rows += [*rows(samples), steady]
+    b.rows += [
+        Row.of("machine", name, "TFLOP/s", found, "product of matrices after each turn")
+        for name, found in speeds.items()
+    ]
     b.rows += felt.rows(opening, first)
     b.rows += rates.rows(engine)
     compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if b.peers else None
@@ -243,8 +251,10 @@ def _beside_us(
     return found or alternate(makers, b.options.runs, resident, after=after)
 
 
-def _beside(b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int) -> Pair | None:
-    """A peer and the engine in turns; None with a line under "not measured" where it cannot run."""
+def _beside(
+    b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int, after: Callable[[], None]
+) -> Pair | None:
+    """A peer and the engine in turns, `after` each; None with a line under "not measured" where it cannot run."""
     if peer.gpu and engine.device.type != "cuda":
         b.skip(peer.name, "it moves weights to a GPU and back, and there is none")
         return None
@@ -254,7 +264,7 @@ def _beside(b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Reside
 
     def work() -> Pair:
         maker = resident.loading(peer.name, lambda: Theirs(engine, ours.person, ours.steps, peer))
-        found = alternate({peer.name: maker, "ours": ours}, b.options.runs, resident, first)
+        found = alternate({peer.name: maker, "ours": ours}, b.options.runs, resident, first, after)
         return found[peer.name], found["ours"]
 
     found = b.attempt(peer.name, work)

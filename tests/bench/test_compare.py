@@ -46,6 +46,16 @@ def test_times_are_judged_at_the_first_runs_speed_too(values):
     assert not found.leveled_within
 
 
+def test_each_is_judged_at_the_speed_of_its_own_turns(values):
+    """The machine is twice as fast only while a peer is measured."""
+    second, peer = copy.deepcopy(values), "diffusers, slicing, tiling"
+    for row in second["rows"]:
+        if row["name"].startswith(peer):
+            row["median"] *= 2 if row["section"] == "machine" else 0.5
+    for row in compare(values, second):
+        assert row.leveled == pytest.approx(row.first)
+
+
 def test_one_value_is_not_judged_and_counted_work_left_out(values):
     rows = compare(values, values)
     assert next(row for row in rows if row.name == "open").within is None
@@ -70,7 +80,7 @@ def test_the_command_compares_two_reports(values, tmp_path, capsys):
     assert (
         first == f"# Of {count} medians {count} within the first's quartiles at its machine's speed, {count} as timed"
     )
-    assert "The machine was 1.000 times as fast" in table
+    assert "in the turns of ours: 1.000, of diffusers, slicing, tiling: 1.000, of ours, all turns: 1.000" in table
     (tmp_path / "a.json").write_text("{}")
     assert main(arguments) == 2
     assert "is no report.json" in capsys.readouterr().err
