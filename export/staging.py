@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +26,10 @@ class Staging:
     def __init__(self, place: Path, source: str):
         self.place, self.folder, self.entries = place, place / "engine", place / "entries"
         if _read(place / SOURCE) != source:  # what an earlier build placed here may be another checkpoint's
-            for left in place.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            _remove(place.iterdir())
             (place / SOURCE).write_text(source)
         self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob(".*"):  # a copy of a checkpoint that a kill cut short
-            shutil.rmtree(left)
+        _remove(self.folder.glob(".*"))  # what a kill cut short: a copy of a checkpoint, a manifest
 
     def begin(self, spec: BuildSpec, machine: Mapping[str, str]) -> None:
         """Keep what an earlier build of the same specification finished here; throw away what another left.
@@ -73,6 +71,11 @@ class Staging:
         manifest.write(self.folder)
         os.rename(self.folder, output)
         shutil.rmtree(self.place)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _read(mark: Path) -> str | None:

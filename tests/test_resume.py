@@ -140,8 +140,10 @@ def test_a_manifest_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, 
         patched.setattr(Manifest, "write", full)
         with pytest.raises(OSError, match="No space left"):
             build(tiny_checkpoint, output, backend="inductor")
+    (tmp_path / ".engine.building" / "engine" / ".1.manifest.json").write_text("{")  # of a kill while it was written
     monkeypatch.setattr(choose, "_compile", lambda *_: pytest.fail("compiled again"))
     assert build(tiny_checkpoint, output, backend="inductor") == Manifest.read(output)
+    assert sorted(p.name for p in output.iterdir()) == ["graphs", "manifest.json"]
 
 
 def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path, monkeypatch, tiny_checkpoint):
