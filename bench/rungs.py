@@ -121,9 +121,9 @@ class Unhoisted:
         return Sample(end - start, stages, [b - a for a, b in itertools.pairwise(times)])
 
 
-# Name of a rung, and what it computes in the loop; each gains over the one before.
 UNCOMPILED, UNHOISTED = "ours uncompiled, without hoisting", "ours without hoisting"
 FACE_ONCE, MODULATION_ONCE = "ours, face once", "ours, face and modulation once"
+# What each computes in the loop, less than the one before.
 RUNGS = {UNHOISTED: HOISTED, FACE_ONCE: HOISTED - {FACE}, MODULATION_ONCE: HOISTED - {FACE, MODULATION}}
 
 

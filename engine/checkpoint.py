@@ -33,7 +33,8 @@ FACE_STATES = {"eva": eva_state, "retinaface": retinaface_state, "bisenet": bise
 
 def sample_hash(path: Path) -> str:
     """sha256 of a safetensors header (names, dtypes, shapes and places of all tensors) and of SAMPLES pieces of the
-    tensors, the first and the last bytes among them: quick, and other weights of the same shapes do not pass."""
+    tensors, the first and the last bytes among them: quick, and weights that were trained further are told apart unless
+    they differ only in between."""
     with path.open("rb") as file:
         length = file.read(8)
         digest = hashlib.sha256(length + file.read(int.from_bytes(length, "little")))

@@ -43,9 +43,9 @@ class Request:
     output_type: "uint8", "np", "pt", "pil", "stream" or "latent"; see Video. A run with "stream" lasts until its frames
         have been read, or the iterator is closed: on_oom and checkpoint hold till then.
     decode: None for whole frames, or tiles where the plan of the memory has them; "whole"; "tiled", in less memory and
-        with a small error; "exact", in as little without one, but slow: its maps go
-        through host memory, 194 GB there and back at the trained size; "tiled-reference", as diffusers has it
-        after vae.enable_tiling(), for the image's encoding too, frames that are too wide included.
+        with a small error; "exact", in as little without one, but slow: its maps go through host memory, 194 GB there
+        and back at the preview model's size (exact.host_bytes); "tiled-reference", as diffusers has it after
+        vae.enable_tiling(), for the image's encoding too, frames that are too wide included.
     tile: of the last three: height and width of a tile in latent pixels; default that of the plan, else half of the
         trained size.
     cfg: "batched" or "sequential"; None leaves it to the plan of the memory, "batched" without one.

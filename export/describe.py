@@ -62,9 +62,12 @@ def describe_plan(
     Raises:
         MemoryBudgetError: a budget that is too small.
         BackendError: a backend that cannot make what was asked for.
+        InputError: a budget of what is free here, for another GPU.
     """
     check_backend(backend)
     check_targets(backend, targets, flags)
+    if targets and memory == "auto":
+        raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
     kind = "cuda" if targets else place.type
     source = Source.find(checkpoint, random_weights, bundle=False)
@@ -84,8 +87,6 @@ def describe_plan(
         lines.append(f"  {name:<16} {len(graph.layers):>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
     lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
     if memory is not None:
-        if targets and memory == "auto":
-            raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
         gpu = provenance(place).get("gpu", "")
         found = sizes(source.variant, shape, DTYPES[dtype], device=kind)
         lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True))]

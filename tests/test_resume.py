@@ -61,6 +61,19 @@ PLACES = {
 }
 
 
+def quick(monkeypatch) -> list[str]:
+    """The quick compiler, here; the names of what it compiles."""
+    compiled, scope = list[str](), {"at": lambda place: None}
+    exec(COMPILE, scope)
+
+    def counted(name, graph, *rest):
+        compiled.append(graph.name)
+        return scope["compile"](name, graph, *rest)
+
+    monkeypatch.setattr(choose, "_compile", counted)
+    return compiled
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
@@ -74,15 +87,7 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
                 ConsisID.open(folder)
     done = {f.stem: json.loads(f.read_text()) for f in (left / "entries").glob("*.json")}
 
-    compiled: list[str] = []
-    scope = {"at": lambda place: None}
-    exec(COMPILE, scope)
-
-    def counted(name, graph, *rest):
-        compiled.append(graph.name)
-        return scope["compile"](name, graph, *rest)
-
-    monkeypatch.setattr(choose, "_compile", counted)
+    compiled = quick(monkeypatch)
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
     assert manifest == Manifest.read(output)
     expected = PLACES[place]
@@ -99,28 +104,16 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
 def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
     subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
-    compiled: list[str] = []
-    scope = {"at": lambda place: None}
-    exec(COMPILE, scope)
-    monkeypatch.setattr(
-        choose,
-        "_compile",
-        lambda name, graph, *rest: compiled.append(graph.name) or scope["compile"](name, graph, *rest),
-    )
+    compiled = quick(monkeypatch)
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True, num_frames=9)
     assert set(compiled) == set(manifest.graphs)
 
 
 def test_a_build_on_another_machine_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
     """Killed, then PyTorch is upgraded: what the other compiled would not run here."""
-    output, compiled, scope = tmp_path / "engine", list[str](), {"at": lambda place: None}
+    output = tmp_path / "engine"
     subprocess.run([sys.executable, "-c", CHILD, "before manifest", output, tiny_checkpoint], check=False)
-    exec(COMPILE, scope)
-    monkeypatch.setattr(
-        choose,
-        "_compile",
-        lambda name, graph, *rest: compiled.append(graph.name) or scope["compile"](name, graph, *rest),
-    )
+    compiled = quick(monkeypatch)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
     assert manifest.provenance["torch"] == "9.9.9"
@@ -129,13 +122,12 @@ def test_a_build_on_another_machine_starts_anew(tmp_path, monkeypatch, tiny_chec
 
 def test_a_manifest_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, tiny_checkpoint):
     """The disk is full at the very end; the next build compiles nothing."""
-    output, scope = tmp_path / "engine", {"at": lambda place: None}
+    output = tmp_path / "engine"
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    exec(COMPILE, scope)
-    monkeypatch.setattr(choose, "_compile", scope["compile"])
+    quick(monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(Manifest, "write", full)
         with pytest.raises(OSError, match="No space left"):
@@ -148,12 +140,11 @@ def test_a_manifest_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, 
 
 def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path, monkeypatch, tiny_checkpoint):
     """A killed --bundle build of one checkpoint, then a build of another to the same output."""
-    output, scope = tmp_path / "engine", {"at": lambda place: None}
+    output = tmp_path / "engine"
     second = write_checkpoint("tiny", tmp_path / "checkpoint", seed=1)
     subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
     assert (tmp_path / ".engine.building" / "engine" / "checkpoint").is_dir()
-    exec(COMPILE, scope)
-    monkeypatch.setattr(choose, "_compile", scope["compile"])
+    quick(monkeypatch)
     manifest = build(second, output, backend="inductor", bundle=True)
     assert manifest.weights == describe_weights(Checkpoint(second))
 

@@ -9,7 +9,9 @@ from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, r
 from consisid.engine.chunks import Host, spans
 from consisid.engine.decode import finish, frames_in_order
 from consisid.engine.exact import ExactDecoder, host_bytes
+from consisid.engine.networks.vae import FirstChunk
 from consisid.engine.tiling import cut, encode_reference
+from consisid.engine.variants import PREVIEW
 
 REFERENCE, EXACT = 1e-4, 1e-5
 CONFIGS = [pytest.param(SMALL, id="small"), *(pytest.param(random_config(s), id=f"random{s}") for s in (1, 2))]
@@ -158,3 +160,10 @@ def test_the_stated_cost_of_exact(size, tile):
         out = run(latents[:, begin:end].transpose(1, 2).contiguous(), end == size[0], plain)
         frames += out.nbytes
     assert host.bytes - frames == host_bytes(decoder, size[1:], size[0], tile, 4)
+
+
+def test_the_stated_cost_of_exact_at_full_size():
+    """What the docstrings say: 49 frames of 480x720 in bfloat16, in the default tiles."""
+    with torch.device("meta"):
+        decoder = FirstChunk(PREVIEW.vae).decoder
+    assert round(host_bytes(decoder, (60, 90), 13, (30, 45), 2) / 1e9) == 194
