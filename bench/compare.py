@@ -3,9 +3,13 @@
 Machines that are shared, and processors that change their clocks, are slower for minutes and faster for others, by more
 than a change that one looks for. A report therefore says how fast the machine was, by a product of matrices after every
 turn, and a second run's times are judged at the speed of the first too: as long as they would have taken there.
+
+Of a machine that does not change at all some medians still lie outside, since both runs are samples; how many is
+counted (`missed_by_chance`), so that a reader can tell these from a change.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +27,7 @@ class Compared:
     """A row of both reports.
 
     leveled: the second median at the machine's speed of the first run. within, leveled_within: None where the first has
-    one value, and so states no spread.
+    one value, and so states no spread. chance: of lying outside though nothing changed, 0 where it is not judged.
     """
 
     section: str
@@ -36,6 +40,7 @@ class Compared:
     leveled: float
     within: bool | None
     leveled_within: bool | None
+    chance: float
 
 
 def read(file: Path) -> Report:
@@ -63,6 +68,7 @@ def compare(first: Report, second: Report) -> list[Compared]:
         if a != b:
             raise InputError(f"The reports differ in {' '.join(path)}: {a} and {b}; compare two runs of one command.")
     later, faster, found = _medians(second), speedups(first, second), list[Compared]()
+    counts = {(row["section"], row["name"]): row["count"] for row in second["rows"]}
     for row in first["rows"]:
         key = row["section"], row["name"]
         if row["section"] in TIMED and key in later:
@@ -73,8 +79,39 @@ def compare(first: Report, second: Report) -> list[Compared]:
                 row["low"] <= value <= row["high"] if row["count"] > 1 else None for value in (median, leveled)
             )
             stated = row["unit"], row["low"], row["high"], row["median"]
-            found.append(Compared(*key, *stated, median, leveled, within, at_speed))
+            chance = missed_by_chance(row["count"], counts[key]) if row["count"] > 1 else 0.0
+            found.append(Compared(*key, *stated, median, leveled, within, at_speed, chance))
     return found
+
+
+def missed_by_chance(first: int, second: int) -> float:
+    """The chance that the median of `second` values lies outside the quartiles of `first` values of the same
+    distribution, whatever that is, all of them independent.
+
+    A quartile or median between two ranks gets the chances of both, weighted as it weighs the values: exact where there
+    is none between, and up to a tenth too high else.
+    """
+    return 2 * sum(
+        a * b * _below(rank, second, quartile, first)
+        for quartile, a in _ranks((first + 1) / 4)
+        for rank, b in _ranks((second + 1) / 2)
+    )
+
+
+def _ranks(rank: float) -> list[tuple[int, float]]:
+    """The ranks on both sides of one between them, each with its weight; the lowest is 1."""
+    rank = max(rank, 1.0)
+    below, part = int(rank), rank % 1
+    return [(below, 1 - part), (below + 1, part)] if part else [(below, 1.0)]
+
+
+def _below(rank: int, second: int, other: int, first: int) -> float:
+    """The chance that the value of this rank among `second` is below the one of rank `other` among `first`: that at
+    least `rank` of the second's come before it, of all orders of both (negative hypergeometric)."""
+    before = (
+        math.comb(i + other - 1, i) * math.comb(first - other + second - i, second - i) for i in range(rank, second + 1)
+    )
+    return sum(before) / math.comb(first + second, first)
 
 
 def speedups(first: Report, second: Report) -> dict[str, float]:
@@ -101,8 +138,11 @@ def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:
     judged = [row for row in rows if row.within is not None]
     inside, leveled = sum(bool(row.within) for row in judged), sum(bool(row.leveled_within) for row in judged)
     words = {True: "yes", False: "no", None: "one value states no spread"}
+    chance = sum(row.chance for row in judged)
     lines = [
-        f"# Of {len(judged)} medians {leveled} within the first's quartiles at its machine's speed, {inside} as timed",
+        f"# Of {len(judged)} medians {inside} within the first's quartiles as timed, {leveled} at its machine's speed",
+        "",
+        f"By chance alone {chance:.1f} would lie outside: both runs are samples, of a machine that does not change.",
         "",
         *(f"{name}: commit {r['made']['commit']}, {r['made']['date']}; ceilings moved by {_moved(r)} within it.  "
           for name, r in (("First", first), ("Second", second))),

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import random
+import statistics
 
 import pytest
 
 from consisid.bench.cli import main
-from consisid.bench.compare import compare
+from consisid.bench.compare import compare, missed_by_chance
+from consisid.bench.runs import Row
 from consisid.engine.errors import InputError
 
 
@@ -62,6 +65,16 @@ def test_one_value_is_not_judged_and_counted_work_left_out(values):
     assert "work" not in {row.section for row in rows}
 
 
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 3), (10, 7), (30, 30)])
+def test_what_chance_leaves_out_is_what_is_left_out_of_drawn_numbers(first, second):
+    draw, missed, turns = random.Random(0), 0, 4000
+    for _ in range(turns):
+        row = Row.of("step", "ours", "s", [draw.random() for _ in range(first)])
+        missed += not row.low <= statistics.median(draw.random() for _ in range(second)) <= row.high
+    chance = missed_by_chance(first, second)
+    assert missed / turns == pytest.approx(chance, abs=0.04 * chance + 0.025)
+
+
 def test_only_runs_of_one_command_are_compared(values):
     with pytest.raises(InputError, match="differ in settings steps: 2 and 3"):
         compare(values, {**values, "settings": {**values["settings"], "steps": 3}})
@@ -78,8 +91,10 @@ def test_the_command_compares_two_reports(values, tmp_path, capsys):
     count = len(judged)
     first = table.splitlines()[0]
     assert (
-        first == f"# Of {count} medians {count} within the first's quartiles at its machine's speed, {count} as timed"
+        first == f"# Of {count} medians {count} within the first's quartiles as timed, {count} at its machine's speed"
     )
+    expected = sum(missed_by_chance(row["count"], row["count"]) for row in judged)
+    assert f"By chance alone {expected:.1f} would lie outside" in table
     assert "in the turns of ours: 1.000, of diffusers, slicing, tiling: 1.000, of ours, all turns: 1.000" in table
     (tmp_path / "a.json").write_text("{}")
     assert main(arguments) == 2
