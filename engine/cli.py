@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--key-points", default="crop", help="drawn in the crop (default), or reference: in the photo")
     p.add_argument("--save-crop", type=Path, help="also save the aligned face on white, as a picture")
     p.add_argument("--save-identity", type=Path, help="also save the person as .safetensors, for --image")
+    p.add_argument("--lora", nargs="+", default=[], metavar="LORA", help=".safetensors files, folders or hub ids")
+    p.add_argument("--lora-weight", type=float, nargs="+", metavar="W", help="of --lora: one for all, or one each")
     p.add_argument("--memory", help='budget of device memory: "8GiB", bytes, or "auto" (default: no limit)')
     p.add_argument("--checkpoint", type=Path, help="file for finished steps; run the same command again to go on")
     p.add_argument("--checkpoint-every", type=int, default=5, help="steps between two writings of it (default 5)")
@@ -73,6 +75,17 @@ def person_of(engine: Any, options: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
+def load_loras(engine: Any, options: argparse.Namespace) -> None:
+    """--lora and --lora-weight."""
+    for source in options.lora:
+        engine.load_lora_weights(source)
+    if options.lora or options.lora_weight:
+        weights = options.lora_weight
+        one_for_all = weights is not None and len(weights) == 1 and options.lora
+        loaded = engine.get_list_adapters().get("transformer", [])
+        engine.set_adapters(loaded, weights[0] if one_for_all else weights)
+
+
 def generate(options: argparse.Namespace) -> None:
     """The work of the command."""
     from tqdm import tqdm
@@ -87,6 +100,7 @@ def generate(options: argparse.Namespace) -> None:
         if path is not None:
             check_place(path)
     engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
+    load_loras(engine, options)
     person = person_of(engine, options)
     if options.save_crop is not None:
         save_picture(person.preview(), options.save_crop)

@@ -13,11 +13,13 @@ from torch import Tensor
 from .backends.trt_run import shares
 from .checkpoint import Checkpoint
 from .graphs import Graph
+from .lora import PART, Active
 from .memory import MemoryPlan
 from .residency import Residency
 from .shards import TEXT, TRUNK
 from .sizes import STAGE_OF
 from .stream import Lane
+from .weight_store import WeightStore, reads
 
 # The stages of shards, which the table of stages knows by the graphs that they replace.
 REPLACED: Mapping[str, str] = {
@@ -34,6 +36,9 @@ class Holder(Protocol):
     @property
     def streamable(self) -> int:
         """Bytes of weights that may stay in host memory."""
+
+    def refit(self, bases: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
+        """Replace weights by base + delta; they stay after `close`."""
 
     def limit(self, budget: int | None) -> None:
         """At most so many bytes of them on the device from the next call on; None for all."""
@@ -67,7 +72,23 @@ class EngineWeights(Residency):
         self.engines: dict[str, Holder] = {}
 
     def bind(self, graph: Graph, names: Sequence[str]) -> None:
-        """There is nothing to bind."""
+        """There is nothing to bind; the graph says what a LoRA changes."""
+        self._graphs[graph.name] = (graph, names)
+
+    def adapt(self, active: Active) -> None:
+        changed = self.tensors.use(active)
+        if not changed:
+            return
+        self.version += 1
+        self.leave()
+        store = WeightStore(self.tensors, torch.device("cpu"), self.dtype)
+        for name, engine in self.engines.items():
+            graph, _ = self._graphs[name]
+            if graph.part == PART:
+                names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, changed)]
+                if names:
+                    engine.refit(dict(zip(names, store.layer(graph, names, 0), strict=True)), {})
+        self.tensors.done()
 
     def hold(self, name: str, engine: Any) -> None:
         """Make an engine known."""

@@ -29,11 +29,13 @@ class FaceFeatures:
     """What an engine keeps of an identity.
 
     Keys and values [1, H * N, C] of every face attention, and the moments of the posterior of its images per (height,
-    width, tile): the face, and the drawn key points where the model takes them.
+    width, tile): the face, and the drawn key points where the model takes them. version: of the weights that made keys
+    and values.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
+    version: int = 0
     moments: dict[tuple[int, int, Tile | None], list[Tensor]] = field(default_factory=dict)
 
 
@@ -126,8 +128,9 @@ class Identity:
         return identity
 
     def features(self, networks: Networks) -> FaceFeatures:
-        """The face attention's matrices in an engine; computed at the first call."""
-        if networks not in self._features:
+        """The face attention's matrices in an engine; computed at the first call, and anew with other LoRAs."""
+        known, version = self._features.get(networks), networks.weights.version
+        if known is None or known.version != version:
             device, dtype = networks.device, networks.dtype
             inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
             keys: list[Tensor] = []
@@ -135,7 +138,8 @@ class Identity:
             if networks.variant.transformer.is_train_face:
                 tokens = networks.one("face_extract", *inputs)
                 keys, values = networks.spans.faces(networks, tokens)
-            self._features[networks] = FaceFeatures(keys, values)
+            moments = {} if known is None else known.moments
+            self._features[networks] = FaceFeatures(keys, values, version, moments)
         return self._features[networks]
 
     def moments(self, networks: Networks, height: int, width: int, tile: Tile | None = None) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from . import memory as memory_plan
+from .adapters import Adapters
 from .backends import backend
 from .capture import CAPTURED, Captures
 from .chunks import with_runners
@@ -20,7 +21,7 @@ from .graphs import IN_ROWS, in_rows, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
 from .request import may_tile
-from .residency import Residency, device_memory_free
+from .residency import Residency
 from .runtime import Networks
 from .schedulers import load_scheduler
 from .shapes import VideoShape
@@ -28,6 +29,7 @@ from .sizes import Sizes, sizes
 from .spans import LayerByLayer, Shards
 from .stream import lane_of
 from .text import TextEncoder, Tokenizer
+from .weight_store import device_memory_free
 
 # Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
 WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from .request import Request
 
 
-class Opened:
+class Opened(Adapters):
     """An open engine folder. `ConsisID` adds what it can do.
 
     Attributes:
@@ -55,6 +57,7 @@ class Opened:
         self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None,
         captures: Captures | None = None,
     ):  # fmt: skip
+        super().__init__()
         self.folder, self.manifest, self.device = folder, manifest, device
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]

@@ -15,6 +15,7 @@ from .denoise import LoopState, not_finite
 from .device_memory import DeviceMemory, explain, first_line, limit
 from .errors import DeviceMemoryError, InputError
 from .frame_stream import FrameStream
+from .lora import key_of
 from .memory import show
 from .request import Request, may_tile
 from .runtime import Networks
@@ -36,7 +37,7 @@ class Run:
 
     def __init__(self, engine: "Opened", request: Request):
         self.engine, self.request = engine, request
-        self.options = request.options
+        self.options, self.loras = request.options, engine.loras
         self.networks = engine.networks(request.shape)
         given = request.generator
         self.generators = given if isinstance(given, list) else [given]
@@ -97,6 +98,8 @@ class Run:
             modes["memory"] = self.plan.mode
             if self.plan.rows > 1:
                 modes["rows"] = f"feed-forward in {self.plan.rows} pieces"
+        if self.loras:
+            modes["lora"] = ", ".join(f"{len(lora.changes)} tensors at {weight:g}" for lora, weight in self.loras)
         if self.restarts:
             modes["restarts"] = f"{self.restarts} after running out of memory"
         if self.engine.weights.source:
@@ -105,6 +108,7 @@ class Run:
 
     def _begin(self) -> None:
         self.enter()
+        self.engine.weights.adapt(self.loras)
         for generator, state in zip(self.generators, self.start, strict=True):
             generator.set_state(state)
         self.clock = Clock(self.engine.device, self.networks.calls)
@@ -159,7 +163,7 @@ class Run:
         names = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
         if self.path is not None:
             chosen = [self.options[name] for name in names]
-            self._fingerprint = fingerprint(self.engine.manifest.spec.key, *chosen, *conditions)
+            self._fingerprint = fingerprint(self.engine.manifest.spec.key, key_of(self.loras), *chosen, *conditions)
         if self.snapshot is None:
             return None
         # Of what this very call has kept, nothing is expected.

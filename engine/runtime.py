@@ -13,7 +13,12 @@ from .variants import Variant
 
 
 class Weights(Protocol):
-    """Where the tensors of a call come from: engine/residency.py."""
+    """Where the tensors of a call come from: engine/residency.py.
+
+    version: another number when the same call takes other tensors.
+    """
+
+    version: int
 
     def take(self, name: str, layer: int) -> Sequence[Tensor]:
         """The tensors of a call, in the order that its graph takes them."""
@@ -27,6 +32,8 @@ class Weights(Protocol):
 
 class Held(dict[str, Sequence[Sequence[Tensor]]]):
     """Weights that are simply there: by graph, per layer the tensors of a call."""
+
+    version = 0
 
     def take(self, name: str, layer: int) -> Sequence[Tensor]:
         return self[name][layer]

@@ -9,6 +9,7 @@ from consisid.engine.backends import HOLDS_WEIGHTS
 from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.backends.trt_plugins import ATTRIBUTES
 from consisid.engine.errors import InputError
+from consisid.engine.lora import Merged
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -20,10 +21,10 @@ from consisid.engine.manifest import (
     weights_hash,
 )
 from consisid.engine.opening import check_device
-from consisid.engine.residency import WeightStore
 from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import LAYERS
 from consisid.engine.variants import Variant
+from consisid.engine.weight_store import WeightStore
 
 from .choose import check_backend, check_targets
 from .entries import compiled
@@ -92,13 +93,13 @@ def build(
             tuple(targets), holds, "refit" in flags, "version_compatible" in flags, "hardware_compatible" in flags,
             timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
         )  # fmt: skip
-        table, store = spec.graphs(), WeightStore(opened, place, DTYPES[dtype])
+        table, store = spec.graphs(), WeightStore(Merged(opened), place, DTYPES[dtype])
         machine = provenance(place)
         work.begin(spec, machine)
         entries = {}
         for name, graph in table.items():
             if holds:  # what one engine holds, no other reads
-                store = WeightStore(opened, place, DTYPES[dtype])
+                store = WeightStore(Merged(opened), place, DTYPES[dtype])
             entry = work.finished(name) or compiled(graph, work.folder, spec, store, options)
             work.finish(name, entry)
             entries[name] = entry

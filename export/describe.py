@@ -13,10 +13,10 @@ from consisid.engine.graphs import graph_table, weight_shapes
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory import machine_named, parse, plan
 from consisid.engine.opening import check_device
-from consisid.engine.residency import device_memory_free
 from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import LAYERS, sharded_table
 from consisid.engine.sizes import sizes
+from consisid.engine.weight_store import device_memory_free
 
 from .choose import check_backend, check_targets
 from .source import Source

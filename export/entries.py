@@ -10,7 +10,7 @@ from consisid.engine.errors import CheckpointError
 from consisid.engine.files import sha256
 from consisid.engine.graphs import Graph, weight_shapes
 from consisid.engine.manifest import BuildSpec, GraphEntry
-from consisid.engine.residency import WeightStore
+from consisid.engine.weight_store import WeightStore
 
 from .choose import compile_graph
 
@@ -24,7 +24,7 @@ def compiled(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, op
     """
     start = time.perf_counter()
     names = list(weight_shapes(graph.module()))
-    _check_complete(graph, names, store.checkpoint)
+    _check_complete(graph, names, store.tensors.checkpoint)
     stem = folder / "graphs" / graph.name
     choice = compile_graph(
         spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options

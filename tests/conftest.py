@@ -22,7 +22,7 @@ from consisid.export import build
 FIRST = (
     "test_inductor.py", "test_onnx.py", "test_engines.py", "test_pipeline.py", "test_recovery.py", "test_parity.py"
 )  # fmt: skip
-LAST = ("test_refusals.py", "test_identity.py")
+LAST = ("test_refusals.py", "test_identity.py", "test_lora.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

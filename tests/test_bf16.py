@@ -14,6 +14,7 @@ import torch
 from conftest import once, random_identity, reference_pipeline, run_reference
 from diffusers import CogVideoXDDIMScheduler
 from safetensors.torch import load_file, save_file
+from test_lora import lora
 from test_parity import random_variant
 
 from consisid.engine import ConsisID
@@ -70,7 +71,17 @@ def test_bf16_error_is_within_the_reference_own(seed, tmp_path):
     compare(ConsisID.open(tmp_path / "engine"), checkpoint)
 
 
-def compare(engine, checkpoint):
+def test_bf16_error_with_a_lora(tmp_path):
+    """Ours rounds the sum of weight and LoRA once; diffusers rounds what each of them gives."""
+    checkpoint = without_posterior_noise(write_checkpoint(TINY, tmp_path / "checkpoint"))
+    build(checkpoint, tmp_path / "engine", dtype="bfloat16", backend="eager")
+    engine = ConsisID.open(tmp_path / "engine")
+    state = lora(engine.checkpoint)
+    engine.load_lora_weights(state)
+    compare(engine, checkpoint, state)
+
+
+def compare(engine, checkpoint, state=None):
     """The latents of a whole loop, and the frames decoded from them."""
     variant = engine.variant
     person = random_identity(variant)
@@ -86,6 +97,8 @@ def compare(engine, checkpoint):
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
         pipeline = reference_pipeline(checkpoint, dtype)
+        if state is not None:
+            pipeline.load_lora_weights(state)
         pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config)
         cast = {name: tensor.to(dtype) for name, tensor in options.items()}
         latents, pixels = run_reference(pipeline, person, seed=0, guidance_scale=2.0, **cast)

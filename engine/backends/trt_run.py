@@ -29,6 +29,7 @@ class Engine:
         self.budget: int | None = None
         self._engine: Any = None
         self._contexts: dict[int, Any] = {}
+        self._replaced: dict[str, Tensor] = {}  # weights by refit(), which the file does not have
 
     @property
     def engine(self) -> Any:
@@ -41,9 +42,12 @@ class Engine:
             runtime = self.backend.api.Runtime(self.backend.log)
             self.backend.log.clear()
             plan = self.file.read_bytes()
-            self._engine = runtime.deserialize_cuda_engine(plan)
-            if self._engine is None:
+            engine = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
                 raise invalid(self.backend, runtime, plan, self.file)
+            if self._replaced:
+                self._refit(engine)
+            self._engine = engine
             if self.budget is not None:
                 self._engine.weight_streaming_budget_v2 = min(self.budget, self._engine.streamable_weights_size)
         return self._engine
@@ -142,31 +146,37 @@ class Engine:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def refit(self, bases: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
-        """Replace weights by base + delta, always from the base, so that nothing adds up.
+        """Replace weights by base + delta, always from the base, so that nothing adds up. It is done when the engine is
+        read next, and whenever it is read again.
 
         Args:
             bases: weights of the checkpoint, by the names that they have in the graph.
             deltas: what is added, of the same shapes; a name that is missing goes back to its base.
+        """
+        for name, base in bases.items():
+            merged = (base if name not in deltas else base.float() + deltas[name].float()).to(base.dtype)
+            self._replaced[name] = merged.cpu().contiguous()
+        self.close()
+
+    def _refit(self, engine: Any) -> None:
+        """Put the replaced weights into an engine that was just read.
 
         Raises:
-            BackendError: an engine that cannot be refitted, or a name that it does not have.
+            BackendError: an engine that cannot be refitted, or that does not have a name.
         """
-        if not self.engine.refittable:
+        if not engine.refittable:
             raise BackendError(
                 f"A LoRA is not available on {self.file.name}, which was not built refittable; rebuild the folder on "
                 "this GPU with --refit, or use --backend inductor."
             )
-        refitter = self.backend.api.Refitter(self.engine, self.backend.log)
-        kept = []
-        for name, base in bases.items():
-            merged = (base if name not in deltas else base.float() + deltas[name].float()).to(base.dtype)
-            kept.append(merged.cpu().contiguous())
-            weights = self.backend.api.Weights(
-                types(self.backend.api)[base.dtype], kept[-1].data_ptr(), kept[-1].numel()
-            )
+        refitter = self.backend.api.Refitter(engine, self.backend.log)
+        for name, merged in self._replaced.items():
+            kind = types(self.backend.api)[merged.dtype]
+            weights = self.backend.api.Weights(kind, merged.data_ptr(), merged.numel())
             if not refitter.set_named_weights(name, weights):
                 raise BackendError(
-                    f"{self.file.name} has no weights {name} of that size; the LoRA is of another model."
+                    f"{self.file.name} has no weights {name} to be replaced, as where it only has what follows from "
+                    "them; leave that module out of the LoRA, or use --backend inductor."
                 )
         stream = torch.cuda.current_stream(self.device)
         if not refitter.refit_cuda_engine_async(stream.cuda_stream):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import random_identity
+from test_lora import MODULES, lora
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import MemoryBudgetError
@@ -34,6 +35,28 @@ def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, b
     assert torch.equal(latents(engine), expected[cfg])
     # A second video, whose first stages find their results; then one that passes over a stage's first calls.
     assert torch.equal(latents(engine), expected[cfg])
+
+
+@pytest.mark.parametrize(("streamed", "pinned"), [(0, False), (3, False), (4, True), (2, True)])
+def test_same_bytes_for_any_residency_with_a_lora(engine, tiny, monkeypatch, streamed, pinned):
+    """One, another, none: what was kept of the weights with the one before is not used again."""
+    put(engine, forced(engine, streamed, 2, room=2**30), monkeypatch, LateLane())
+    engine.weights.host.keep, person = pinned, random_identity(TINY)
+    states = [lora(tiny.checkpoint), lora(tiny.checkpoint, 1, modules=MODULES[::3]), None]
+    try:
+        for state in states:
+            for owner in (tiny, engine):
+                owner.unload_lora_weights()
+                if state is not None:
+                    owner.load_lora_weights(state)
+            right = latents(tiny, person)
+            assert torch.equal(latents(engine, person), right)
+            assert torch.equal(latents(engine, person), right)
+            # What the loop streams is in pinned memory if anything is; what other stages stream never is.
+            assert bool(engine.weights.host._flat) == pinned
+            assert bool(engine.weights.host._merged) == (state is not None)
+    finally:
+        tiny.unload_lora_weights()
 
 
 @pytest.mark.parametrize(("streamed", "buffers"), [(0, 2), (4, 2), (3, 3)])

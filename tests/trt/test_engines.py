@@ -3,6 +3,7 @@
 What runs an engine needs an NVIDIA GPU and is in test_gpu.py.
 """
 
+import ctypes
 import importlib.util
 import inspect
 import json
@@ -24,6 +25,7 @@ from consisid.engine import ConsisID
 from consisid.engine.backends import backend, trt_build, trt_run
 from consisid.engine.backends import tensorrt as trt
 from consisid.engine.backends.tensorrt import RTX, TENSORRT, BuildOptions, TensorRT
+from consisid.engine.backends.trt_run import Engine
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import BackendError, EngineError
 from consisid.engine.graphs import weight_shapes
@@ -178,6 +180,55 @@ def test_a_builder_out_of_memory():
     error = trt_build.refusal("tensorrt", "trunk_0", ["[defaultAllocator] Out of memory", "no plan"])
     assert "ran out of memory while it built trunk_0; put fewer layers in a shard (--layers-per-shard)" in str(error)
     assert "refused to build x: no plan" in str(trt_build.refusal("tensorrt", "x", ["no plan"]))
+
+
+class _FakeLibrary:
+    """What of TensorRT an engine is read and refitted by; weights are those that each engine was given."""
+
+    def __init__(self, known):
+        self.api = self
+        self.log, self.known, self.read = SimpleNamespace(clear=lambda: None), known, []
+
+    def Runtime(self, log):
+        return self
+
+    def deserialize_cuda_engine(self, plan):
+        self.read.append({})
+        return SimpleNamespace(refittable=True, given=self.read[-1], streamable_weights_size=0)
+
+    def Refitter(self, engine, log):
+        return SimpleNamespace(
+            set_named_weights=lambda name, weights: (
+                name in self.known and (engine.given.update({name: weights}) or True)
+            ),
+            refit_cuda_engine_async=lambda stream: True,
+        )
+
+    def Weights(self, kind, address, count):
+        return (ctypes.c_float * count).from_address(address)[:]
+
+    DataType = SimpleNamespace(**dict.fromkeys(("FLOAT", "HALF", "BF16", "INT64", "INT32", "BOOL", "UINT8")))
+
+
+def test_an_engine_that_is_read_again_has_its_lora_again(tmp_path, monkeypatch):
+    """Streaming closes engines with their stage; what was replaced is no part of the file."""
+    stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    (tmp_path / "x.engine").write_bytes(b"plan")
+    library = _FakeLibrary(known=["a"])
+    engine = Engine(library, tmp_path / "x.engine", torch.device("cpu"))
+    assert engine.streamable == 0
+    engine.refit({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([0.5, 0.0])})
+    for _ in range(2):
+        assert engine.engine.given == {"a": [1.5, 2.0]}
+        engine.close()
+    engine.refit({"a": torch.tensor([1.0, 2.0])}, {})
+    assert engine.engine.given == {"a": [1.0, 2.0]}
+    assert len(library.read) == 4
+    engine.refit({"b": torch.zeros(2)}, {})
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"x.engine has no weights b to be replaced.* or use --backend inductor"):
+            engine.engine  # noqa: B018
 
 
 class _FakeRuntime:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from consisid.engine import memory
+from consisid.engine.checkpoint import Checkpoint
 from consisid.engine.engine_weights import EngineWeights, resident_share, stage_of
+from consisid.engine.lora import Lora
 from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import sharded_table
 from consisid.engine.sizes import STAGES, sizes
@@ -23,6 +25,10 @@ class Engine:
 
     def close(self):
         self.closed += 1
+
+    def refit(self, bases, deltas):
+        self.weights = bases
+        assert not deltas
 
 
 @pytest.mark.parametrize("variant", [TINY, PREVIEW])
@@ -67,3 +73,29 @@ def test_without_a_plan_nothing_is_limited():
     weights.take("text_layers_0", 0)
     weights.take("trunk_0", 0)
     assert all(engine.budget is None and not engine.closed for engine in weights.engines.values())
+
+
+def test_a_lora_refits_the_engines_that_hold_what_it_changes(tiny_checkpoint):
+    """Always from the checkpoint's weights, stacked as the engine has them, and back to these."""
+    checkpoint, to_k = Checkpoint(tiny_checkpoint), "transformer_blocks.3.attn1.to_k"
+    table = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)
+    weights = EngineWeights(checkpoint, CPU, torch.float32, lane_of(CPU))
+    for name, graph in table.items():
+        weights.bind(graph, [])
+        weights.hold(name, Engine(0))
+    down, up = torch.randn(2, 192), torch.randn(192, 2)
+    state = {f"transformer.{to_k}.lora_A.weight": down, f"transformer.{to_k}.lora_B.weight": up}
+    loras = [Lora.read(state, checkpoint), Lora.read(state, checkpoint)]
+    parts = [
+        checkpoint.tensor("transformer", f"transformer_blocks.3.attn1.{part}.weight")
+        for part in ("to_q", "to_k", "to_v")
+    ]
+    for count, active in enumerate((((loras[0], 0.5),), ((loras[0], 1.0), (loras[1], 1.0)), ())):
+        weights.adapt(active)
+        given = {name: engine.weights for name, engine in weights.engines.items() if hasattr(engine, "weights")}
+        assert list(given) == ["trunk_1"]
+        ((name, found),) = given["trunk_1"].items()
+        assert name == "transformer_blocks.3.attn1.to_qkv.weight"
+        weight = sum(weight for _, weight in active)
+        torch.testing.assert_close(found, torch.cat([parts[0], parts[1] + weight * up @ down, parts[2]]))
+        assert weights.version == count + 1
