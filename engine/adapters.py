@@ -58,7 +58,7 @@ class Adapters:
         Args:
             source: a .safetensors file, a folder or hub id with one, or its tensors by name.
             adapter_name: default default_0, default_1 and so on.
-            hotswap: put it in the place of the loaded one of that name.
+            hotswap: put it in the place of the loaded one of that name; it is active, at weight 1, if that was.
             where: weight_name and subfolder; revision, token, cache_dir and the like, as huggingface_hub takes them.
 
         Raises:
@@ -71,10 +71,15 @@ class Adapters:
         if (adapter_name in self._loaded) != hotswap:
             state = "is loaded already; give another adapter_name, or hotswap=True" if not hotswap else "is not loaded"
             raise InputError(f"A LoRA called {adapter_name} {state}.")
+        if hotswap and self._is_fused(self._loaded[adapter_name]):
+            raise InputError(f"The LoRA {adapter_name} is fused; call unfuse_lora() before it is swapped.")
         lora = Lora.read(source, self.checkpoint, **where)
         self._check_takes(lora)
         self._loaded[adapter_name] = lora
-        self._weights = {**self._weights, adapter_name: 1.0} if hotswap else {adapter_name: 1.0}
+        if not hotswap:
+            self._weights = {adapter_name: 1.0}
+        elif adapter_name in self._weights:
+            self._weights[adapter_name] = 1.0
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] = None

@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint
 from .graphs import Graph
 from .lora import PART, Active
 from .memory import MemoryPlan
+from .random_weights import RandomWeights
 from .residency import Residency
 from .shards import TEXT, TRUNK
 from .sizes import STAGE_OF
@@ -37,8 +38,8 @@ class Holder(Protocol):
     def streamable(self) -> int:
         """Bytes of weights that may stay in host memory."""
 
-    def refit(self, bases: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
-        """Replace weights by base + delta; they stay after `close`."""
+    def refit(self, weights: Mapping[str, Tensor]) -> None:
+        """Use these instead of those that it was built with, and no others that were given before."""
 
     def limit(self, budget: int | None) -> None:
         """At most so many bytes of them on the device from the next call on; None for all."""
@@ -81,13 +82,14 @@ class EngineWeights(Residency):
             return
         self.version += 1
         self.leave()
-        store = WeightStore(self.tensors, torch.device("cpu"), self.dtype)
+        # Random weights differ from device to device, and these were built in on this one.
+        place = self.device if isinstance(self.tensors.checkpoint, RandomWeights) else torch.device("cpu")
+        store, now = WeightStore(self.tensors, place, self.dtype), self.tensors.names
         for name, engine in self.engines.items():
             graph, _ = self._graphs[name]
-            if graph.part == PART:
-                names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, changed)]
-                if names:
-                    engine.refit(dict(zip(names, store.layer(graph, names, 0), strict=True)), {})
+            if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
+                names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, now)]
+                engine.refit(dict(zip(names, store.layer(graph, names, 0), strict=True)))
         self.tensors.done()
 
     def hold(self, name: str, engine: Any) -> None:
@@ -110,7 +112,9 @@ class EngineWeights(Residency):
         """The engine keeps them."""
 
     def leave(self) -> None:
-        """End the present stage: its engines give their memory back."""
+        """End the present stage: its engines give their memory back, and what was recorded of them is void."""
+        if self.captures is not None:
+            self.captures.clear()
         for name, engine in self.engines.items():
             if self._stage is not None and stage_of(name) == self._stage:
                 engine.close()

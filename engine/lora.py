@@ -18,11 +18,10 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .errors import InputError
-from .lora_files import LoraFile
+from .lora_files import PEFT, LoraFile
 from .random_weights import RandomWeights
 
 PART = "transformer"
-PEFT = "base_model.model."
 PREFIXES = (PEFT, "transformer.", "diffusion_model.")  # the last two are of diffusers and of others
 # PEFT's lora_A and lora_B, perhaps with the adapter's name behind; lora_down and lora_up; and diffusers' old lora.down.
 FACTOR = re.compile(
@@ -70,15 +69,15 @@ class Lora:
         """A LoRA for a checkpoint's transformer.
 
         Args:
-            source: a .safetensors file, a folder or hub id with one, or its tensors; with names as diffusers, PEFT or
-                kohya's scripts give them.
+            source: a .safetensors file, a folder or hub id with one, or its tensors; with names as diffusers or PEFT
+                give them, or with lora_down, lora_up and alpha.
             where: as LoraFile.read takes it.
 
         Raises:
             InputError: no LoRA, or one of another model.
         """
         file = LoraFile("The LoRA", source) if isinstance(source, Mapping) else LoraFile.read(source, **where)
-        name, settings = file.name, file.settings or {}
+        name, settings = file.name, file.settings
         factors, alphas = _sort(name, file.tensors)
         if settings.get("use_dora"):
             raise InputError(f"{name} is a DoRA, which is not taken.")

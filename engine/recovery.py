@@ -53,7 +53,6 @@ class Run:
         self.stage_name, self.step = "identify", 0
         self._streams: set[FrameStream] = set()
         self._complete = True
-        self._begin()
 
     @property
     def cfg_asked(self) -> str | None:
@@ -106,7 +105,8 @@ class Run:
             modes["weights from"] = self.engine.weights.source
         return modes
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """At the start of every attempt: the device with the weights of this run, and its clock."""
         self.enter()
         self.engine.weights.adapt(self.loras)
         for generator, state in zip(self.generators, self.start, strict=True):
@@ -120,7 +120,7 @@ class Run:
         self.engine.weights.use(self.plan)
         limit(self.engine.device, None if self.plan is None else self.plan.budget)
 
-    def attempt(self, work: Callable[[], Any], again: Callable[[], None]) -> Any:
+    def attempt(self, work: Callable[[], Any], again: Callable[[], None] = lambda: None) -> Any:
         """What `work` gives; after running out of memory `again` prepares the next attempt, under a smaller plan.
 
         Raises:
@@ -275,8 +275,13 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
         DeviceMemoryError: out of memory.
     """
     run, made = Run(engine, request), None
+
+    def work() -> Any:
+        run.begin()
+        return make(run)
+
     try:
-        made = run.attempt(lambda: make(run), run._begin)
+        made = run.attempt(work)
     except BaseException:
         run.ended(None, complete=False)
         raise

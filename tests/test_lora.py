@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import random_identity, reference_pipeline
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from test_parity import compare
 
 from consisid.engine import ConsisID
 from consisid.engine.cli import main
-from consisid.engine.errors import BackendError, InputError
+from consisid.engine.errors import BackendError, DeviceMemoryError, InputError
 from consisid.engine.variants import TINY
 
 PROMPT = "A person walks."
@@ -215,6 +215,21 @@ def test_forms_of_files(engine, pipeline, tmp_path, form):
     compare(engine, pipeline, random_identity(TINY))
 
 
+def test_out_of_memory_while_weights_are_added_up(engine, monkeypatch):
+    """It is one more thing that a smaller plan may help with, and that loses nothing."""
+    before = latents(engine)
+    engine.load_lora_weights(lora(engine.checkpoint))
+
+    def full(key):
+        raise torch.OutOfMemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.weights, "_resident", full)
+        with pytest.raises(DeviceMemoryError, match="The next smaller plan takes"):
+            latents(engine)
+    assert (latents(engine) - before).abs().max() > 0.1
+
+
 def test_compiled_graphs_take_other_weights(compiled, pipeline):
     state = lora(compiled.checkpoint)
     both(compiled, pipeline, lambda owner: owner.load_lora_weights(state))
@@ -286,6 +301,10 @@ def test_names_and_files_that_are_wrong(engine, tmp_path):
         (tmp_path / folder).mkdir()
         for name in names:
             save_file(state, tmp_path / folder / f"{name}.safetensors")
+    engine.fuse_lora()
+    with pytest.raises(InputError, match=r"The LoRA a is fused; call unfuse_lora\(\)"):
+        engine.load_lora_weights(state, "a", hotswap=True)
+    engine.unfuse_lora()
     for call, message in (
         (lambda: engine.load_lora_weights(state, "a"), "called a is loaded already"),
         (lambda: engine.load_lora_weights(state, "b", hotswap=True), "called b is not loaded"),
@@ -324,7 +343,8 @@ def test_engines_that_hold_their_weights_say_what_helps(engine, module, takes):
     assert engine.get_list_adapters() == {}
 
 
-def test_a_file_on_the_hub(engine, tmp_path, monkeypatch):
+@pytest.mark.parametrize("online", [True, False])
+def test_a_file_on_the_hub(online, engine, tmp_path, monkeypatch):
     """The names that diffusers and PEFT write, then what the caller names; PEFT's settings where they are."""
     asked = []
 
@@ -332,12 +352,13 @@ def test_a_file_on_the_hub(engine, tmp_path, monkeypatch):
         asked.append(name)
         assert (repository, options) == ("somebody/snow", {"revision": "v1"})
         if not (tmp_path / name).exists():
-            raise EntryNotFoundError("404")
+            raise (EntryNotFoundError if online else LocalEntryNotFoundError)("404")
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     where = {"subfolder": "step", "revision": "v1"}
-    with pytest.raises(InputError, match=r"has no step/pytorch_lora_weights.safetensors or adapter_model.safetensors"):
+    none = r"has no step/pytorch_lora_weights.safetensors or adapter_model" if online else "could not be fetched"
+    with pytest.raises(InputError, match=none):
         engine.load_lora_weights("somebody/snow", **where)
     (tmp_path / "step").mkdir()
     state = lora(engine.checkpoint, modules=["proj_out"])
@@ -349,7 +370,7 @@ def test_a_file_on_the_hub(engine, tmp_path, monkeypatch):
     save_file(state, tmp_path / "other.safetensors")
     engine.load_lora_weights("somebody/snow", weight_name="other.safetensors", revision="v1")
     assert engine.loras[0][0].changes["proj_out.weight"].scale == 1.0
-    assert asked[-2:] == ["other.safetensors", "adapter_config.json"]
+    assert asked[-3:] == ["step/adapter_model.safetensors", "step/adapter_config.json", "other.safetensors"]
 
 
 def test_the_command_takes_loras(tiny_folder, engine, tmp_path, capsys):

@@ -145,17 +145,13 @@ class Engine:
             )
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def refit(self, bases: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> None:
-        """Replace weights by base + delta, always from the base, so that nothing adds up. It is done when the engine is
-        read next, and whenever it is read again.
+    def refit(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace weights of the file, by the names that they have in the graph, whenever it is read from now on.
 
         Args:
-            bases: weights of the checkpoint, by the names that they have in the graph.
-            deltas: what is added, of the same shapes; a name that is missing goes back to its base.
+            weights: all that are to be others than in the file; none for the engine as it was built.
         """
-        for name, base in bases.items():
-            merged = (base if name not in deltas else base.float() + deltas[name].float()).to(base.dtype)
-            self._replaced[name] = merged.cpu().contiguous()
+        self._replaced = {name: weight.cpu().contiguous() for name, weight in weights.items()}
         self.close()
 
     def _refit(self, engine: Any) -> None:
@@ -180,7 +176,8 @@ class Engine:
                 )
         stream = torch.cuda.current_stream(self.device)
         if not refitter.refit_cuda_engine_async(stream.cuda_stream):
-            raise BackendError(f"{self.file.name} could not take new weights; rebuild the folder with --refit.")
+            reason = (self.backend.log.errors or ["no reason given"])[-1]
+            raise BackendError(f"{self.file.name} could not take the weights of a LoRA ({reason}); unload it.")
         stream.synchronize()
 
 

@@ -56,15 +56,18 @@ def test_a_captured_call_gives_the_same_bytes(engine):
     assert torch.equal(Captured(engine, given)(given, ()), engine(given, ()))
 
 
-def test_refit_is_base_plus_delta(engine):
+def test_refit_replaces_weights_until_it_is_undone(engine):
     if not engine.engine.refittable:
         pytest.skip("this library builds refittable engines on a GPU only with TensorRT")
     before = engine(inputs(2), ())
-    names = dict(zip(weight_shapes(GRAPH.module()), random_weights(GRAPH, torch.bfloat16), strict=True))
+    weights = dict(zip(weight_shapes(GRAPH.module()), random_weights(GRAPH, torch.bfloat16), strict=True))
     name = "transformer_blocks.0.attn1.to_out.0.weight"
-    engine.refit(names, {name: torch.ones_like(names[name]) * 0.1})
-    assert not torch.equal(engine(inputs(2), ()), before)
-    engine.refit(names, {})
+    engine.refit({name: weights[name] + 0.1})
+    changed = engine(inputs(2), ())
+    assert not torch.equal(changed, before)
+    engine.close()
+    assert torch.equal(engine(inputs(2), ()), changed)
+    engine.refit({})
     assert torch.equal(engine(inputs(2), ()), before)
 
 
