@@ -13,7 +13,7 @@ from torch import Tensor
 from .backends.trt_run import shares
 from .checkpoint import Checkpoint
 from .graphs import Graph
-from .lora import PART, Active
+from .lora import PART
 from .memory import MemoryPlan
 from .random_weights import RandomWeights
 from .residency import Residency
@@ -76,12 +76,7 @@ class EngineWeights(Residency):
         """There is nothing to bind; the graph says what a LoRA changes."""
         self._graphs[graph.name] = (graph, names)
 
-    def adapt(self, active: Active) -> None:
-        changed = self.tensors.use(active)
-        if not changed:
-            return
-        self.version += 1
-        self.leave()
+    def _renew(self, changed: frozenset[str]) -> None:
         # Random weights differ from device to device, and these were built in on this one.
         place = self.device if isinstance(self.tensors.checkpoint, RandomWeights) else torch.device("cpu")
         store, now = WeightStore(self.tensors, place, self.dtype), self.tensors.names
@@ -90,7 +85,6 @@ class EngineWeights(Residency):
             if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
                 names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, now)]
                 engine.refit(dict(zip(names, store.layer(graph, names, 0), strict=True)))
-        self.tensors.done()
 
     def hold(self, name: str, engine: Any) -> None:
         """Make an engine known."""

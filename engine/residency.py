@@ -62,10 +62,14 @@ class Residency:
     def adapt(self, active: Active) -> None:
         """From now on, with these LoRAs in the transformer's weights."""
         changed = self.tensors.use(active)
-        if not changed:
-            return
-        self.version += 1
-        self.leave()
+        if changed:
+            self.version += 1
+            self.leave()
+            self._renew(changed)
+            self.tensors.done()
+
+    def _renew(self, changed: frozenset[str]) -> None:
+        """These tensors of the transformer are others now."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # nothing reads what is written now
         self._store.forget(changed)
@@ -75,7 +79,6 @@ class Residency:
         for key in others:
             self._resident(key)
         self.host.renew(self._graphs, changed)
-        self.tensors.done()
 
     def take(self, name: str, layer: int) -> Sequence[Tensor]:
         """The tensors of a call. The first call of a stage ends the stage before."""

@@ -65,7 +65,7 @@ def test_a_lora_changes_the_video_and_goes_again(engine, pipeline):
     both(engine, pipeline, lambda owner: owner.load_lora_weights(state))
     compare(engine, pipeline, person)
     changed = latents(engine, person)
-    assert (changed - before).abs().max() > 0.1
+    assert (changed - before).abs().max() > 0.1  # a thousand times what parity allows: it is not the checkpoint's video
     assert "15 tensors at 1" in engine.generate(person, PROMPT, **OPTIONS).stats.modes["lora"]
     engine.disable_lora()
     assert torch.equal(latents(engine, person), before)
@@ -227,7 +227,7 @@ def test_out_of_memory_while_weights_are_added_up(engine, monkeypatch):
         patch.setattr(engine.weights, "_resident", full)
         with pytest.raises(DeviceMemoryError, match="The next smaller plan takes"):
             latents(engine)
-    assert (latents(engine) - before).abs().max() > 0.1
+    assert (latents(engine) - before).abs().max() > 0.1  # with the LoRA, as above
 
 
 def test_compiled_graphs_take_other_weights(compiled, pipeline):

@@ -71,6 +71,7 @@ def test_what_chance_leaves_out_is_what_is_left_out_of_drawn_numbers(first, seco
     for _ in range(turns):
         row = Row.of("step", "ours", "s", [draw.random() for _ in range(first)])
         missed += not row.low <= statistics.median(draw.random() for _ in range(second)) <= row.high
+    # Three standard errors of 4000 draws are 0.024; weighting ranks is up to 0.02 too high for these counts.
     chance = missed_by_chance(first, second)
     assert missed / turns == pytest.approx(chance, abs=0.04 * chance + 0.025)
 
@@ -94,7 +95,7 @@ def test_the_command_compares_two_reports(values, tmp_path, capsys):
         first == f"# Of {count} medians {count} within the first's quartiles as timed, {count} at its machine's speed"
     )
     expected = sum(missed_by_chance(row["count"], row["count"]) for row in judged)
-    assert f"By chance alone {expected:.1f} would lie outside" in table
+    assert f"By chance alone about {expected:.1f} would lie outside" in table
     assert "in the turns of ours: 1.000, of diffusers, slicing, tiling: 1.000, of ours, all turns: 1.000" in table
     (tmp_path / "a.json").write_text("{}")
     assert main(arguments) == 2
