@@ -20,7 +20,7 @@ import torch
 from consisid.engine.commands import run as run_command
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.files import file_aside
-from consisid.engine.opening import check_device
+from consisid.engine.device import check_device
 from consisid.engine.variants import variant_named
 
 from .machine import short_stamp, stamp

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID
+from consisid.engine.device import check_device
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError, InputError, MemoryBudgetError
 from consisid.engine.files import file_aside
 from consisid.engine.manifest import Manifest
-from consisid.engine.opening import check_device
 from consisid.engine.random_weights import PREFIX
 
 from . import budgets, ceilings, checks, latency, memory, parity, rates
@@ -102,7 +102,7 @@ def place_of(options: Options) -> torch.device:
         return check_device(options.device)
     if options.random_weights:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(Manifest.read(Path(options.engine)).spec.device)
+    return check_device(Manifest.read(Path(options.engine)).spec.device)
 
 
 def guard(nvml: Any, place: torch.device) -> Watch | None:

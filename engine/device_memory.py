@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .device import current
 from .errors import DeviceMemoryError
 from .memory import MemoryPlan, show
 
@@ -60,7 +61,26 @@ def limit(device: torch.device, budget: int | None) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)
 
 
-def first_line(error: torch.OutOfMemoryError) -> str:
+class OutOfMemory:
+    """Whether an error says that a device ran out of memory, asked of the allocator: what is raised inside a compiled
+    package arrives as a RuntimeError that says nothing of it.
+
+    Made before the work that may fail.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._before = self._refused()
+
+    def _refused(self) -> int:
+        """Allocations that the device's allocator has refused so far."""
+        return int(torch.cuda.memory_stats(self.device)["num_ooms"]) if self.device.type == "cuda" else 0
+
+    def is_it(self, error: RuntimeError) -> bool:
+        return isinstance(error, torch.OutOfMemoryError) or self._refused() > self._before
+
+
+def first_line(error: RuntimeError) -> str:
     """What PyTorch says in the first place; the rest is advice about its allocator."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -73,14 +93,18 @@ def photo_guarded(engine: "Opened") -> Iterator[None]:
         DeviceMemoryError: out of memory.
     """
     before, message = DeviceMemory.now(engine.device), None
-    limit(engine.device, engine.memory)
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        message = first_line(error)
-    finally:
-        engine.weights.leave()
-        limit(engine.device, None)
+    with current(engine.device):
+        ran_out = OutOfMemory(engine.device)
+        limit(engine.device, engine.memory)
+        try:
+            yield
+        except RuntimeError as error:
+            if not ran_out.is_it(error):
+                raise
+            message = first_line(error)
+        finally:
+            engine.weights.leave()
+            limit(engine.device, None)
     if message is not None:
         plan = engine.plan(engine.memory)
         reason = explain(plan, before, DeviceMemory.now(engine.device))

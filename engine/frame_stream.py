@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from .device import current
+
 if TYPE_CHECKING:
     from .recovery import Run
 
@@ -27,14 +29,15 @@ class FrameStream:
     def __next__(self) -> Any:
         if not self._open:
             raise StopIteration
-        try:
-            frame = self._run.attempt(self._next, self._again)
-        except BaseException:
-            self.close()
-            raise
-        if frame is None:
-            self._end(complete=True)
-            raise StopIteration
+        with current(self._run.engine.device):
+            try:
+                frame = self._run.attempt(self._next, self._again)
+            except BaseException:
+                self.close()
+                raise
+            if frame is None:
+                self._end(complete=True)
+                raise StopIteration
         self._count += 1
         return frame
 

@@ -11,9 +11,10 @@ import torch
 from . import memory as memory_plan
 from .adapters import Adapters
 from .backends import backend
-from .capture import CAPTURED, Captures
+from .capture import Captures
 from .chunks import with_runners
 from .denoise import Positions
+from .device import check_device, current
 from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
@@ -109,9 +110,10 @@ class Opened(Adapters):
         manifest.verify(folder, place, full=verify)
         if cuda_graphs and place.type != "cuda":
             raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
-        engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None)
-        if warm_up:
-            engine.warmed = engine.warm_up()
+        with current(place):
+            engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None)
+            if warm_up:
+                engine.warmed = engine.warm_up()
         return engine
 
     def plan(
@@ -184,8 +186,7 @@ class Opened(Adapters):
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
-            captured = captures is not None and name in CAPTURED
-            run = module.load(graph, file, self.device, names, captured=captured)
+            run = module.load(graph, file, self.device, names)
             runners[name] = captures.wrap(name, run) if captures is not None else run
             self.weights.bind(graph, names)
             if isinstance(self.weights, EngineWeights):
@@ -257,18 +258,3 @@ def _kind(request: "Request") -> dict[str, Any]:
     """What the sizes of a request depend on."""
     steps = request.options["num_inference_steps"]
     return {"shape": request.shape, "batch": request.batch, "steps": steps, "guided": request.guided}
-
-
-def check_device(name: str | torch.device) -> torch.device:
-    """A device that exists.
-
-    Raises:
-        InputError: a name that torch does not know, or a GPU that this machine does not have.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device={name!r} is not a device; it is cpu, cuda or cuda:0, cuda:1, ...") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={name!r}: PyTorch sees no CUDA GPU on this machine; use a build for the CPU.")
-    return device

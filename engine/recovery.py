@@ -12,7 +12,8 @@ from consisid.kernels import describe
 
 from . import memory
 from .denoise import LoopState, not_finite
-from .device_memory import DeviceMemory, explain, first_line, limit
+from .device import current
+from .device_memory import DeviceMemory, OutOfMemory, explain, first_line, limit
 from .errors import DeviceMemoryError, InputError
 from .frame_stream import FrameStream
 from .lora import key_of
@@ -127,9 +128,12 @@ class Run:
             DeviceMemoryError: there is no smaller plan, or the request does not want one.
         """
         while True:
+            ran_out = OutOfMemory(self.engine.device)
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not ran_out.is_it(error):
+                    raise
                 message = first_line(error)
             # Here the traceback, and with it the tensors of the attempt, are gone.
             self.out_of_memory(message)
@@ -274,17 +278,18 @@ def guarded(engine: "Opened", request: Request, make: Callable[[Run], Any]) -> A
         MemoryBudgetError: the engine's budget is too small for this request; nothing was loaded.
         DeviceMemoryError: out of memory.
     """
-    run, made = Run(engine, request), None
+    with current(engine.device):
+        run, made = Run(engine, request), None
 
-    def work() -> Any:
-        run.begin()
-        return make(run)
+        def work() -> Any:
+            run.begin()
+            return make(run)
 
-    try:
-        made = run.attempt(work)
-    except BaseException:
-        run.ended(None, complete=False)
-        raise
-    if not run.streaming:
-        run.ended(None, complete=True)
-    return made
+        try:
+            made = run.attempt(work)
+        except BaseException:
+            run.ended(None, complete=False)
+            raise
+        if not run.streaming:
+            run.ended(None, complete=True)
+        return made

@@ -8,6 +8,7 @@ import torch
 from consisid.engine.backends import HOLDS_WEIGHTS
 from consisid.engine.backends.tensorrt import BuildOptions
 from consisid.engine.backends.trt_plugins import ATTRIBUTES
+from consisid.engine.device import check_device
 from consisid.engine.errors import InputError
 from consisid.engine.lora import Merged
 from consisid.engine.manifest import (
@@ -20,7 +21,6 @@ from consisid.engine.manifest import (
     provenance,
     weights_hash,
 )
-from consisid.engine.opening import check_device
 from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import LAYERS
 from consisid.engine.variants import Variant
@@ -74,7 +74,7 @@ def build(
     backend = check_backend(backend)
     check_targets(backend, targets, flags)
     place = torch.device("cpu") if targets else check_device(device)
-    runs_on = "cuda" if targets else str(place)
+    runs_on = "cuda" if targets else place.type
     dtype = dtype or ("float32" if runs_on == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.device import check_device
 from consisid.engine.errors import InputError
 from consisid.engine.graphs import graph_table, weight_shapes
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory import machine_named, parse, plan
-from consisid.engine.opening import check_device
 from consisid.engine.shapes import VideoShape
 from consisid.engine.shards import LAYERS, sharded_table
 from consisid.engine.sizes import sizes

@@ -25,11 +25,9 @@ class Backend(Protocol):
     def compile(self, graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         """Write the compiled graph to `path`. Backends whose engines hold their weights have `build` in its place."""
 
-    def load(
-        self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str], *, captured: bool = False
-    ) -> Runner:
-        """Make a compiled graph callable. `weights` are the names of the tensors that a call brings. Calls that will be
-        `captured` as CUDA graphs have to wait for nothing."""
+    def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
+        """Make a compiled graph callable. `weights` are the names of the tensors that a call brings. A call waits for
+        nothing: it may be captured as a CUDA graph."""
 
 
 # The module of each, or the object in it.

@@ -17,9 +17,7 @@ def compile(graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) 
     """There is nothing to compile: the module is made again when the folder is opened."""
 
 
-def load(
-    graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str], *, captured: bool = False
-) -> Runner:
+def load(graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
     module = graph.module()
 
     def run(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Outputs:

@@ -57,17 +57,16 @@ def compile(graph: Graph, path: Path, device: torch.device, dtype: torch.dtype) 
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
-def load(
-    graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str], *, captured: bool = False
-) -> Runner:
+def load(graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Runner:
     index = -1
     if device.type == "cuda":
         index = device.index or 0
         from consisid.kernels import ops  # noqa: F401  # a package may call the operators that this registers
     # torch._inductor.aoti_load_package is this loader behind an import of the whole compiler (seconds) and a probe of
     # the C++ compiler (which need not be there); one runner, because a stream runs one graph at a time.
-    # Its third argument, run_single_threaded, leaves out what a capture forbids: locks that ask the device for events.
-    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", captured, 1, index)
+    # Its third argument, run_single_threaded, leaves out the pool of runners, which with one runner makes the host wait
+    # for the call before, and whose locks ask the device for events, which a capture forbids.
+    package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
 
     def run(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Outputs:
         # A compiled graph reads memory in the layout that it was traced with, and does not look at strides.

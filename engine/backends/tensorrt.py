@@ -111,9 +111,7 @@ class TensorRT:
 
         return build(self, onnx, file, options)
 
-    def load(
-        self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str], *, captured: bool = False
-    ) -> Engine:
+    def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Engine:
         """An engine, ready to be called with its inputs; `weights` is empty, it holds its own.
 
         Raises:

@@ -93,7 +93,9 @@ class ResNet50(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
+        # Every second of the maxima at stride 1: the shape rule of PyTorch 2.11 for a stride of 2 asks whether the size
+        # is even, which no graph for photos of any size can answer.
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 1, 1)[..., ::2, ::2]
         a = self.layer2(self.layer1(x))
         b = self.layer3(a)
         return a, b, self.layer4(b)
