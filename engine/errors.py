@@ -1,8 +1,25 @@
 """Every error that this package raises on purpose. Each message names the input, what is wrong and what to do."""
 
+import re
+
+LONGEST = 1000  # characters of a message: names and values in it may come from a file of any size
+
+
+def one_line(text: object, longest: int = LONGEST) -> str:
+    """A text as one printable line: line breaks become a space, other control characters and halves of surrogate
+    pairs are escaped, and of what is longer than `longest` characters the middle is left out."""
+    words = re.sub(r"\s*[\t-\r]\s*", " ", str(text)).strip()
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
+    if len(line) <= longest:
+        return line
+    return f"{line[: longest * 2 // 3]} ... {line[-(longest // 3) :]}"
+
 
 class ConsisIDError(Exception):
-    """Base of all errors of this package; command lines print its message in one line and exit with 2."""
+    """Base of all errors of this package, each with a message of one line; command lines print it and exit with 2."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class InputError(ConsisIDError, ValueError):
