@@ -26,6 +26,10 @@ class InputError(ConsisIDError, ValueError):
     """A prompt, size, image or setting that cannot be used."""
 
 
+class WriteError(InputError):
+    """A file that cannot be written: no space, no permission, no such place."""
+
+
 class FaceError(InputError):
     """No usable face in a photograph."""
 

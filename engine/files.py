@@ -6,11 +6,12 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import InputError
+from .errors import InputError, WriteError
 
 
 @contextmanager
@@ -32,25 +33,42 @@ def file_aside(target: Path) -> Iterator[Path]:
 
     The file beside it has a name of its own that nobody can guess, of a length that does not depend on the target's,
     and the permissions that the umask gives, whatever the block does with it.
+
+    Raises:
+        WriteError: there is no place for it. What the block raises goes through.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     suffix = target.suffix if len(target.suffix) <= 16 else ""  # libraries choose a format by it
     aside = target.with_name(f".{secrets.token_hex(8)}{suffix}")
-    with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as created:
-        mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as created:
+            mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode)
+    except (OSError, ValueError) as error:
+        raise unwritable(target, error) from error
     try:
         yield aside
-        os.chmod(aside, mode)  # safetensors makes files that only their owner reads
-        os.replace(aside, target)
+        try:
+            os.chmod(aside, mode)  # safetensors makes files that only their owner reads
+            os.replace(aside, target)
+        except OSError as error:
+            raise unwritable(target, error) from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def check_place(target: Path) -> None:
+def write_nothing(file: BinaryIO) -> None:
+    """The writer of `check_place` for what has none of its own: a block of zeros."""
+    file.write(bytes(4096))
+
+
+def check_place(target: Path, write: Callable[[BinaryIO], object] = write_nothing) -> None:
     """Whether `target` can be written, tried with a nameless file in the folder that exists already.
 
+    Args:
+        write: what writes a small file of the kind that will be written.
+
     Raises:
-        InputError: it is something else than a file, its name is too long, or it cannot be written.
+        InputError: it is a folder, a device or a pipe; WriteError where it cannot be written.
     """
     try:
         if target.is_dir():
@@ -64,16 +82,26 @@ def check_place(target: Path) -> None:
     if target.exists() and not target.is_file():
         raise InputError(f"{target} is a device or a pipe, which would be replaced; give a file to write.")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            write(file)
+            file.flush()
     except OSError as error:
-        raise InputError(f"{target} cannot be written in {folder} ({error.strerror}); choose another place.") from error
+        reason = f"{target} cannot be written in {folder} ({error.strerror or error})"
+        raise WriteError(f"{reason}; check the free space, or choose another place.") from error
 
 
-def unwritable(target: Path, error: Exception) -> InputError:
+def unwritable(target: Path, error: Exception) -> WriteError:
     """What a system or a library said when `target` was written, as an error of ours."""
     reason = getattr(error, "strerror", None) or error
-    return InputError(f"{target} cannot be written ({reason}); check the free space, or choose another place.")
+    return WriteError(f"{target} cannot be written ({reason}); check the free space, or choose another place.")
+
+
+def as_path(value: object) -> Path:
+    """Raises InputError for what is no path."""
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"A path is a text or a Path, not {type(value).__name__}.") from None
 
 
 def sha256(path: Path) -> str:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from . import mp4
 from .errors import InputError
-from .files import file_aside
+from .files import as_path, file_aside
 from .stats import Stats
 
 
@@ -37,6 +38,7 @@ class Video:
     stats: Stats
     latents: Tensor | None = None
     shape: tuple[int, int, int] | None = None
+    _taken: int = field(default=0, init=False, repr=False)  # frames that were read of a "stream"
 
     @classmethod
     def several(cls, frames: Any, latents: Tensor, fps: int, stats: Callable[[], Stats]) -> "list[Video]":
@@ -65,30 +67,39 @@ class Video:
                 if frame is None:
                     break
                 count += 1
+                self._taken = count
                 self.shape = (count, frame.shape[0], frame.shape[1])
                 yield frame
         self.stats = stats()
         self.stats.seconds["decode"] += spent
 
-    def save(self, path: str | Path, fps: int | None = None) -> Path:
+    def save(self, path: str | PathLike[str], fps: float | Fraction | None = None) -> Path:
         """Write an mp4 (H.264, yuv420p) that browsers play; written aside and renamed. A stream is encoded while it is
         decoded.
 
+        Args:
+            fps: frames per second, default those of the model. 29.97 is 2997/100; for NTSC give Fraction(30000, 1001).
+
         Raises:
-            InputError: no frames (output_type="latent", or a stream that was read already), or a path that is not an
-                .mp4.
+            InputError: no frames (output_type="latent", or a stream of which frames were read already), no frame rate,
+                a path that is not an .mp4; WriteError: one that cannot be written.
         """
-        path = Path(path)
+        path = as_path(path)
+        rate = mp4.frame_rate(self.fps if fps is None else fps)
         if self.frames is None:
             raise InputError('This video has latents only; generate with another output_type than "latent" to save it.')
-        if path.suffix.lower() != ".mp4":
-            raise InputError(f"{path} does not end in .mp4, the one format that is written.")
+        mp4.check_target(path)
+        if isinstance(self.frames, Iterator) and self._taken:
+            raise InputError(
+                f'{path}: {self._taken} frames of this "stream" were read already and would be missing; keep what is '
+                "read, or save it before anything is read."
+            )
         frames = self.frames if isinstance(self.frames, Iterator) else iter(as_uint8(self.frames))
         first = next(frames, None)
         if first is None:
-            raise InputError(f'{path}: the frames of this "stream" were read already; keep them, or save it at once.')
+            raise InputError(f"{path}: there are no frames to write; the stream was closed.")
         with file_aside(path) as aside:
-            mp4.write(aside, chain([first], frames), Fraction(fps or self.fps))
+            mp4.write(aside, chain([first], frames), rate, path)
         return path
 
 
