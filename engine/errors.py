@@ -15,6 +15,14 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     return f"{line[: longest * 2 // 3]} ... {line[-(longest // 3) :]}"
 
 
+def shown(value: object) -> str:
+    """A value that somebody gave, for an error: its repr, shortened; some values have none."""
+    try:
+        return one_line(repr(value), 100)
+    except Exception:  # whatever a class of the caller's raises; and integers of more than 4300 digits
+        return f"of the type {type(value).__name__}, which cannot be shown,"
+
+
 class ConsisIDError(Exception):
     """Base of all errors of this package, each with a message of one line; command lines print it and exit with 2."""
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, shown
 from .files import check_place, unwritable
 
 CRF = "17"  # x264's "visually lossless"; its default of 23 softens faces
@@ -35,7 +35,7 @@ def frame_rate(fps: object) -> Fraction:
             exact = Fraction(fps) if isinstance(fps, Rational | Decimal) else Fraction(float(fps))
             rate = exact.limit_denominator(DENOMINATOR)
     if rate is None or not RATES[0] <= rate <= RATES[1]:
-        raise InputError(f"fps={fps!r} is no frame rate; give a number from {float(RATES[0]):g} to {RATES[1]}.")
+        raise InputError(f"fps={shown(fps)} is no frame rate; give a number from {float(RATES[0]):g} to {RATES[1]}.")
     return rate
 
 

@@ -2,10 +2,11 @@
 
 import os
 import stat
+import sys
 
 import pytest
 
-from consisid.engine.errors import LONGEST, ConsisIDError, one_line
+from consisid.engine.errors import LONGEST, ConsisIDError, one_line, shown
 from consisid.engine.files import check_place, file_aside
 
 
@@ -67,3 +68,19 @@ def test_a_message_is_one_printable_line():
     assert len(long) < LONGEST + 10
     assert long.startswith("begin ")
     assert long.endswith("do this")
+
+
+def test_a_value_that_cannot_be_shown():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    before = sys.get_int_max_str_digits()  # hypothesis lifts the limit
+    sys.set_int_max_str_digits(4300)
+    try:
+        assert "int" in shown(10**5000)
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert shown("a\nb") == "'a\\nb'"
+    assert len(shown("x" * 10**6)) < 110
+    assert shown(Broken()) == "of the type Broken, which cannot be shown,"
