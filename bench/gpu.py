@@ -7,35 +7,60 @@ phase goes on where it stopped, a finished one is skipped. The check of a row co
 import argparse
 import json
 import math
+import signal
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from consisid.engine.commands import run as run_command
+from consisid.engine.device import check_device
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.files import file_aside
-from consisid.engine.device import check_device
 from consisid.engine.variants import variant_named
 
 from .machine import short_stamp, stamp
 from .nvml import Watch, load_nvml
-from .phases import PHASES, Case, Context, Unavailable, cases
-from .timing import repeat
+from .phases import EVERY, PHASES, Case, Context, Unavailable, cases
+from .timing import repeat, seconds_of
 
 SCHEMA = 2
 ASSUMED = 100.0  # TFLOP/s of a GPU whose ceilings phase has not run: a slow one, so that a row is rather left
 LIMIT = 450.0  # seconds after which a phase leaves its remaining rows to the next call: a call has 8 minutes
+LIMITS = {"first": 265.0}  # of phases that are meant for shorter calls
+LEAST = 5.0  # seconds that a row gets at least
 LATER = "left for the next call: the phase's time was up"
 
 
 class FailedError(ConsisIDError):
     """Rows of this engine raised an error or were wrong."""
+
+
+class OverdueError(BaseException):
+    """A row's time was up. No Exception: a compiler that tries again after any of these has to let it through."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises OverdueError inside the block after so many seconds, as soon as Python runs again. For the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise OverdueError(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Sheet:
@@ -79,16 +104,22 @@ def open_row(row: dict[str, Any]) -> bool:
     return "failed" in row or row.get("unmeasured") == LATER
 
 
-def measure(case: Case, context: Context, budget: float) -> dict[str, Any]:
+def measure(case: Case, context: Context, budget: float, limit: float = math.inf) -> dict[str, Any]:
     """The row of a case: its seconds and rates, or why there are none.
+
+    Args:
+        budget: seconds of timing, unless the case has its own.
+        limit: seconds after which it ends, unless the case's own is shorter.
 
     "unmeasured" is for what cannot run here, and for whatever others' code does; "failed" for an error of ours, with
     its traceback on stderr, so that the other rows go on while the GPU is there.
     """
     row: dict[str, Any] = {"name": case.name}
     try:
-        with torch.no_grad():
-            return row | _timed(case, context, budget)
+        with torch.no_grad(), time_limit(min(case.limit, limit, 1e6)):
+            return row | _timed(case, context, case.budget or budget)
+    except OverdueError as reason:
+        return row | {"unmeasured" if case.foreign else "failed": f"OverdueError: {reason}"}
     except Unavailable as reason:
         return row | {"unmeasured": str(reason)}
     except ModuleNotFoundError as error:
@@ -98,7 +129,7 @@ def measure(case: Case, context: Context, budget: float) -> dict[str, Any]:
     except Exception as error:  # each library raises its own; what is ours is no less an error for being written down
         if case.foreign:
             return row | {"unmeasured": f"{type(error).__name__}: {_first(error)}"}
-        traceback.print_exc()
+        traceback.print_exc(limit=-4)
         return row | {"failed": f"{type(error).__name__}: {_first(error)}"}
 
 
@@ -109,14 +140,17 @@ def _first(error: Exception) -> str:
 def _timed(case: Case, context: Context, budget: float) -> dict[str, Any]:
     work = case.make()
     row: dict[str, Any] = {"error": work.error, "note": work.note}
-    if work.error is not None and not work.error <= work.allowed:
+    if context.checked and work.error is not None and not work.error <= work.allowed:
         key = "unmeasured" if case.foreign else "failed"
         return row | {key: f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"}
     if context.gpu:
         torch.cuda.reset_peak_memory_stats(context.device)
-    seconds = repeat(work.run, context.device, budget, at_most=case.repeats)
+    if case.once:
+        seconds = [seconds_of(work.run, context.device)]
+    else:
+        seconds = repeat(work.run, context.device, budget, at_least=min(2, case.repeats), at_most=case.repeats)
     median = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     row |= {"seconds": median, "low": low, "high": high, "count": len(seconds)}
     if case.flops:
         row["tflops"] = case.flops / median / 1e12
@@ -160,7 +194,7 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
             sheet.add({"name": case.name, "unmeasured": LATER})
             continue
         begun = True
-        row = measure(case, context, budget)
+        row = measure(case, context, budget, max(LEAST, limit - passed))
         if watch:
             row["clock_mhz"] = watch.clock()
         sheet.add(row)
@@ -203,7 +237,8 @@ def line(row: dict[str, Any], ceilings: dict[str, float] | None) -> str:
         if key in row:
             share = f" ({row[key] / ceilings[key]:4.0%})" if ceilings and key in ceilings else ""
             text += f" {row[key]:9.4g} {unit}{share}"
-    return text + (f"  error {row['error']:.0e}" if row.get("error") is not None else "")
+    text += f"  error {row['error']:.1e}" if row.get("error") is not None else ""
+    return text + (f"\n      {row['shown']}" if "shown" in row else "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -214,7 +249,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--steps", type=int, default=4, help="denoising steps of the e2e phase (default 4)")
     p.add_argument("--budget", type=float, help="seconds of timing per row (default 3 on a GPU, 0.1 on a CPU)")
-    p.add_argument("--limit", type=float, default=LIMIT, help=f"seconds per phase (default {LIMIT:.0f})")
+    p.add_argument("--limit", type=float, help=f"seconds per phase (default {LIMIT:.0f}; {LIMITS})")
+    p.add_argument("--no-check", action="store_true", help="time wrong results too: for a device that computes nothing")
     p.add_argument("--again", action="store_true", help="measure what is already there too")
     return p
 
@@ -223,12 +259,11 @@ def work(options: argparse.Namespace) -> None:
     device = check_device(options.device)
     budget = options.budget or (3.0 if device.type == "cuda" else 0.1)
     sheets = []
-    for phase in PHASES if options.phase == "all" else [options.phase]:
+    for phase in EVERY if options.phase == "all" else [options.phase]:
         print(f"{phase}: {PHASES[phase]}", flush=True)
-        context = Context.of(variant_named(options.variant), device, steps=options.steps)
-        sheets.append(
-            run_phase(phase, context, options.output, again=options.again, budget=budget, limit=options.limit)
-        )
+        context = Context.of(variant_named(options.variant), device, steps=options.steps, checked=not options.no_check)
+        limit = options.limit or LIMITS.get(phase, LIMIT)
+        sheets.append(run_phase(phase, context, options.output, again=options.again, budget=budget, limit=limit))
         del context
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -29,10 +29,12 @@ def random_folder(
         yield folder
 
 
-def random_engine(variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None) -> ConsisID:
+def random_engine(
+    variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, memory: str | None = None
+) -> ConsisID:
     """An open engine with random weights, and nothing left of its folder."""
     with random_folder(variant, device, dtype) as folder:
-        engine = ConsisID.open(folder)
+        engine = ConsisID.open(folder, memory=memory)
         # Read when first used, so here: what follows needs no file.
         _ = engine.text_encoder, engine.scheduler
     return engine

@@ -21,6 +21,15 @@ def transformer(weights: RandomWeights) -> nn.Module:
     return _filled(weights, "transformer", lambda: ConsisIDTransformer3DModel(**config))
 
 
+def block(weights: RandomWeights) -> nn.Module:
+    """The first block of diffusers' transformer, a ConsisIDBlock, with its weights only."""
+    from diffusers.models.transformers.consisid_transformer_3d import ConsisIDBlock
+
+    known, t = inspect.signature(ConsisIDBlock.__init__).parameters, weights.variant.transformer
+    config = {name: value for name, value in asdict(t).items() if name in known} | {"dim": t.inner_dim, "qk_norm": True}
+    return _filled(weights, "transformer", lambda: ConsisIDBlock(**config), "transformer_blocks.0.")
+
+
 def vae(weights: RandomWeights) -> nn.Module:
     """diffusers' AutoencoderKLCogVideoX."""
     from diffusers import AutoencoderKLCogVideoX
@@ -43,10 +52,10 @@ def text_encoder(weights: RandomWeights) -> nn.Module:
     return _filled(weights, "text_encoder", lambda: T5EncoderModel(config))
 
 
-def _filled(weights: RandomWeights, part: str, make: Any) -> nn.Module:
+def _filled(weights: RandomWeights, part: str, make: Any, prefix: str = "") -> nn.Module:
     with torch.device("meta"):
         module = make()
-    module = weights.fill(part, module)
+    module = weights.fill(part, module, prefix)
     for name, buffer in list(module.named_buffers()):
         if buffer.device.type == "meta" and weights.device.type != "meta":
             owner, _, attribute = name.rpartition(".")

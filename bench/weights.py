@@ -39,10 +39,10 @@ class RandomWeights:
         """
         return self._tensors.draw(part, name, self.device, torch.bfloat16, shape).to(self.dtype)
 
-    def of(self, graph: Graph) -> list[tuple[Tensor, ...]]:
-        """Per layer the tensors of a call of a graph, in the order of graphs.weight_shapes."""
+    def of(self, graph: Graph, layers: int | None = None) -> list[tuple[Tensor, ...]]:
+        """Per layer, or for the first `layers`, the tensors of a call of a graph, in the order of weight_shapes."""
         bound = []
-        for layer in range(len(graph.layers)):
+        for layer in range(len(graph.layers[:layers])):
             tensors = []
             for name in weight_shapes(graph.module()):
                 pieces = [self.tensor(graph.part, source) for source in graph.sources(name, layer)]
@@ -50,15 +50,15 @@ class RandomWeights:
             bound.append(tuple(tensors))
         return bound
 
-    def networks(self, names: Iterable[str] | None = None) -> Networks:
-        """Graphs by the eager backend with these weights: those named, or all."""
+    def networks(self, names: Iterable[str] | None = None, layers: int | None = None) -> Networks:
+        """Graphs by the eager backend with these weights: those named, or all; of each all layers, or the first."""
         chosen = {name: self.table[name] for name in (names or self.table) if name in self.table}
         module = backend("eager")
         runners = {
             name: module.load(graph, None, self.device, list(weight_shapes(graph.module())))
             for name, graph in chosen.items()
         }
-        weights: dict[str, Any] = {name: self.of(graph) for name, graph in chosen.items()}
+        weights: dict[str, Any] = {name: self.of(graph, layers) for name, graph in chosen.items()}
         # What two graphs read is held once: the second chunk's decoder is the first's.
         if "decode_next" in weights and "decode_first" in weights:
             weights["decode_next"] = weights["decode_first"]
@@ -70,8 +70,11 @@ class RandomWeights:
         assert isinstance(networks.weights, Held)
         return networks.weights
 
-    def fill(self, part: str, module: nn.Module) -> nn.Module:
+    def fill(self, part: str, module: nn.Module, prefix: str = "") -> nn.Module:
         """A module of diffusers or transformers, made on the meta device, with these weights in place of its own.
+
+        Args:
+            prefix: where the checkpoint keeps the module.
 
         Raises:
             CheckpointError: the module wants a tensor that this model does not have.
@@ -79,6 +82,6 @@ class RandomWeights:
         state = {}
         for name, tensor in module.state_dict().items():
             known = "shared.weight" if name == "encoder.embed_tokens.weight" else name  # transformers ties the two
-            state[name] = self.tensor(part, known, tensor.shape)
+            state[name] = self.tensor(part, prefix + known, tensor.shape)
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)

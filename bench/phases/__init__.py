@@ -1,5 +1,7 @@
 """What `python -m consisid.bench.gpu` measures: one file per phase, each a list of cases."""
 
+import gc
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +16,7 @@ from consisid.engine.variants import Variant
 from ..weights import RandomWeights
 
 PHASES: Mapping[str, str] = {
+    "first": "the first call of a lent GPU: does all run, is it right, and what decides how long a video takes",
     "ceilings": "what the hardware gives: products, copies, host to device",
     "attention": "every implementation of joint attention at the full shape",
     "block": "one transformer block by part",
@@ -24,6 +27,7 @@ PHASES: Mapping[str, str] = {
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
+EVERY = [name for name in PHASES if name != "first"]  # the first repeats rows of the others
 
 
 class Unavailable(Exception):
@@ -55,6 +59,9 @@ class Case:
     """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates.
 
     foreign: what runs is others' code, so that whatever it raises says nothing about ours and stands in its row.
+    once: a single call, which is the one that is timed.
+    budget: seconds of timing, None for those of the command.
+    limit: seconds after which the row is given up.
     """
 
     name: str
@@ -63,6 +70,9 @@ class Case:
     bytes: float = 0.0
     repeats: int = 30
     foreign: bool = False
+    once: bool = False
+    budget: float | None = None
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Context:
 
     dtype: bfloat16 on a GPU, float32 on a CPU.
     steps: of the e2e phase.
+    checked: whether a wrong result fails its row.
     """
 
     variant: Variant
@@ -78,13 +89,17 @@ class Context:
     device: torch.device
     dtype: torch.dtype
     steps: int = 4
+    checked: bool = True
     batch: int = 2  # both halves of classifier-free guidance
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, variant: Variant, device: torch.device, dtype: torch.dtype | None = None, steps: int = 4) -> "Context":
+    def of(
+        cls, variant: Variant, device: torch.device, dtype: torch.dtype | None = None, steps: int = 4, *,
+        checked: bool = True,
+    ) -> "Context":  # fmt: skip
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        return cls(variant, VideoShape.of(variant, None, None, None), device, dtype, steps)
+        return cls(variant, VideoShape.of(variant, None, None, None), device, dtype, steps, checked)
 
     @property
     def gpu(self) -> bool:
@@ -112,6 +127,11 @@ class Context:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def forget(self) -> None:
+        """Drop what cases have shared so far."""
+        self._made.clear()
+        gc.collect()  # modules and traced functions hold each other
 
     def randn(self, *size: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
         """Seeded normal numbers on the device."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consisid import kernels
+from consisid.kernels.joint_attention import by_kernel
+from consisid.kernels.tuning import Config, default_config
 
 from . import Case, Context, Unavailable, Work
 
@@ -68,19 +70,30 @@ def flex(c: Context) -> Attention:
     return run
 
 
-def flash3(c: Context) -> Attention:
-    """FlashAttention 3 by its own package."""
-    c.need_gpu("FlashAttention 3")
-    try:
-        module = import_module("flash_attn_interface")
-    except ImportError as error:
-        raise Unavailable(f"flash_attn_interface cannot be imported ({error})") from None
+# Where packages have their function of q, k, v [B, S, H, D]: FlashAttention 4, and two builds of 3.
+PACKAGES = {
+    "FlashAttention 4": ("flash_attn.cute",),
+    "FlashAttention 3": ("flash_attn_interface", "fa3_fwd_interface"),
+}
 
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = module.flash_attn_func(q, k, v)
-        return out[0] if isinstance(out, tuple) else out  # older versions return the log-sum-exp too
 
-    return run
+def by_package(c: Context, name: str) -> Attention:
+    """FlashAttention by its own package."""
+    c.need_gpu(name)
+    reasons = []
+    for place in PACKAGES[name]:
+        try:
+            attend = import_module(place).flash_attn_func
+        except (ImportError, AttributeError) as error:
+            reasons.append(f"{place} cannot be imported ({error})")
+            continue
+
+        def run(q: Tensor, k: Tensor, v: Tensor, attend: Any = attend) -> Tensor:
+            out = attend(q, k, v)
+            return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp too
+
+        return run
+    raise Unavailable("; ".join(reasons))
 
 
 def by_xformers(c: Context, name: str) -> Attention:
@@ -103,17 +116,13 @@ def ours(c: Context) -> tuple[Attention, str]:
     return (lambda q, k, v: kernels.joint_attention(q, k, v, q.shape[-1] ** -0.5)), note
 
 
-def ours_forced(c: Context) -> tuple[Attention, str]:
-    """Our Triton kernel with its default options, whatever the table of choices says."""
+def by_config(c: Context, config: Config | None = None) -> tuple[Attention, str]:
+    """Our Triton kernel with these options, or with its default ones, whatever the table of choices says."""
     c.need_gpu("our Triton kernel")
-    module = import_module("consisid.kernels.joint_attention")
-    if not hasattr(module, "by_kernel"):
-        raise Unavailable("this version of the package has no Triton kernel for joint attention")
     if c.device.type == "meta":
         return sdpa, ""
-    tuning = import_module("consisid.kernels.tuning")
-    config = tuning.default_config(torch.cuda.get_device_capability(c.device), c.dtype)
-    return (lambda q, k, v: module.by_kernel(q, k, v, q.shape[-1] ** -0.5, config)), str(config)
+    chosen = config or default_config(torch.cuda.get_device_capability(c.device), c.dtype)
+    return (lambda q, k, v: by_kernel(q, k, v, q.shape[-1] ** -0.5, chosen)), str(chosen)
 
 
 def work(c: Context, make: Callable[[], Attention | tuple[Attention, str]]) -> Work:
@@ -138,11 +147,11 @@ def cases(c: Context) -> Iterator[Case]:
     rows |= {f"sdpa {name}": partial(on_gpu, b) for name, b in SDPA.items()}
     rows |= {
         "FlexAttention compiled": lambda: flex(c),
-        "FlashAttention 3": lambda: flash3(c),
+        **{name: partial(by_package, c, name) for name in PACKAGES},
         "xformers FlashAttention 3": lambda: by_xformers(c, "flash3"),
         "xformers FlashAttention 2": lambda: by_xformers(c, "flash"),
         "ours as dispatched": lambda: ours(c),
-        "ours, Triton kernel": lambda: ours_forced(c),
+        "ours, Triton kernel": lambda: by_config(c),
     }
     for name, make in rows.items():
         yield Case(name, partial(work, c, make), flops, bytes_, foreign=not name.startswith("ours"))

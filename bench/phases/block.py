@@ -13,7 +13,7 @@ from consisid.engine.graphs import weight_shapes
 from consisid.engine.networks.transformer import FACE_NORM_EPS, QK_NORM_EPS
 from consisid.engine.positions import rotary_tables
 
-from ..reference import transformer as reference_transformer
+from ..reference import block as reference_block
 from ..weights import RandomWeights
 from . import Case, Context, Work
 
@@ -24,7 +24,7 @@ class Parts:
     def __init__(self, c: Context):
         self.c, t = c, c.variant.transformer
         self.t, self.text, self.eps = t, t.max_text_seq_length, t.norm_eps
-        self.networks = c.weights.networks(["block", "face"])
+        self.networks = c.weights.networks(["block", "face"], layers=1)
         self.w = dict(zip(_names(c, "block"), RandomWeights.held(self.networks)["block"][0], strict=True))
         self.face_norm = dict(zip(_names(c, "face"), RandomWeights.held(self.networks)["face"][0], strict=True))
         rows = c.batch, c.tokens
@@ -63,8 +63,12 @@ class Parts:
         q, k, v = self.qkv.view(size).unbind(2)
         return kernels.joint_attention(q, k, v, q.shape[-1] ** -0.5)
 
-    def feed_forward(self) -> Tensor:
-        return self.linear("ff.net.2", F.gelu(self.linear("ff.net.0.proj", self.hidden), approximate="tanh"))
+    def wide(self) -> Tensor:
+        """Between the two products of the feed-forward."""
+        return self.c.once("wide", lambda: self.linear("ff.net.0.proj", self.hidden))
+
+    def gelu(self) -> Tensor:
+        return F.gelu(self.wide(), approximate="tanh")
 
     def face(self) -> Tensor:
         weight, bias = self.face_norm["norm2.weight"], self.face_norm["norm2.bias"]
@@ -113,13 +117,10 @@ def exact(c: Context, part: str) -> float | None:
 
 def theirs(c: Context) -> Work:
     """diffusers' ConsisIDBlock with the weights of ours. It computes its own modulation, from a time embedding."""
-    one = replace(c.variant, transformer=replace(c.variant.transformer, num_layers=2, cross_attn_interval=2))
-    weights = RandomWeights(one, c.shape, c.device, c.dtype)
-    model: Any = reference_transformer(weights)
-    block = model.transformer_blocks[0]
+    block = reference_block(c.weights)
     parts: Parts = c.once("parts", lambda: Parts(c))
     temb = c.randn(1, c.variant.transformer.time_embed_dim, seed=6)
-    modulation = weights.networks(["modulation"]).one("modulation", F.silu(temb))[0]
+    modulation = c.weights.networks(["modulation"], layers=1).one("modulation", F.silu(temb))[0]
     rotary = (parts.cos.repeat_interleave(2, 1), parts.sin.repeat_interleave(2, 1))
     text = parts.text
 
@@ -132,37 +133,50 @@ def theirs(c: Context) -> Work:
     return Work(run, error, c.tolerance, "the error is between ours and theirs, at the full shape")
 
 
-def cases(c: Context) -> Iterator[Case]:
+def cases(c: Context, exactly: bool = True, repeats: int = 30, budget: float | None = None) -> Iterator[Case]:
+    """The parts, the block and diffusers' block; `exactly`: against float32 on a CPU, which takes a minute."""
     t, element = c.variant.transformer, c.dtype.itemsize
-    dim, rows = t.inner_dim, c.batch * c.tokens
-    plane = float(rows * dim * element)  # one [B, S, C]
+    dim, tokens = t.inner_dim, c.batch * c.tokens
+    plane = float(tokens * dim * element)  # one [B, S, C]
     attention = 4.0 * c.batch * c.tokens**2 * dim
     faces = 4.0 * c.batch * c.shape.video_tokens * dim * t.cross_attn_num_heads * t.LFE_num_querie
-    products, weights = 2.0 * rows * dim**2, float(dim**2 * element)
+    products, weights = 2.0 * tokens * dim**2, float(dim**2 * element)
 
     def parts() -> Parts:
         return c.once("parts", lambda: Parts(c))
 
     def make(part: str) -> Work:
         run: Callable[[], Any] = getattr(parts(), part)
+        if not exactly:
+            return Work(run, note="checked elsewhere: the kernels one by one, the block against diffusers'")
         return Work(run, exact(c, part), c.tolerance, "checked against float32 on a CPU, one latent frame")
 
-    def projection(name: str) -> Work:
-        p, x = parts(), parts().hidden
+    def projection(name: str, wide: bool = False) -> Work:
+        p, x = parts(), parts().wide() if wide else parts().hidden
         right = F.linear(x[:, :64].double(), p.w[f"{name}.weight"].double(), p.w[f"{name}.bias"].double())
         return Work(lambda: p.linear(name, x), c.compare(p.linear(name, x)[:, :64], right), c.tolerance)
 
-    yield Case("modulated norm", lambda: make("norm"), bytes=2 * plane)
-    yield Case("qkv", lambda: projection("attn1.to_qkv"), 3 * products, 4 * plane + 3 * weights)
-    yield Case("qk norm and rotary", lambda: make("rotated"), bytes=4 * plane)
-    yield Case("attention", lambda: make("attention"), attention, 4 * plane)
-    yield Case("out", lambda: projection("attn1.to_out.0"), products, 2 * plane + weights)
-    yield Case("gated residual and modulated norm", lambda: make("gated_norm"), bytes=4 * plane)
-    yield Case("feed-forward", lambda: make("feed_forward"), 8 * products, 2 * plane + 8 * weights)
-    yield Case("gated residual", lambda: make("residual"), bytes=3 * plane)
+    rows: list[tuple[str, Callable[[], Work], float, float]] = [
+        ("modulated norm", lambda: make("norm"), 0, 2 * plane),
+        ("qkv", lambda: projection("attn1.to_qkv"), 3 * products, 4 * plane + 3 * weights),
+        ("qk norm and rotary", lambda: make("rotated"), 0, 4 * plane),
+        ("attention", lambda: make("attention"), attention, 4 * plane),
+        ("out", lambda: projection("attn1.to_out.0"), products, 2 * plane + weights),
+        ("gated residual and modulated norm", lambda: make("gated_norm"), 0, 4 * plane),
+        ("ff up", lambda: projection("ff.net.0.proj"), 4 * products, 5 * plane + 4 * weights),
+        ("gelu", lambda: Work(parts().gelu, note="PyTorch's own"), 0, 8 * plane),
+        ("ff down", lambda: projection("ff.net.2", wide=True), 4 * products, 5 * plane + 4 * weights),
+        ("gated residual", lambda: make("residual"), 0, 3 * plane),
+        ("block", lambda: make("block"), attention + 12 * products, 2 * plane + 12 * weights),
+    ]
     if t.is_train_face:
-        yield Case("face attention", lambda: make("face"), faces, 2 * plane)
-    yield Case("block", lambda: make("block"), attention + 12 * products, 2 * plane + 12 * weights)
-    if t.is_train_face:
-        yield Case("block and face", lambda: make("block_and_face"), attention + 12 * products + faces, 2 * plane)
-    yield Case("block, diffusers", lambda: theirs(c), attention + 12 * products, 2 * plane + 12 * weights)
+        rows += [
+            ("face attention", lambda: make("face"), faces, 2 * plane),
+            ("block and face", lambda: make("block_and_face"), attention + 12 * products + faces, 2 * plane),
+        ]
+    for name, prepare, flops, moved in rows:
+        yield Case(name, prepare, flops, moved, repeats=repeats, budget=budget)
+    yield Case(
+        "block, diffusers", lambda: theirs(c), attention + 12 * products, 2 * plane + 12 * weights, repeats,
+        foreign=True, budget=budget,
+    )  # fmt: skip

@@ -55,7 +55,7 @@ def test_phase_at_full_size_without_data(phase, monkeypatch):
         except Unavailable as reason:
             reasons.append(str(reason))
     assert built >= (1 if phase == "trt" else 2)
-    known = "an engine of|CUDA driver" if phase == "trt" else "cannot be imported|has no Triton kernel"
+    known = "an engine of|CUDA driver" if phase == "trt" else "cannot be imported|built without data in the e2e phase"
     assert all(re.search(known, reason) for reason in reasons), reasons
 
 
