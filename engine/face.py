@@ -1,6 +1,5 @@
 """photo -> Identity: the face networks of an engine behind face_chain's protocol, and the photos already seen."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +11,17 @@ from torch import Tensor
 from . import align
 from .checkpoint import FACE_FILES, Checkpoint
 from .detect import Detections, Scrfd
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, FaceError, InputError
 from .face_chain import analyse, features
 from .face_models import ArcFace
 from .face_preprocess import eva_input, id_cond
 from .identity import Identity
 from .manifest import Manifest, digest, kernels_hash
 from .people import Choice, check_choice
-from .photo import RawPhoto, take_photo
+from .photo import RawPhoto, Source, take_photo
 from .runtime import Networks
 
-Photo = str | os.PathLike[str] | Image.Image | np.ndarray
+Photo = Source
 KEPT = 32
 SIDE = 512  # of an aligned face, in pixels
 MODES = ("crop", "whole")
@@ -40,7 +39,7 @@ class Faces:
     """
 
     def __init__(self, networks: Networks, checkpoint: Checkpoint, manifest: Manifest):
-        names = {part: f"{FOLDER}/{file}" for part, file in FACE_FILES.items()}
+        names = {part: checkpoint.face_file(part) for part in FACE_FILES}
         known = manifest.weights
         missing = [name for name in names.values() if name not in known or not (checkpoint.path / name).is_file()]
         if missing:
@@ -48,7 +47,8 @@ class Faces:
                 f"{checkpoint.path} lacks {', '.join(missing)}, so no photo can be identified; use "
                 "Identity.from_embeddings, or build the engine again from a checkpoint that has them."
             )
-        self.networks, self.folder = networks, checkpoint.path / FOLDER
+        self.networks = networks
+        self.files = {part: checkpoint.path / name for part, name in names.items()}
         graphs = {part: manifest.graphs[part] for part in names if part in manifest.graphs}
         self.hash = digest(
             {
@@ -71,7 +71,7 @@ class Faces:
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
-            self._sessions[name] = SESSIONS[name](self.folder / FACE_FILES[name], self.networks.device)
+            self._sessions[name] = SESSIONS[name](self.files[name], self.networks.device)
         self.networks.calls[name] += 1
         return self._sessions[name]
 
@@ -99,18 +99,27 @@ class Faces:
         """See ConsisID.identify."""
         if mode not in MODES or key_points not in POINTS:
             raise InputError(f"mode is one of {', '.join(MODES)}, and key_points one of {', '.join(POINTS)}.")
-        if isinstance(photo, Sequence) and not isinstance(photo, str):
-            return choose([self.identify(one, face, aligned, mode, key_points) for one in photo])
-        check_choice(face)
+        if isinstance(photo, list | tuple):
+            return choose([self._one_of(photo, i, face, aligned, mode, key_points) for i in range(len(photo))])
+        face = check_choice(face)
         raw = take_photo(photo)
-        face = face.tolist() if isinstance(face, np.ndarray) else face
         settings = {"face": str(face), "aligned": str(aligned), "mode": mode, "key_points": key_points}
         key = "\n".join((raw.hash, repr(face), *settings.values()))
         if key not in self._kept:
-            identity = self._aligned(raw) if aligned else self._found(raw, face, mode, key_points)
+            try:
+                identity = self._aligned(raw) if aligned else self._found(raw, face, mode, key_points)
+            except FaceError as error:
+                raise FaceError(f"{raw.name}: {error}") from None
             identity.source = {"photo": raw.hash, "face_models": self.hash, **settings}
             self._kept = dict([*self._kept.items(), (key, identity)][-KEPT:])
         return self._kept[key]
+
+    def _one_of(self, photos: Sequence[Any], index: int, *options: Any) -> Identity:
+        """The identity of one of several photos; errors say which one."""
+        try:
+            return self.identify(photos[index], *options)
+        except InputError as error:
+            raise type(error)(f"photo {index + 1} of {len(photos)}, {error}") from None
 
     @torch.no_grad()
     def _found(self, raw: RawPhoto, face: Choice, mode: str, key_points: str) -> Identity:

@@ -16,12 +16,19 @@ from .errors import InputError, WriteError
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+    """A folder beside `target` that takes its place when the block ends well, and vanishes when it does not.
+
+    It and the files in it get the permissions that the umask gives, whatever the block does with them.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    aside = target.with_name(f".{secrets.token_hex(8)}")
+    aside.mkdir()
+    mode = stat.S_IMODE(aside.stat().st_mode) & 0o666
     try:
         yield aside
-        os.chmod(aside, 0o755)  # mkdtemp's folders are private
+        for file in aside.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)  # safetensors makes files that only their owner reads
         os.rename(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +82,7 @@ def check_place(target: Path, write: Callable[[BinaryIO], object] = write_nothin
             raise InputError(f"{target} is a folder; give the file to write.")
         folder = next(parent for parent in target.absolute().parents if parent.exists())
         os.lstat(folder / target.name)  # a name that is too long shows here
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         raise unwritable(target, error) from None

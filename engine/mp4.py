@@ -101,8 +101,10 @@ def _encode_to(path: Path, frames: Iterator[np.ndarray], fps: Fraction, name: Pa
         # A file of ours: FFmpeg would take a name with a colon for an address.
         with path.open("wb") as file:
             _encode(file, frames, fps)
-    except (OSError, FFmpegError) as error:
+    except OSError as error:
         raise unwritable(name, error) from error
+    except FFmpegError as error:
+        raise InputError(f"{name}: the frames cannot be encoded ({error}); sides have to be even.") from error
 
 
 def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: Fraction) -> None:

@@ -1,13 +1,16 @@
 """Who is in a photo, and who of them is meant: the detectors' answers joined into one list of faces."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consisid.engine.detect import Detections
-from consisid.engine.errors import FaceError, InputError
+from consisid.engine.errors import FaceError, InputError, shown
 
 Floats = NDArray[np.floating]
 # "largest", "center", the number of a face from the left (0 is the first), a box x0, y0, x1, y1, or "reference".
@@ -71,19 +74,25 @@ def overlap(a: Floats, b: Floats) -> Floats:
     return shared / np.maximum(both - shared, 1e-6)
 
 
-def check_choice(face: Choice) -> None:
-    """Whether `face` can choose a face at all.
+def check_choice(face: object) -> str | int | list[float]:
+    """`face` as what chooses a face: a word, a number, or the corners of a box.
 
     Raises:
-        InputError: it cannot.
+        InputError: it can choose none.
     """
-    number = isinstance(face, int) and not isinstance(face, bool)
-    word, box = isinstance(face, str) and face in WORDS, not isinstance(face, str) and np.shape(face) == (4,)
-    if not (number or word or box):
-        raise InputError(
-            f"face={face!r}: give 'largest', 'center', the number of a face from the left (0 is the first), "
-            "or a box (x0, y0, x1, y1) in pixels of the photo as loaded or as fractions of it"
-        )
+    if isinstance(face, str) and face in WORDS:
+        return face
+    if isinstance(face, Integral) and not isinstance(face, bool):
+        return int(face)
+    if isinstance(face, Sequence | np.ndarray) and not isinstance(face, str | bytes) and len(face) == 4:
+        with suppress(TypeError, ValueError):
+            box = [float(side) for side in face]
+            if all(isfinite(side) for side in box):
+                return box
+    raise InputError(
+        f"face={shown(face)}: give 'largest', 'center', the number of a face from the left (0 is the first), "
+        "or a box (x0, y0, x1, y1) in pixels of the photo as loaded or as fractions of it"
+    )
 
 
 def choose(people: list[Person], face: Choice, height: int, width: int) -> int:
@@ -95,7 +104,7 @@ def choose(people: list[Person], face: Choice, height: int, width: int) -> int:
     """
     if not people:
         raise FaceError("no face found in the photo; give one where the face is sharp, upright and well lit")
-    check_choice(face)
+    face = check_choice(face)
     if isinstance(face, str) and face == "largest":
         return max(range(len(people)), key=lambda i: people[i].area)
     if isinstance(face, str):

@@ -3,29 +3,33 @@
 import hashlib
 import io
 import os
-import urllib.error
-import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from consisid.engine.errors import InputError
-
-Photo = NDArray[np.uint8]
-Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
+from .download import download, is_address
+from .errors import InputError
+from .pixels import FORMATS, Photo, from_array, from_pil, too_large
 
 LONG_EDGE = 1024  # as the reference
 MIN_SIDE = 40  # below this no detector can see five key points
-MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte decoded
-MAX_BYTES = 100 << 20  # of a download
 MAX_FILE = 1 << 30  # bytes; 16 bits of MAX_PIXELS are half of it
-TIMEOUT = 20.0  # seconds
+
+
+class Readable(Protocol):
+    """An open file, as far as it is needed."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image | NDArray[Any] | Tensor
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ def load_photo(source: Source) -> Photo:
     """Read a photo.
 
     Args:
-        source: a path, an http(s) address, a PIL image, or an array [H, W], [H, W, 1 | 3 | 4] (channels last, RGB):
-            uint8; uint16 over its full range; float in [0, 1] or in [0, 255].
+        source: a path, an http(s) address, the bytes of a file, an open file, a PIL image, an array [H, W] or
+            [H, W, 1 | 3 | 4] (channels last, RGB), or a tensor like it or with the channels first, as torch has them.
+            Values are uint8; uint16 over its full range; float in [0, 1] or in [0, 255].
 
     Returns:
         uint8 [H, W, 3], RGB. EXIF rotation is applied. Transparency is laid on white, which is also what the face is
@@ -77,14 +82,66 @@ def take_photo(source: Source) -> RawPhoto:
     """
     if isinstance(source, Image.Image):
         return RawPhoto("the image", from_pil(source, "the image"))
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        return RawPhoto(name, download(name) if name.startswith(("http://", "https://")) else read(name))
     if isinstance(source, np.ndarray):
         return RawPhoto("the array", from_array(source, "the array"))
+    if isinstance(source, Tensor):
+        return RawPhoto("the tensor", from_array(to_array(source), "the tensor"))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return RawPhoto("the bytes", bytes(source))
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        if isinstance(name, str):
+            return RawPhoto(name, download(name) if is_address(name) else read(name))
+    if hasattr(source, "read"):
+        return read_open(source)
     raise InputError(
-        f"A photo is a path, a PIL image or an array, not {type(source).__name__}; identify() makes an Identity."
+        "A photo is a path, an address, bytes, an open file, a PIL image, an array or a tensor, not "
+        f"{type(source).__name__}; identify() makes an Identity."
     )
+
+
+def to_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor [H, W], [C, H, W], [1, C, H, W] or with the channels last, as an array with the channels last.
+
+    Raises:
+        InputError: it holds no numbers that can be read.
+    """
+    try:
+        values = tensor.detach().cpu()
+        array = (values.float() if values.is_floating_point() else values).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise InputError(f"the tensor: cannot be read ({error}); give pixels on a device") from error
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    return array
+
+
+def read_open(file: Any) -> RawPhoto:
+    """The bytes of an open file, from its beginning where it can go back, as Pillow reads one.
+
+    Raises:
+        InputError: it is open as text, closed, or longer than MAX_FILE.
+    """
+    given = getattr(file, "name", None)
+    name = given if isinstance(given, str) else "the open file"
+    try:
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)
+        content = file.read(MAX_FILE + 1)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{name}: cannot be read ({error}); give its path or its bytes") from error
+    if not isinstance(content, bytes):
+        raise InputError(f"{name}: gives {type(content).__name__} instead of bytes; open it in binary mode")
+    return RawPhoto(name, within_limit(content, name))
+
+
+def within_limit(content: bytes, name: str) -> bytes:
+    """Raises InputError for more than MAX_FILE bytes."""
+    if len(content) > MAX_FILE:
+        raise InputError(f"{name}: more than {MAX_FILE >> 20} MiB; give a photo")
+    return content
 
 
 def fit(photo: Photo, name: str) -> Photo:
@@ -102,8 +159,8 @@ def fit(photo: Photo, name: str) -> Photo:
 
 
 def read(name: str) -> bytes:
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         if path.is_dir():
             raise InputError(f"{name}: is a folder; give the photo in it")
         if not path.is_file():
@@ -111,93 +168,30 @@ def read(name: str) -> bytes:
         if path.stat().st_size > MAX_FILE:
             raise InputError(f"{name}: more than {MAX_FILE >> 20} MiB; give a photo")
         return path.read_bytes()
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
-
-
-def download(address: str) -> bytes:
-    try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
-            data = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(f"{address}: cannot be fetched ({reason}); download the photo and give its path") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{address}: more than {MAX_BYTES >> 20} MiB; download the photo and give its path")
-    return data
+    except (ValueError, RuntimeError) as error:  # a null byte; the home of nobody
+        raise InputError(f"{name}: cannot be read ({error}); check its name") from error
 
 
 def decode(content: bytes, name: str) -> Photo:
-    """An encoded file to pixels."""
+    """An encoded file to pixels. Its size is checked before it is decoded."""
     if not content:
         raise InputError(f"{name}: is empty (0 bytes); save or download it again")
+    Image.init()  # without it Pillow knows some of FORMATS only; what it was built without is not asked for
+    formats = [each for each in FORMATS if each in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # Pillow warns from MAX_PIXELS on; from_pil refuses there.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return from_pil(image, name)
+            image = Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
         raise too_large(name) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: is not an image that can be read; give a JPEG, PNG or WebP file") from error
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in a decoder: OSError, SyntaxError, ValueError, ...
+    except Exception as error:  # a damaged file can fail anywhere in a reader of headers
         raise InputError(f"{name}: is damaged ({error}); save or download it again") from error
-
-
-def too_large(name: str, size: tuple[int, int] | None = None) -> InputError:
-    given = f"{size[0]} x {size[1]} is" if size else "is"
-    return InputError(f"{name}: {given} more than {MAX_PIXELS // 10**6} megapixels; reduce it first")
-
-
-def from_pil(image: Image.Image, name: str) -> Photo:
-    """Any mode of Pillow's to RGB."""
-    if image.width * image.height > MAX_PIXELS:
-        raise too_large(name, image.size)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return from_array(np.asarray(image).astype(np.uint16), name)
-    if image.mode in ("I", "F"):
-        return from_array(np.asarray(image), name)
-    if image.has_transparency_data:
-        return over_white(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
-
-
-def from_array(array: NDArray[Any], name: str) -> Photo:
-    """Numbers of any usual kind to RGB."""
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        shape = list(array.shape[:2]) if array.ndim == 3 and array.shape[2] == 1 else list(array.shape)
-        raise InputError(f"{name}: has the shape {shape}; give [height, width, 3] with the channels last")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise too_large(name, (array.shape[1], array.shape[0]))
-    pixels = to_bytes(array, name)
-    if pixels.shape[2] == 4:
-        return over_white(pixels)
-    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
-
-
-def to_bytes(array: NDArray[Any], name: str) -> Photo:
-    """The values of an array to 0 ... 255."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
-    low, high = float(array.min()), float(array.max())
-    if array.dtype == bool or (array.dtype.kind == "f" and low >= 0 and high <= 1):
-        return (array.astype(np.float32) * 255).round().astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return array.round().astype(np.uint8)
-    if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return to_bytes(array.astype(np.uint16), name)  # Pillow's mode "I" of a 16-bit file
-    raise InputError(f"{name}: has values from {low:g} to {high:g}; give 0 to 255 as uint8, or 0 to 1 as float")
-
-
-def over_white(rgba: Photo) -> Photo:
-    """uint8 [H, W, 4] laid on white, rounded."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    with image:
+        return from_pil(image, name)

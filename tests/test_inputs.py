@@ -1,10 +1,10 @@
 """Bad input gets one clear sentence, an exception of ours, exit code 2, and nothing half-written."""
 
 import functools
+import io
+import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from conftest import bomb, png, random_face, random_identity
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
+from skimage.data import astronaut
 
 from consisid.engine import ConsisID, ConsisIDError, cli
 from consisid.engine.commands import run
@@ -85,6 +86,7 @@ def test_photos(tiny, tmp_path):
         "text.png": broken(tmp_path, "text.png", b"this is no image"),
         "is a folder": tmp_path,
         "not int": 3,
+        "not dict": {},
         "list of photos is empty": [],
     }
     for aligned in (True, False):
@@ -93,9 +95,39 @@ def test_photos(tiny, tmp_path):
                 tiny.identify(photo, aligned=aligned)
 
 
-def test_no_face(tiny):
-    with pytest.raises(FaceError, match="face"):
-        tiny.identify(np.full((256, 256, 3), (30, 90, 160), np.uint8))
+def test_no_face(tiny, tmp_path):
+    """The photo is named, and of several its number too."""
+    blue = np.full((256, 256, 3), (30, 90, 160), np.uint8)
+    with pytest.raises(FaceError, match=r"^the array: no face found"):
+        tiny.identify(blue)
+    Image.fromarray(blue).save(tmp_path / "blue.png")
+    good = astronaut()[:330, 70:400]
+    with pytest.raises(FaceError, match=r"^photo 2 of 3, .*blue\.png: no face found"):
+        tiny.identify([good, str(tmp_path / "blue.png"), good])
+    with pytest.raises(FaceError, match=r"^photo 3 of 3, the bytes: no face found"):
+        tiny.identify((good, good, (tmp_path / "blue.png").read_bytes()))
+    with pytest.raises(InputError, match=r"^photo 1 of 2, nowhere\.png: no such file"):
+        tiny.identify(["nowhere.png", good])
+    with pytest.raises(FaceError, match=r"^photo 1 of 2, the array: no face in the box"):
+        tiny.identify([good, good], face=(0.0, 0.9, 0.01, 1.0))
+
+
+def test_a_photo_is_what_web_services_hold(tiny):
+    """Bytes and open files are a photo like any other, not a list of numbers."""
+    pixels = astronaut()[:330, 70:400]
+    content = png(pixels)
+    person = tiny.identify(content)
+    assert tiny.identify(io.BytesIO(content)) is tiny.identify(bytearray(content)) is person
+    assert torch.equal(tiny.identify(torch.from_numpy(pixels.copy())).id_cond, person.id_cond)
+
+
+@pytest.mark.parametrize(
+    "face", [None, True, 1.5, "tallest", "", [1], [[1], [2, 3]], ("a", "b", "c", "d"), (0, 0, float("nan"), 1), {}, {1},
+             [[0, 0, 1, 1]], object()]
+)  # fmt: skip
+def test_what_chooses_no_face(tiny, face):
+    with pytest.raises(InputError, match=r"face=.*: give 'largest', 'center'"):
+        tiny.identify(astronaut(), face=face)
 
 
 def test_nan_names_the_step(tiny):
@@ -182,9 +214,9 @@ FILES = {
 )
 def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, monkeypatch, arguments, message):
     def unreachable(*args, **kwargs):
-        raise urllib.error.URLError("no network")
+        raise OSError("no network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     before = prepare(tmp_path)
     arguments = [a.format(tmp=tmp_path, **{name: tmp_path / f"{name}.png" for name in before}) for a in arguments]
     for flag, value in (("--prompt", "A man."), ("--output", str(tmp_path / "out.mp4"))):

@@ -1,15 +1,27 @@
 """Photographs of every kind become RGB, and what is none is refused in one line."""
 
 import io
+import subprocess
+import sys
+import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import bomb, png
-from PIL import Image
+from PIL import Image, ImageCms
 
 from consisid.engine import photo
 from consisid.engine.errors import InputError
 from consisid.engine.photo import load_photo
+
+
+class PosixBytes:
+    """A path in bytes, as os.PathLike allows."""
+
+    def __fspath__(self):
+        return b"me.png"
 
 
 def gradient(height=80, width=120):
@@ -118,21 +130,156 @@ def test_a_folder(tmp_path):
         load_photo(tmp_path)
 
 
-def test_an_address_without_network(monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise photo.urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(photo.urllib.request, "urlopen", unreachable)
-    with pytest.raises(InputError, match=r"https://example\.org/me\.png.*Name or service.*give its path"):
-        load_photo("https://example.org/me.png")
-
-
 def test_an_address(monkeypatch):
-    monkeypatch.setattr(photo.urllib.request, "urlopen", lambda *a, **k: io.BytesIO(png(gradient())))
-    np.testing.assert_array_equal(load_photo("https://example.org/me.png"), gradient())
-    monkeypatch.setattr(photo, "MAX_BYTES", 100)
-    with pytest.raises(InputError, match="more than"):
-        load_photo("https://example.org/me.png")
+    """In any case of its letters; tests/face/test_download.py has what is behind it."""
+    monkeypatch.setattr(photo, "download", {"HTTPS://example.org/me.png": png(gradient())}.__getitem__)
+    np.testing.assert_array_equal(load_photo("HTTPS://example.org/me.png"), gradient())
+
+
+def test_bytes_open_files_and_tensors(tmp_path):
+    """As web services have them. A file is read from its beginning, wherever it stands, as Pillow reads one."""
+    pixels = gradient()
+    content, path = png(pixels), tmp_path / "me.png"
+    path.write_bytes(content)
+    spooled = tempfile.SpooledTemporaryFile()  # noqa: SIM115
+    spooled.write(content)
+    at_the_end = io.BytesIO()
+    Image.fromarray(pixels).save(at_the_end, "PNG")
+    first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    grey = torch.from_numpy(pixels[..., 0].copy())
+    with path.open("rb") as opened:
+        for source in (
+            content, bytearray(content), memoryview(content), io.BytesIO(content), at_the_end, opened, spooled,
+            first, first[None], first.permute(1, 2, 0), first / 255, (first / 255).double().requires_grad_(),
+        ):  # fmt: skip
+            np.testing.assert_array_equal(load_photo(source), pixels)
+    for tensor in (grey, grey[None], grey[..., None]):
+        np.testing.assert_array_equal(load_photo(tensor), pixels[..., :1].repeat(3, 2))
+    assert np.abs(load_photo((first / 255).bfloat16()).astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (b"", "the bytes: is empty"),
+        (b"text", "the bytes: is not an image"),
+        (io.StringIO("text"), "the open file: gives str instead of bytes; open it in binary mode"),
+        (SimpleNamespace(read=lambda size: None, name="up.png"), "up.png: gives NoneType"),
+        (SimpleNamespace(read=lambda: b""), "the open file: cannot be read"),
+        (torch.zeros(2, 64, 64), "the tensor: has the shape"),
+        (torch.zeros(3, 64, 64, device="meta"), "the tensor: cannot be read"),
+        (torch.zeros(3, 64, 64) - 1, "the tensor: has values from -1"),
+        (torch.zeros(3, 64, 64, dtype=torch.complex64), "the tensor: holds values of complex64"),
+        (object(), "A photo is a path, an address, bytes, an open file, a PIL image, an array or a tensor, not object"),
+        ("me\0.png", "no such file|cannot be read"),
+        ("~nobody-of-that-name/me.png", "cannot be read|no such file"),
+        ("a" * 300, "no such file|cannot be read"),
+        (PosixBytes(), "not PosixBytes"),
+    ],
+)
+def test_refused_sources(source, words):
+    with pytest.raises(InputError, match=words) as caught:
+        load_photo(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_closed_file(tmp_path):
+    (tmp_path / "me.png").write_bytes(png(gradient()))
+    with (tmp_path / "me.png").open("rb") as file:
+        pass
+    with pytest.raises(InputError, match=r"me\.png: cannot be read \(I/O operation on closed file"):
+        load_photo(file)
+    with Image.open(tmp_path / "me.png") as image:
+        pass
+    with pytest.raises(InputError, match="the image: is damaged"):
+        load_photo(image)
+    with pytest.raises(InputError, match=r"the image: is empty \(0 x 5 pixels\)"):
+        load_photo(Image.new("RGB", (0, 5)))
+
+
+MODES = (
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "LA",
+    "La",
+    "PA",
+    "RGBX",
+    "RGBa",
+    "I;16",
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_pillow(mode):
+    """A picture in another mode is the same picture, as far as the mode holds it."""
+    pixels = gradient()
+    source = Image.fromarray(pixels)
+    if mode in ("La", "RGBa", "PA"):
+        source = source.convert({"La": "LA", "RGBa": "RGBA", "PA": "P"}[mode])
+    elif mode == "I;16":
+        source = Image.fromarray(np.asarray(source.convert("L")).astype(np.uint16) * 257)
+    elif mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        source = ImageCms.profileToProfile(source, *profiles, outputMode="LAB")
+    image = source if source.mode == mode else source.convert(mode)
+    assert image.mode == mode
+    found = load_photo(image)
+    assert (found.dtype, found.shape) == (np.uint8, pixels.shape)
+    grey = mode in ("1", "L", "I", "F", "LA", "La", "I;16")
+    expected = np.asarray(Image.fromarray(pixels).convert("L"))[..., None] if grey else pixels
+    # Dithering and a web palette keep the mean; the others keep every pixel.
+    if mode not in ("1", "P", "PA"):
+        assert np.abs(found.astype(float) - expected).mean() < 3
+    assert abs(found.mean() - expected.mean()) < 12
+
+
+def test_damaged_exif_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    (tmp_path / "me.png").write_bytes(png(gradient()))
+
+    def broken(self):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    np.testing.assert_array_equal(load_photo(tmp_path / "me.png"), gradient())
+
+
+def test_nothing_starts_another_program(tmp_path, monkeypatch):
+    """EPS is drawn by Ghostscript; neither a file nor an image that was opened by somebody else gets there."""
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("started a program"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("started Ghostscript"))
+    path = tmp_path / "me.jpg"
+    Image.fromarray(gradient()).save(path, "EPS")
+    with pytest.raises(InputError, match=r"me\.jpg: is not an image that can be read"):
+        load_photo(path)
+    with Image.open(path) as image, pytest.raises(InputError, match="the image: is a picture in EPS; save it as JPEG"):
+        load_photo(image)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "I;16", "P"])
+def test_a_large_photo_is_decoded_in_bounded_memory(tmp_path, kind):
+    """A process of its own: its peak is 5 bytes per pixel for the file's and ours, one strip, and the libraries."""
+    side = 8000
+    Image.new(kind, (side, side)).save(tmp_path / "me.png")
+    script = f"""if True:
+        import resource
+        from consisid.engine.photo import load_photo
+        import numpy, PIL.PngImagePlugin
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert load_photo({str(tmp_path / "me.png")!r}).shape == (1024, 1024, 3)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(run.stdout) * 1024 < side * side * (4 + 3) + (250 << 20)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +292,11 @@ def test_an_address(monkeypatch):
         (np.full((64, 64, 3), np.nan), "nan"),
         (np.full((64, 64, 3), 70000), "70000"),
         (np.array(None), "shape"),
+        (np.full((64, 64, 3), None), "holds values of object"),
+        (np.zeros((64, 64, 3), "datetime64[s]"), "holds values of datetime64"),
+        (np.zeros((64, 64, 3), complex), "holds values of complex128"),
+        (np.zeros((64, 64), "U3"), "holds values of"),
+        (np.full((64, 64), np.inf), "to inf"),
     ],
 )
 def test_refused_arrays(array, words):
