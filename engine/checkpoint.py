@@ -1,9 +1,6 @@
 """Checkpoints in the Hugging Face layout: reading them memory-mapped, and writing small ones with random weights."""
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,37 +10,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
-from .networks.bisenet import bisenet_state
-from .networks.eva import eva_arguments, eva_state
-from .networks.retinaface import retinaface_backbone, retinaface_state
+from .face_files import FACE_FILES, FACE_FOLDER, FACE_STATES, locate_face_file, read_face_state
+from .networks.eva import eva_arguments
+from .networks.retinaface import retinaface_backbone
+from .parsing import Unreadable, read_object, refuse_pointer, shorten
 from .variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
+from .weight_files import FLOATS, WeightFiles, choose_weights, has_variant, read_index
 
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of a file of weights that are looked at whenever it is opened
 PARTS = ("transformer", "text_encoder", "vae")
-# The face models below face_encoder/, by the name of the graph or ONNX Runtime session.
-FACE_FILES = {
-    "eva": "EVA02_CLIP_L_336_psz14_s6B.pt",
-    "retinaface": "detection_Resnet50_Final.pth",
-    "bisenet": "parsing_bisenet.pth",
-    "scrfd": "models/antelopev2/scrfd_10g_bnkps.onnx",
-    "arcface": "models/antelopev2/glintr100.onnx",
-}
-FACE_STATES = {"eva": eva_state, "retinaface": retinaface_state, "bisenet": bisenet_state}
-
-
-def sample_hash(path: Path) -> str:
-    """sha256 of a safetensors header (names, dtypes, shapes and places of all tensors) and of SAMPLES pieces of the
-    tensors, the first and the last bytes among them: quick, and weights that were trained further are told apart unless
-    they differ only in between."""
-    with path.open("rb") as file:
-        length = file.read(8)
-        digest = hashlib.sha256(length + file.read(int.from_bytes(length, "little")))
-        begin = file.tell()
-        last = max(begin, file.seek(0, os.SEEK_END) - SAMPLE_BYTES)
-        for i in range(SAMPLES):
-            file.seek(begin + (last - begin) * i // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
-        return digest.hexdigest()
+TOKENIZERS = ("spiece.model", "tokenizer.json")  # of two, the first is read; they hold the same
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 class Checkpoint:
@@ -51,50 +27,95 @@ class Checkpoint:
 
     Tensors are read lazily: opening a checkpoint reads configurations and headers only.
 
+    Args:
+        path: the folder.
+        weights: which files hold the weights, as diffusers' `variant`: "fp16" for `model.fp16.safetensors`.
+        only: the files, relative to the folder, that may be read; None for all. What an engine was built from and is
+            named in its manifest: files that were added since are not read.
+
     Raises:
         CheckpointError: a folder or file that is missing or not what it should be.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, weights: str | None = None, only: Collection[str] | None = None):
+        self.path = Path(path).absolute()  # the process may change its folder
+        self.weights, self.only = weights, only
         if not self.path.is_dir():
-            raise CheckpointError(f"There is no checkpoint folder at {self.path}.")
+            raise CheckpointError(f"There is no checkpoint folder at {path}.")
+        if weights and not any(has_variant(self._names(part), weights) for part in PARTS):
+            raise CheckpointError(f"{path} has no files of the variant {shorten(repr(weights), 40)}; leave it out.")
 
     @classmethod
-    def find(cls, name: str | Path) -> "Checkpoint":
+    def find(cls, name: str | Path, weights: str | None = None) -> "Checkpoint":
         """A folder, or a Hugging Face hub id, downloaded when it is not in the cache."""
-        if Path(name).is_dir():
-            return cls(name)
+        if _is_folder(name):
+            return cls(name, weights)
+        shown = shorten(name, 80)
         if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
             raise CheckpointError(
-                f"{name} is neither a folder nor a hub id; give a folder with a ConsisID checkpoint, or an id such as "
+                f"{shown} is neither a folder nor a hub id; give a folder with a ConsisID checkpoint, or an id such as "
                 "BestWishYsh/ConsisID-preview."
             )
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            return cls(snapshot_download(str(name)))
+            return cls(snapshot_download(str(name)), weights)
         except HFValidationError:
             raise CheckpointError(
-                f"{name!r} is neither a folder nor a hub id; an id is an owner and a name, such as "
+                f"{shown!r} is neither a folder nor a hub id; an id is an owner and a name, such as "
                 "BestWishYsh/ConsisID-preview."
             ) from None
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise CheckpointError(
-                f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); check the "
+                f"{shown} is no folder here and could not be fetched from the hub ({type(error).__name__}); check the "
                 "network, or download it elsewhere and give the folder."
             ) from error
 
+    def _names(self, folder: str) -> list[str]:
+        """The files of a folder of the checkpoint that may be read and are not hidden."""
+        if self.only is None:
+            try:
+                found = [entry.name for entry in (self.path / folder).iterdir()]
+            except (FileNotFoundError, NotADirectoryError):
+                found = []
+        else:
+            start = f"{folder}/"
+            found = [name.removeprefix(start) for name in self.only if name.startswith(start)]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the checkpoint.
+
+        Raises:
+            CheckpointError: it is missing, or not one of those that may be read.
+        """
+        if self.only is not None and name not in self.only:
+            raise CheckpointError(
+                f"{self.path / name} is none of the files that the engine was built from; rebuild the engine."
+            )
+        path = self.path / name
+        if not path.is_file():
+            raise CheckpointError(f"{self.path} is not a complete ConsisID checkpoint: {name} is missing.")
+        return path
+
     def config(self, name: str) -> dict[str, Any]:
         """A JSON file of the checkpoint, such as "transformer/config.json"."""
-        file = self.path / name
+        file = self.file(name)
         try:
-            return json.loads(file.read_text())
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} is not a complete ConsisID checkpoint: {name} is missing.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} is not valid JSON ({error}); download it again.") from None
+            return read_object(file)
+        except Unreadable as error:
+            raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The file of the tokenizer: SentencePiece's, or the JSON that transformers 5 writes in its place."""
+        found = [name for name in TOKENIZERS if name in self._names("tokenizer")]
+        if not found:
+            raise CheckpointError(
+                f"{self.path / 'tokenizer'} holds neither {' nor '.join(TOKENIZERS)}; the checkpoint is incomplete."
+            )
+        return self.file(f"tokenizer/{found[0]}")
 
     @cached_property
     def variant(self) -> Variant:
@@ -103,52 +124,83 @@ class Checkpoint:
         kind = values.get("_class_name")
         if kind != "ConsisIDTransformer3DModel":
             raise CheckpointError(
-                f"{self.path} holds a {kind}, not a ConsisID transformer; give a ConsisID-preview checkpoint."
+                f"{self.path} holds a {shorten(kind, 40)}, not a ConsisID transformer; give a checkpoint of "
+                "ConsisID-preview."
             )
-        transformer = TransformerConfig.read(values)
-        vae = VaeConfig.read(self.config("vae/config.json"))
+        transformer: TransformerConfig = self._read(TransformerConfig, "transformer")
+        vae: VaeConfig = self._read(VaeConfig, "vae")
         ratio = vae.spatial_ratio
         size = transformer.sample_height * ratio, transformer.sample_width * ratio, transformer.sample_frames
         name = name_of(transformer)
         if name != "custom":
             row = variant_named(name)
             size = row.height, row.width, row.num_frames
-        return Variant(
+        found = Variant(
             name=name,
             transformer=transformer,
             vae=vae,
-            text=TextConfig.read(self.config("text_encoder/config.json")),
+            text=self._read(TextConfig, "text_encoder"),
             eva=self._eva_config(),
             retinaface=retinaface_backbone(self._face("retinaface")) if self._has_face("retinaface") else "resnet50",
             height=size[0],
             width=size[1],
             num_frames=size[2],
         )
+        try:
+            found.check()
+        except Unreadable as error:
+            raise CheckpointError(
+                f"The parts of {self.path} do not fit together: {error}; download it again."
+            ) from None
+        return found
+
+    def _read(self, kind: Any, part: str) -> Any:
+        name = f"{part}/config.json"
+        values = self.config(name)
+        try:
+            return kind.read(values)
+        except Unreadable as error:
+            raise CheckpointError(f"{self.path / name} cannot be used ({error}); download it again.") from None
 
     def _eva_config(self) -> EvaConfig:
+        if not self._has_face("eva"):
+            return EvaConfig()
         try:
-            return EvaConfig(**eva_arguments(self._face("eva"))) if self._has_face("eva") else EvaConfig()
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path}/face_encoder/{FACE_FILES['eva']} is not the EVA02-CLIP tower ({error} not found); "
-                "download it again."
-            ) from None
+            return EvaConfig.read(eva_arguments(self._face("eva")))
+        except Unreadable as error:
+            reason = str(error)
+        except Exception as error:  # a state may hold anything
+            reason = f"{shorten(error)} not found"
+        raise CheckpointError(f"{self.face_path('eva')} is not the EVA02-CLIP tower ({reason}); download it again.")
 
     def _has_face(self, part: str) -> bool:
-        return (self.path / "face_encoder" / FACE_FILES[part]).exists()
+        return self._is_there(self.face_file(part))
+
+    def face_file(self, part: str) -> str:
+        """Where a face model is, or should be, relative to the checkpoint."""
+        return locate_face_file(part, self._is_there)
+
+    def _is_there(self, name: str) -> bool:
+        return (self.path / name).is_file() if self.only is None else name in self.only
+
+    def face_path(self, part: str) -> Path:
+        """The file of a face model.
+
+        Raises:
+            CheckpointError: it is missing.
+        """
+        name = self.face_file(part)
+        try:
+            return self.file(name)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{self.path / name} is missing, and without it no photo can be identified; copy {FACE_FOLDER} from "
+                "the original checkpoint (diffusers' save_pretrained leaves it out)."
+            ) from None
 
     def _face(self, part: str) -> Mapping[str, Tensor]:
         if part not in self._faces:
-            file = self.path / "face_encoder" / FACE_FILES[part]
-            try:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except FileNotFoundError:
-                raise CheckpointError(f"{file} is missing; without it no photo can be identified.") from None
-            except Exception as error:  # torch.load raises whatever its unpickler trips over
-                raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from error
-            for wrapper in ("state_dict", "model"):
-                state = state.get(wrapper, state)
-            self._faces[part] = FACE_STATES[part](state)
+            self._faces[part] = read_face_state(self.face_path(part), part)
         return self._faces[part]
 
     @cached_property
@@ -156,30 +208,39 @@ class Checkpoint:
         return {}
 
     def files(self) -> list[Path]:
-        """Everything that an engine reads, relative to the folder: the weights of the three parts, configurations,
-        tokenizer and scheduler, and the face models that are there."""
-        found = {file for part in PARTS for file in self._index(part).values()}
-        found |= {file for part in PARTS for file in (self.path / part).glob("*.json")}
-        found |= {
-            file for part in ("tokenizer", "scheduler", "face_encoder") for file in (self.path / part).rglob("*.*")
-        }
-        return sorted(file.relative_to(self.path) for file in found if file.is_file())
+        """Everything that an engine reads, relative to the folder: the weights of the three parts, their
+        configurations, tokenizer and scheduler, and the face models that are there."""
+        names = {SCHEDULER} | {f"{part}/config.json" for part in PARTS}
+        names |= {f"tokenizer/{n}" for n in self._names("tokenizer") if n.endswith((".json", ".model"))}
+        names |= {self.face_file(part) for part in FACE_FILES if self._has_face(part)}
+        for part in PARTS:
+            index = self._choice(part).index
+            names |= {f"{part}/{index}"} if index else set()
+            names |= {str(file.relative_to(self.path)) for file in self._index(part).values()}
+        return sorted(Path(name) for name in names if (self.path / name).is_file())
+
+    def _choice(self, part: str) -> WeightFiles:
+        try:
+            return choose_weights(part, self._names(part), self.weights)
+        except Unreadable as error:
+            raise CheckpointError(f"{self.path / part} cannot be used: {error}.") from None
 
     def _index(self, part: str) -> dict[str, Path]:
         if part not in self._indices:
-            folder = self.path / part
-            shards = sorted(folder.glob("*.safetensors.index.json"))
-            if shards:
-                weights = self.config(f"{part}/{shards[0].name}")["weight_map"]
-                self._indices[part] = {name: folder / file for name, file in weights.items()}
+            folder, choice = self.path / part, self._choice(part)
+            if choice.file is not None:
+                file = self.file(f"{part}/{choice.file}")
+                self._indices[part] = dict.fromkeys(self._open(file).keys(), file)
             else:
-                files = sorted(folder.glob("*.safetensors"))
-                if len(files) != 1:
-                    raise CheckpointError(
-                        f"{folder} holds {len(files)} .safetensors files and no index; one is needed, or shards "
-                        "with their index. Weights in other formats are not read."
-                    )
-                self._indices[part] = dict.fromkeys(self._open(files[0]).keys(), files[0])
+                file = self.file(f"{part}/{choice.index}")
+                try:
+                    named = read_index(file)
+                except Unreadable as error:
+                    raise CheckpointError(f"{file} cannot be used ({error}); download it again.") from None
+                shards = {name: self.file(f"{part}/{name}") for name in sorted(set(named.values()))}
+                self._indices[part] = {tensor: shards[name] for tensor, name in named.items()}
+                if not named:
+                    raise CheckpointError(f"{folder} has an index that names no tensor; download it again.")
         return self._indices[part]
 
     @cached_property
@@ -193,22 +254,64 @@ class Checkpoint:
     def _open(self, file: Path) -> Any:
         if file not in self._handles:
             try:
+                with file.open("rb") as beginning:
+                    refuse_pointer(beginning.read(64))
                 self._handles[file] = safe_open(file, framework="pt", device="cpu")
-            except (FileNotFoundError, SafetensorError) as error:
-                raise CheckpointError(f"{file} is missing or damaged ({error}); download it again.") from None
+            except (OSError, SafetensorError, Unreadable) as error:
+                raise CheckpointError(f"{file} is missing or damaged ({shorten(error)}); download it again.") from None
         return self._handles[file]
 
     def has(self, part: str, name: str) -> bool:
         """Whether the checkpoint holds a tensor of that name."""
         return name in (self._face(part) if part in FACE_STATES else self._index(part))
 
+    def names(self, part: str) -> Collection[str]:
+        """The names of all tensors of a part."""
+        return (self._face(part) if part in FACE_STATES else self._index(part)).keys()
+
+    def shape(self, part: str, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it.
+
+        Raises:
+            CheckpointError: there is none of that name, or one of whole numbers or of a dtype that needs scales.
+        """
+        if not self.has(part, name):
+            raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
+        if part in FACE_STATES:
+            tensor = self._face(part)[name]
+            shape, dtype, kinds = tuple(tensor.shape), str(tensor.dtype), set(FLOATS.values())
+        else:
+            file = self._index(part)[name]
+            try:
+                piece = self._open(file).get_slice(name)
+            except SafetensorError:
+                raise CheckpointError(f"{file} lacks {name}, which its index promises; download it again.") from None
+            shape, dtype, kinds = tuple(piece.get_shape()), piece.get_dtype(), set(FLOATS)
+        if dtype not in kinds:
+            raise CheckpointError(
+                f"{name} in {self.path / part} is {dtype}; weights are read in {', '.join(FLOATS)}, not quantised."
+            )
+        return shape
+
     def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A tensor in the dtype that it is stored in; on the CPU memory-mapped where the format allows."""
+        """A tensor in the dtype that it is stored in; on the CPU memory-mapped where the format allows, wherever the
+        file has it: see `to_aligned`."""
         if not self.has(part, name):
             raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
         if part in FACE_STATES:
             return self._face(part)[name].to(device)
-        return self._open(self._index(part)[name]).get_tensor(name).to(device)
+        file = self._index(part)[name]
+        try:
+            return self._open(file).get_tensor(name).to(device)
+        except SafetensorError as error:
+            raise CheckpointError(f"{name} cannot be read from {file} ({shorten(error)}); download it again.") from None
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def write_checkpoint(

@@ -2,25 +2,30 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge, Le, Len
+from typing_extensions import TypedDict  # before Python 3.12 pydantic does not know typing's
 
-from .checkpoint import Checkpoint, sample_hash
-from .errors import EngineError
+from .checkpoint import Checkpoint
+from .errors import EngineError, InputError
 from .files import file_aside, sha256
 from .graphs import Graph, graph_table
+from .machine import executes, provenance
+from .parsing import MIB, Unreadable, read_object, shorten, validate
 from .shapes import VideoShape
 from .shards import sharded_table
-from .variants import Variant
+from .sources import kernels_hash
+from .variants import Frames, Pixels, Variant
+from .weight_files import check_inside, sample_hash
 
 FORMAT = 1
 FILE = "manifest.json"
-DRIVER = Path("/sys/module/nvidia/version")  # where Linux says which driver is loaded
+BYTES = 64 * MIB  # of a manifest at most
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -29,8 +34,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 # Choices of a build of engines that hold their weights; backends/tensorrt.py, BuildOptions, says what each is.
 FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
-# Whose versions a build depends on: the name in a manifest, and that of the distribution.
-PACKAGES = {"consisid": "consisid", "triton": "triton", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}
+Hash = Annotated[str, Len(64, 64)]
+Bytes = Annotated[int, Ge(0)]
+Seconds = Annotated[float, Ge(0), Le(1e9)]
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -43,16 +49,16 @@ class BuildSpec:
     """Everything that decides what an engine computes; two builds of one spec are interchangeable."""
 
     variant: Variant
-    height: int
-    width: int
-    num_frames: int
+    height: Pixels
+    width: Pixels
+    num_frames: Frames
     dtype: str
     backend: str
     device: str
     kernels: str
     checkpoint: str
     targets: tuple[str, ...] = ()  # compute capabilities of other GPUs, such as "sm_89"; none: the GPU of the build
-    layers_per_shard: int = 0  # 0: a graph per layer, which takes its weights at each call
+    layers_per_shard: Annotated[int, Ge(0), Le(1024)] = 0  # 0: a graph per layer, which takes its weights at each call
     flags: tuple[str, ...] = ()  # of FLAGS
 
     @property
@@ -66,8 +72,13 @@ class BuildSpec:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
-        tuples = {name: tuple(values.get(name, ())) for name in ("targets", "flags")}
-        return cls(**{**values, **tuples, "variant": Variant.from_dict(values["variant"])})
+        """Raises parsing.Unreadable for anything that a build does not write."""
+        spec: BuildSpec = validate(cls, dict(values))
+        for value, known in ((spec.dtype, tuple(DTYPES)), (spec.device, ("cpu", "cuda"))):
+            if value not in known:
+                raise Unreadable(f"{shorten(repr(value), 40)} is none of {', '.join(known)}")
+        spec.variant.check()
+        return spec
 
     def graphs(self, shape: VideoShape | None = None) -> dict[str, Graph]:
         """The table of its graphs, at its own shape or another."""
@@ -83,8 +94,8 @@ class BuildSpec:
             names = ["machine"]
         if self.targets:
             return tuple(names)
-        own = ["torch", "triton", "compute_capability", "gpu"]
-        return tuple(names + own[: 3 if "hardware_compatible" in self.flags else 4])
+        own = ["torch", "triton", "cpu", "compute_capability", "gpu"]
+        return tuple(names + own[: 4 if "hardware_compatible" in self.flags else 5])
 
 
 @dataclass(frozen=True)
@@ -93,12 +104,20 @@ class GraphEntry:
 
     backend: str
     weights: list[str]
-    seconds: float  # of compiling
-    milliseconds: dict[str, float] = field(default_factory=dict)  # per call, of every candidate that was right
+    seconds: Seconds  # of compiling
+    milliseconds: dict[str, Seconds] = field(default_factory=dict)  # per call, of every candidate that was right
     rejected: dict[str, str] = field(default_factory=dict)  # candidates of "auto" that were not, and why
     file: str | None = None
-    bytes: int = 0
+    bytes: Bytes = 0
     sha256: str = ""
+
+
+class WeightsEntry(TypedDict):
+    """A file of the checkpoint; of safetensors also the hash of samples, weight_files.sample_hash."""
+
+    bytes: Bytes
+    sha256: Hash
+    sample: NotRequired[Hash]
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class Manifest:
     provenance: dict[str, str]
     graphs: dict[str, GraphEntry]
     checkpoint: str  # where the weights are, relative to the folder when they are bundled
-    weights: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file: bytes, sha256, sample
+    weights: dict[str, WeightsEntry] = field(default_factory=dict)  # by file
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
@@ -134,23 +153,27 @@ class Manifest:
                 "interrupted build by running it again."
             )
         try:
-            values = json.loads(file.read_text())
-            found = values.pop("digest")
-            expected = digest(values)
-            version = values.pop("format")
-            if version > FORMAT:
+            values = read_object(file, BYTES)
+            found, version = values.pop("digest", None), values.get("format")
+            if isinstance(version, int) and version > FORMAT:
                 raise EngineError(
                     f"{folder} was built by a newer version of this package (format {version}, here {FORMAT}); "
                     "upgrade consisid, or rebuild the folder."
                 )
-            if found != expected:
+            if found is not None and found != digest(values):
                 raise EngineError(f"{file} was edited after the build; rebuild the folder with consisid-build.")
-            key, spec = values.pop("key"), BuildSpec.read(values.pop("spec"))
-            graphs = {name: GraphEntry(**entry) for name, entry in values.pop("graphs").items()}
-            manifest = cls(spec=spec, graphs=graphs, **values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"{file} is damaged ({error!r}); rebuild the folder with consisid-build.") from None
-        if key != spec.key:
+            if found is None or version != FORMAT:
+                raise Unreadable("it has no digest or no format")
+            BuildSpec.read(validate(dict[str, Any], values.get("spec")))
+            manifest: Manifest = validate(cls, values)
+            for name in (*manifest.weights, *(graph.file for graph in manifest.graphs.values() if graph.file)):
+                check_inside(name)
+            manifest.spec.graphs()  # sizes that no table of graphs can be made of
+        except (Unreadable, InputError) as error:
+            raise EngineError(
+                f"{file} is damaged ({shorten(error)}); rebuild the folder with consisid-build."
+            ) from None
+        if values.get("key") != manifest.spec.key:
             raise EngineError(
                 f"{file} is of another specification than its key says; rebuild the folder with consisid-build."
             )
@@ -179,9 +202,10 @@ class Manifest:
             )
         self.check_target(folder)
         for name in spec.bound_to:
-            if compiled and self.provenance.get(name) != here.get(name):
+            made, have = self.provenance.get(name), here.get(name)
+            if compiled and not (executes(have, made) if name == "cpu" else made == have):
                 raise EngineError(
-                    f"{folder} was built with {name} {self.provenance.get(name)}, this machine has {here.get(name)}; "
+                    f"{folder} was built with {name} {shorten(made, 60)}, this machine has {have}; "
                     "rebuild it here with consisid-build."
                 )
         for graph in self.graphs.values():
@@ -194,8 +218,10 @@ class Manifest:
             raise EngineError(f"The weights of {folder} are not at {root}; put it back, or rebuild with its new place.")
         remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
         for name, entry in self.weights.items():
-            kind = "sha256" if full or "sample" not in entry else "sample"
-            _check(root / name, entry["bytes"], kind, entry[kind], remedy)
+            if full or "sample" not in entry:
+                _check(root / name, entry["bytes"], "sha256", entry["sha256"], remedy)
+            else:
+                _check(root / name, entry["bytes"], "sample", entry["sample"], remedy)
 
     def check_target(self, folder: Path) -> None:
         """Check that there is a GPU that a folder made for other machines was built for.
@@ -229,54 +255,19 @@ def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None
         raise EngineError(f"{file} was changed after the build ({kind} differs); {remedy}.")
 
 
-def describe_weights(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def describe_weights(checkpoint: Checkpoint) -> dict[str, WeightsEntry]:
     """Size and hash of every weight file; safetensors also by a sample, which is quick to check."""
     entries = {}
     for name in checkpoint.files():
         file = checkpoint.path / name
-        entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        entry: WeightsEntry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
         if file.suffix == ".safetensors":
             entry["sample"] = sample_hash(file)
         entries[str(name)] = entry
     return entries
 
 
-def weights_hash(weights: Mapping[str, Mapping[str, Any]]) -> str:
+def weights_hash(weights: Mapping[str, WeightsEntry]) -> str:
     """One hash for all weight files."""
     lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(weights.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def kernels_hash() -> str:
-    """One hash for the sources of what compiled graphs contain and how they are called: kernels, networks, the table of
-    graphs and the backends."""
-    from consisid import kernels
-
-    here = Path(__file__).parent
-    folders = (Path(next(iter(kernels.__path__))), here / "networks", here / "backends")
-    digest = hashlib.sha256()
-    for file in (here / "graphs.py", *(file for folder in folders for file in sorted(folder.glob("*.py")))):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def provenance(device: torch.device) -> dict[str, str]:
-    """What a machine is, as far as compiled graphs depend on it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name, package in PACKAGES.items():
-        try:
-            found[name] = version(package)
-        except PackageNotFoundError:
-            continue
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        found |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "compute_capability": f"{major}.{minor}",
-            "cuda": str(torch.version.cuda),
-        }
-        if DRIVER.is_file():
-            found["driver"] = DRIVER.read_text().strip()
-    return found

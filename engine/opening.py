@@ -103,7 +103,7 @@ class Opened(Adapters):
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
             MemoryBudgetError: a budget that is too small; nothing was loaded.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # the process may change its folder
         manifest = Manifest.read(folder)
         manifest.check_target(folder)
         place = check_device(device or manifest.spec.device)
@@ -232,8 +232,7 @@ class Opened(Adapters):
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        model = self.checkpoint.path / "tokenizer" / "spiece.model"
-        return TextEncoder(Tokenizer(model, self.variant.transformer.max_text_seq_length))
+        return TextEncoder(Tokenizer(self.checkpoint.tokenizer, self.variant.transformer.max_text_seq_length))
 
     @cached_property
     def scheduler(self) -> Any:

@@ -5,6 +5,7 @@ Time and memory do not depend on the values, so an engine can be measured on a m
 
 import math
 import zlib
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -83,10 +84,11 @@ class RandomWeights(Checkpoint):
         path: a folder with scheduler/ and tokenizer/ only.
         variant: the model.
         seed: of all tensors.
+        only: as in Checkpoint.
     """
 
-    def __init__(self, path: Path, variant: Variant, seed: int):
-        super().__init__(path)
+    def __init__(self, path: Path, variant: Variant, seed: int, only: Collection[str] | None = None):
+        super().__init__(path, only=only)
         self.tensors = RandomTensors(variant, seed)
 
     @property
@@ -108,8 +110,8 @@ def open_checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
     """The checkpoint that an engine folder refers to."""
     path, source = manifest.checkpoint_path(folder), manifest.spec.checkpoint
     if source.startswith(PREFIX):
-        return RandomWeights(path, manifest.spec.variant, int(source.removeprefix(PREFIX)))
-    return Checkpoint(path)
+        return RandomWeights(path, manifest.spec.variant, int(source.removeprefix(PREFIX)), manifest.weights)
+    return Checkpoint(path, only=manifest.weights)
 
 
 def _is_norm(module: nn.Module) -> bool:

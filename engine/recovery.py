@@ -20,7 +20,7 @@ from .lora import key_of
 from .memory import show
 from .request import Request, may_tile
 from .runtime import Networks
-from .snapshots import Snapshot, fingerprint, states
+from .snapshots import Snapshot, fingerprint, scheduler_key, states
 from .stats import Clock, Stats
 from .tiling import Tile, check_tile
 
@@ -167,7 +167,8 @@ class Run:
         names = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
         if self.path is not None:
             chosen = [self.options[name] for name in names]
-            self._fingerprint = fingerprint(self.engine.manifest.spec.key, key_of(self.loras), *chosen, *conditions)
+            what = (self.engine.manifest.spec.key, key_of(self.loras), scheduler_key(self.engine.scheduler))
+            self._fingerprint = fingerprint(*what, *chosen, *conditions)
         if self.snapshot is None:
             return None
         # Of what this very call has kept, nothing is expected.

@@ -2,38 +2,60 @@
 
 import copy
 import inspect
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
+from .parsing import Unreadable, read_object, shorten
+
+LARGEST = 1_000_000  # number in a scheduler's configuration: steps of training are 1000
 
 
 def load_scheduler(folder: Path) -> Any:
     """The scheduler of a checkpoint's scheduler/ folder: CogVideoXDPMScheduler in the official ones.
 
     Raises:
-        CheckpointError: no configuration, or a class that diffusers does not have.
+        CheckpointError: no configuration, a damaged one, or a class that diffusers does not have.
     """
     import diffusers
 
     file = folder / "scheduler_config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing; the checkpoint is incomplete.")
-    config = json.loads(file.read_text())
-    cls = getattr(diffusers, config.get("_class_name", ""), None)
-    if cls is None:
-        raise CheckpointError(
-            f"{file} names the scheduler {config.get('_class_name')!r}, which diffusers does not have."
-        )
+    try:
+        config = read_object(file, finite=False)  # diffusers writes -Infinity
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; the checkpoint is incomplete.") from None
+    except Unreadable as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from None
+    name = config.get("_class_name")
+    cls: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+        raise CheckpointError(f"{file} names the scheduler {shown(name)}, which diffusers does not have.")
     # from_config imports every scheduler that could read the same configuration, and scipy with them: half a second.
-    accepted = inspect.signature(cls.__init__).parameters
-    scheduler = cls(**{name: value for name, value in config.items() if name in accepted})
-    # What another scheduler may be made from: keys of its own, and the name of this class.
-    scheduler.register_to_config(**{name: value for name, value in config.items() if name not in accepted})
+    accepted = inspect.signature(cls).parameters
+    try:
+        check_settings(config)
+        scheduler = cls(**{name: value for name, value in config.items() if name in accepted})
+        # What another scheduler may be made from: keys of its own, and the name of this class.
+        scheduler.register_to_config(**{name: value for name, value in config.items() if name not in accepted})
+        copy.deepcopy(scheduler).set_timesteps(2)
+    except Exception as error:  # diffusers' classes raise whatever they trip over
+        raise CheckpointError(f"{file} cannot be used ({shorten(error)}); download it again.") from None
     return scheduler
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that would take a machine's memory.
+
+    Raises:
+        Unreadable: such a number.
+    """
+    for name, value in config.items():
+        if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
+            raise Unreadable(f"{shown(name)} is {shown(value)}")
 
 
 class Stepper:

@@ -1,23 +1,38 @@
-"""A run's finished steps in a file: safetensors with a JSON in its header, written whole or not at all."""
+"""A run's finished steps in a file of ours (sealed.py), written whole or not at all."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from annotated_types import Ge, Le, Len
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from .denoise import LoopState
 from .errors import InputError
-from .files import file_aside
+from .parsing import Unreadable, shorten, validate
+from .sealed import load_sealed, save_sealed
 
-FORMAT = 1
+FORMAT = 2
+
+
+class Header(TypedDict):
+    """What the file of a run says besides its tensors; Any is what `_pack` makes."""
+
+    format: int
+    request: Annotated[str, Len(64, 64)]
+    cfg: str
+    steps: Annotated[int, Ge(1), Le(100_000)]
+    latents: dict[str, Any]
+    prompt_embeds: dict[str, Any] | None
+    stepper: dict[str, Any]
+    start: dict[str, Any]
+    now: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,36 +65,46 @@ class Snapshot:
             "stepper": _pack(self.loop.stepper, tensors),
             "start": _pack(self.start, tensors), "now": _pack(self.now, tensors),
         }  # fmt: skip
-        with file_aside(path) as aside:
-            save_file(tensors, aside, {"consisid": json.dumps(values)})
+        save_sealed(path, tensors, values)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "tuple[Snapshot, str]":
         """A snapshot and the request that it is of.
 
         Raises:
-            InputError: a file that is something else, or damaged.
+            InputError: a file that is something else, damaged, or was changed.
         """
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                values = json.loads(file.metadata()["consisid"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, here {FORMAT}")
-            stepper = _unpack(values["stepper"], tensors)
+            tensors, values = load_sealed(path)
+            if values.get("format") != FORMAT:
+                raise Unreadable(f"its format is {shorten(values.get('format'), 20)}, here {FORMAT}")
+            header: Header = validate(Header, values)
+            stepper = _unpack(header["stepper"], tensors)
             if stepper["prediction"] is not None:
                 stepper["prediction"] = stepper["prediction"].to(device)
-            embeds = _unpack(values["prompt_embeds"], tensors)
+            timesteps = stepper["scheduler"].get("timesteps")
+            if isinstance(timesteps, Tensor) and header["steps"] > len(timesteps):
+                raise Unreadable(f"it has {header['steps']} finished steps of {len(timesteps)}")
+            embeds = _unpack(header["prompt_embeds"], tensors)
             loop = LoopState(
-                values["steps"], _unpack(values["latents"], tensors).to(device),
+                header["steps"], _unpack(header["latents"], tensors).to(device),
                 None if embeds is None else embeds.to(device), stepper,
             )  # fmt: skip
-            start, now = (tuple(_unpack(values[name], tensors)) for name in ("start", "now"))
-            return cls(loop, values["cfg"], start, now), values["request"]
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} is not a checkpoint of a run ({error}); delete it, or give another path."
-            ) from None
+            start, now = tuple(_unpack(header["start"], tensors)), tuple(_unpack(header["now"], tensors))
+            return cls(loop, header["cfg"], start, now), header["request"]
+        except FileNotFoundError as error:
+            reason = shorten(error.strerror or error)
+        except Unreadable as error:
+            reason = str(error)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"its state is of another kind: {shorten(repr(error), 80)}"
+        raise InputError(f"{path} is not a checkpoint of a run ({reason}); delete it, or give another path.")
+
+
+def scheduler_key(scheduler: Any) -> str:
+    """A scheduler's class and settings: what makes the same steps of the same predictions."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return f"{type(scheduler).__name__} {json.dumps(settings, sort_keys=True, default=repr)}"
 
 
 def fingerprint(*parts: Any) -> str:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, InputError
+from .parsing import Unreadable, read_bounded, shorten
 from .runtime import Networks
+from .sentencepiece_json import BYTES, read_tokenizer_json
 
 PAD, END = 0, 1
 
@@ -19,17 +21,34 @@ class Tokenizer:
     Special tokens written out in a prompt, such as </s>, are read as text; transformers would obey them.
 
     Args:
-        model: the checkpoint's tokenizer/spiece.model.
+        model: the checkpoint's tokenizer/spiece.model, or the tokenizer.json that transformers 5 writes in its place.
         max_length: tokens per prompt, the end mark included.
+
+    Attributes:
+        size: of the vocabulary.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another tokenizer than T5's.
     """
 
     def __init__(self, model: Path, max_length: int):
         import sentencepiece
 
-        if not model.is_file():
-            raise CheckpointError(f"The tokenizer {model} is missing; the checkpoint is incomplete.")
         self.max_length = max_length
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        try:
+            data = read_tokenizer_json(model) if model.suffix == ".json" else read_bounded(model, BYTES)
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+            self.size: int = self._model.vocab_size()
+            for piece, number in (("<pad>", PAD), ("</s>", END)):
+                if self._model.id_to_piece(number) != piece:
+                    raise Unreadable(f"it is not T5's: piece {number} is not {piece}")
+            self._model.encode("A person.")
+        except FileNotFoundError:
+            raise CheckpointError(f"The tokenizer {model} is missing; the checkpoint is incomplete.") from None
+        except (RuntimeError, IndexError, ValueError) as error:  # SentencePiece has no class of its own
+            raise CheckpointError(
+                f"The tokenizer {model} cannot be read ({shorten(error)}); download it again."
+            ) from None
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [B, max_length], padded. What does not fit is cut, with a warning that shows it."""

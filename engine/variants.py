@@ -1,64 +1,86 @@
 """The models we know, as rows of one table. Field names are those of the checkpoints' config.json files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from annotated_types import Ge, Le, Len, MultipleOf
 
 from .errors import CheckpointError
+from .parsing import Count, Positive, Size, Unreadable, shorten, validate
+
+Pixels = Annotated[int, Ge(1), Le(16384)]
+Frames = Annotated[int, Ge(1), Le(4096)]
+Latents = Annotated[int, Ge(1), Le(2048)]  # a side of the latents: 16,384 pixels
+Factor = Annotated[float, Ge(-1e6), Le(1e6)]
+FACE_EMBEDDING = 512  # numbers of ArcFace's embedding
+HIDDEN_STATES = 5  # of the face tower that the extractor reads
 
 
 class _Config:
-    """A config.json as a frozen dataclass: `read` keeps the fields that we use and ignores the others."""
+    """A config.json as a frozen dataclass: `read` keeps the fields that we use and ignores the others.
+
+    FIXED: settings without a field, because the networks know one value of each; a file may leave them out.
+    """
+
+    FIXED: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        """Raises parsing.Unreadable for a value of another type, out of bounds, or that the networks do not have."""
+        for name, value in cls.FIXED.items():
+            if values.get(name, value) != value:
+                raise Unreadable(f"{name} has to be {value}, this is {shorten(repr(values[name]), 40)}")
+        return validate(cls, dict(values))
 
 
 @dataclass(frozen=True)
 class TransformerConfig(_Config):
     """transformer/config.json of diffusers' ConsisIDTransformer3DModel; the defaults are the preview checkpoint's."""
 
-    num_attention_heads: int = 48
-    attention_head_dim: int = 64
-    in_channels: int = 32
-    out_channels: int = 16
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "activation_fn": "gelu-approximate", "timestep_activation_fn": "silu", "norm_elementwise_affine": True
+    }  # fmt: skip
+
+    num_attention_heads: Count = 48
+    attention_head_dim: Annotated[int, Ge(16), Le(1024), MultipleOf(16)] = 64
+    in_channels: Size = 32
+    out_channels: Size = 16
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    time_embed_dim: int = 512
-    text_embed_dim: int = 4096
-    num_layers: int = 42
+    freq_shift: Annotated[int, Ge(0), Le(1)] = 0
+    time_embed_dim: Size = 512
+    text_embed_dim: Size = 4096
+    num_layers: Count = 42
     attention_bias: bool = True
-    sample_width: int = 90
-    sample_height: int = 60
-    sample_frames: int = 49
-    patch_size: int = 2
-    patch_size_t: int | None = None
-    ofs_embed_dim: int | None = None
-    temporal_compression_ratio: int = 4
-    max_text_seq_length: int = 226
-    norm_eps: float = 1e-5
-    spatial_interpolation_scale: float = 1.875
-    temporal_interpolation_scale: float = 1.0
+    sample_width: Latents = 90
+    sample_height: Latents = 60
+    sample_frames: Frames = 49
+    patch_size: Annotated[int, Ge(1), Le(16)] = 2
+    patch_size_t: Annotated[int, Ge(1), Le(16)] | None = None
+    ofs_embed_dim: Size | None = None
+    temporal_compression_ratio: Annotated[int, Ge(1), Le(16)] = 4
+    max_text_seq_length: Annotated[int, Ge(2), Le(4096)] = 226
+    norm_eps: Positive = 1e-5
+    spatial_interpolation_scale: Positive = 1.875
+    temporal_interpolation_scale: Positive = 1.0
     use_rotary_positional_embeddings: bool = True
     use_learned_positional_embeddings: bool = True
     is_train_face: bool = True
     is_kps: bool = False
-    cross_attn_interval: int = 2
-    cross_attn_dim_head: int = 128
-    cross_attn_num_heads: int = 16
-    LFE_id_dim: int = 1280
-    LFE_vit_dim: int = 1024
-    LFE_depth: int = 10
-    LFE_dim_head: int = 64
-    LFE_num_heads: int = 16
-    LFE_num_id_token: int = 5
-    LFE_num_querie: int = 32
-    LFE_output_dim: int = 2048
-    LFE_ff_mult: int = 4
-    LFE_num_scale: int = 5
-    local_face_scale: float = 1.0
+    cross_attn_interval: Count = 2
+    cross_attn_dim_head: Count = 128
+    cross_attn_num_heads: Count = 16
+    LFE_id_dim: Size = 1280
+    LFE_vit_dim: Size = 1024
+    LFE_depth: Count = 10
+    LFE_dim_head: Count = 64
+    LFE_num_heads: Count = 16
+    LFE_num_id_token: Count = 5
+    LFE_num_querie: Count = 32
+    LFE_output_dim: Size = 2048
+    LFE_ff_mult: Annotated[int, Ge(1), Le(64)] = 4
+    LFE_num_scale: Annotated[int, Ge(1), Le(64)] = 5
+    local_face_scale: Factor = 1.0
 
     @property
     def inner_dim(self) -> int:
@@ -80,15 +102,20 @@ class TransformerConfig(_Config):
 class VaeConfig(_Config):
     """vae/config.json of diffusers' AutoencoderKLCogVideoX."""
 
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    latent_channels: int = 16
-    layers_per_block: int = 3
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-6
-    temporal_compression_ratio: int = 4
-    sample_height: int = 480
-    sample_width: int = 720
-    scaling_factor: float = 0.7
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
+        "latents_std": None,
+    }  # fmt: skip
+
+    block_out_channels: Annotated[tuple[Size, ...], Len(1, 8)] = (128, 256, 256, 512)
+    latent_channels: Size = 16
+    layers_per_block: Annotated[int, Ge(1), Le(64)] = 3
+    norm_num_groups: Count = 32
+    norm_eps: Positive = 1e-6
+    temporal_compression_ratio: Annotated[int, Ge(1), Le(16)] = 4
+    sample_height: Pixels = 480
+    sample_width: Pixels = 720
+    scaling_factor: Positive = 0.7
     invert_scale_latents: bool = False
     use_quant_conv: bool = False
     use_post_quant_conv: bool = False
@@ -102,27 +129,29 @@ class VaeConfig(_Config):
 class TextConfig(_Config):
     """text_encoder/config.json of transformers' T5EncoderModel (T5 v1.1)."""
 
-    vocab_size: int = 32128
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    FIXED: ClassVar[Mapping[str, Any]] = {"feed_forward_proj": "gated-gelu"}
+
+    vocab_size: Annotated[int, Ge(3), Le(2**22)] = 32128
+    d_model: Size = 4096
+    d_kv: Size = 64
+    d_ff: Size = 10240
+    num_layers: Count = 24
+    num_heads: Count = 64
+    relative_attention_num_buckets: Annotated[int, Ge(4), Le(4096)] = 32
+    relative_attention_max_distance: Annotated[int, Ge(4), Le(2**20)] = 128
+    layer_norm_epsilon: Positive = 1e-6
 
 
 @dataclass(frozen=True)
 class EvaConfig(_Config):
     """The visual tower of EVA02-CLIP-L-14-336, whose checkpoint brings no config file."""
 
-    width: int = 1024
-    layers: int = 24
-    mlp_hidden: int = 2730
-    image_size: int = 336
-    patch_size: int = 14
-    embed_dim: int = 768
+    width: Size = 1024
+    layers: Count = 24
+    mlp_hidden: Size = 2730
+    image_size: Annotated[int, Ge(1), Le(4096)] = 336
+    patch_size: Annotated[int, Ge(1), Le(1024)] = 14
+    embed_dim: Size = 768
 
 
 @dataclass(frozen=True)
@@ -135,10 +164,10 @@ class Variant:
     text: TextConfig = field(default_factory=TextConfig)
     eva: EvaConfig = field(default_factory=EvaConfig)
     retinaface: Literal["resnet50", "mobile0.25"] = "resnet50"  # the backbone of the face detector
-    height: int = 480
-    width: int = 720
-    num_frames: int = 49
-    fps: int = 8
+    height: Pixels = 480
+    width: Pixels = 720
+    num_frames: Frames = 49
+    fps: Annotated[int, Ge(1), Le(1000)] = 8
     hub_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,11 +175,43 @@ class Variant:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        kinds: dict[str, type[_Config]] = {
-            "transformer": TransformerConfig, "vae": VaeConfig, "text": TextConfig, "eva": EvaConfig
+        """Raises parsing.Unreadable for anything that to_dict does not write."""
+        return validate(cls, dict(values))
+
+    def check(self) -> None:
+        """Check what the configurations of the parts say about each other.
+
+        Raises:
+            Unreadable: two numbers that do not belong together.
+        """
+        t, vae, eva = self.transformer, self.vae, self.eva
+        for channels in vae.block_out_channels:
+            if channels % vae.norm_num_groups:
+                raise Unreadable(
+                    f"block_out_channels {channels} is no multiple of norm_num_groups {vae.norm_num_groups}"
+                )
+        doublings = vae.temporal_compression_ratio.bit_length() - 1
+        if 2**doublings != vae.temporal_compression_ratio or doublings >= len(vae.block_out_channels):
+            raise Unreadable(
+                f"temporal_compression_ratio {vae.temporal_compression_ratio} does not fit the VAE's blocks"
+            )
+        pairs: dict[str, tuple[object, object]] = {
+            "the text encoder's d_model and text_embed_dim": (self.text.d_model, t.text_embed_dim),
+            "in_channels and twice the VAE's latent_channels": (t.in_channels, 2 * vae.latent_channels),
+            "out_channels and the VAE's latent_channels": (t.out_channels, vae.latent_channels),
+            "temporal_compression_ratio of transformer and VAE": (
+                t.temporal_compression_ratio, vae.temporal_compression_ratio,
+            ),
         }  # fmt: skip
-        parts: dict[str, Any] = {k: kinds[k].read(v) if k in kinds else v for k, v in values.items()}
-        return cls(**parts)
+        if t.is_train_face:
+            pairs |= {
+                "the face tower's width and LFE_vit_dim": (eva.width, t.LFE_vit_dim),
+                "the widths of the face embeddings and LFE_id_dim": (FACE_EMBEDDING + eva.embed_dim, t.LFE_id_dim),
+                "the hidden states of the face tower and LFE_num_scale": (HIDDEN_STATES, t.LFE_num_scale),
+            }
+        for what, (one, other) in pairs.items():
+            if one != other:
+                raise Unreadable(f"{what} differ: {one} and {other}")
 
 
 PREVIEW = Variant("preview", hub_id="BestWishYsh/ConsisID-preview")

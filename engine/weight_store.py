@@ -12,6 +12,7 @@ from .lora import PART, Merged
 from .random_weights import RandomWeights
 from .sizes import Key, aligned, packed_bytes
 from .stream import Lane
+from .weight_files import to_aligned
 
 PINNED_SHARE = 0.5  # of the memory that the host has free: the rest is for the page cache and others
 
@@ -27,7 +28,7 @@ class WeightStore:
         key = (part, *sources)
         if key not in self._held:
             pieces = [self.tensors.tensor(part, s, self.device, dtype) for s in sources]
-            self._held[key] = pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
+            self._held[key] = to_aligned(pieces[0].contiguous()) if len(pieces) == 1 else torch.cat(pieces)
         return self._held[key]
 
     def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:

@@ -43,6 +43,7 @@ def build(
     width: int | None = None,
     num_frames: int | None = None,
     bundle: bool = False,
+    variant: str | None = None,
     random_weights: bool = False,
     targets: Sequence[str] = (),
     layers_per_shard: int = LAYERS,
@@ -61,6 +62,7 @@ def build(
         device: where the engine will run.
         height, width, num_frames: of the videos; default what the model was trained at.
         bundle: copy the checkpoint into the folder instead of referring to it by path and hash.
+        variant: which of the checkpoint's files hold the weights, as in diffusers: "fp16" for model.fp16.safetensors.
         random_weights: `checkpoint` is a variant or its name, and its weights are random and stored nowhere.
         targets: compute capabilities of other GPUs, such as "sm_89", to run on; no GPU is needed here.
         layers_per_shard: of the transformer and of the text encoder, in engines that hold their weights.
@@ -78,7 +80,7 @@ def build(
     dtype = dtype or ("float32" if runs_on == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
-    source = Source.find(checkpoint, random_weights, bundle)
+    source = Source.find(checkpoint, random_weights, bundle, variant)
     shape = VideoShape.of(source.variant, height, width, num_frames)
     with staging(Path(output), source.identity) as work:
         opened = source.open(work.folder)
@@ -104,8 +106,8 @@ def build(
             work.finish(name, entry)
             entries[name] = entry
             report(name, entry, len(table))
-        inside = opened.path.is_relative_to(work.folder)
-        root = opened.path.relative_to(work.folder) if inside else opened.path.resolve()
+        inside = opened.path.is_relative_to(work.folder.absolute())
+        root = opened.path.relative_to(work.folder.absolute()) if inside else opened.path.resolve()
         manifest = Manifest(spec, machine, entries, str(root), weights)
         work.end(manifest, Path(output))
     return manifest

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int)
     p.add_argument("--num-frames", type=int)
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
+    p.add_argument("--variant", help="of the checkpoint's files, such as fp16 for model.fp16.safetensors")
     p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny or preview")
     p.add_argument("--target", help="compute capabilities of other GPUs, such as sm_89,sm_120 (tensorrt-rtx)")
     p.add_argument("--layers-per-shard", type=int, default=LAYERS, metavar="N", help=f"of a TensorRT engine ({LAYERS})")
@@ -61,7 +62,7 @@ def make(options: argparse.Namespace) -> None:
     if options.memory is not None and not options.dry_run:
         raise InputError("--memory belongs to --dry-run; a budget is given when an engine is opened.")
     device = options.device or default_device()
-    names = ("backend", "dtype", "height", "width", "num_frames", "random_weights", "layers_per_shard")
+    names = ("backend", "dtype", "height", "width", "num_frames", "variant", "random_weights", "layers_per_shard")
     settings = {name: getattr(options, name) for name in names} | {
         "targets": tuple(filter(None, (options.target or "").split(","))),
         "flags": [flag for flag in FLAG_HELP if getattr(options, flag)],

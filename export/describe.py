@@ -50,6 +50,7 @@ def describe_plan(
     dtype: str | None,
     device: str,
     random_weights: bool,
+    variant: str | None = None,
     memory: int | str | None = None,
     targets: Sequence[str] = (),
     flags: Sequence[str] = (),
@@ -70,7 +71,7 @@ def describe_plan(
         raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
     kind = "cuda" if targets else place.type
-    source = Source.find(checkpoint, random_weights, bundle=False)
+    source = Source.find(checkpoint, random_weights, bundle=False, weights=variant)
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
     dtype = dtype or ("float32" if kind == "cpu" else "bfloat16")
     runs_on = ", ".join(targets) or str(place)

@@ -12,8 +12,11 @@ from pathlib import Path
 from consisid.engine.errors import EngineError, InputError
 from consisid.engine.files import file_aside, sha256
 from consisid.engine.manifest import BuildSpec, GraphEntry, Manifest, digest
+from consisid.engine.parsing import Unreadable, read_json, validate
+from consisid.engine.weight_files import check_inside
 
 SOURCE, SPEC = "source.key", "spec.key"  # of what checkpoint, and to what specification on what machine
+OURS = frozenset({SOURCE, SPEC, "engine", "entries"})  # all that a build puts into its staging folder
 
 
 class Staging:
@@ -48,12 +51,12 @@ class Staging:
     def finished(self, name: str) -> GraphEntry | None:
         """The entry of a graph that is done, if its file is whole."""
         try:
-            entry = GraphEntry(**json.loads(self._entry(name).read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            entry: GraphEntry = validate(GraphEntry, read_json(self._entry(name)))
+            if entry.file is None:
+                return entry
+            file = self.folder / check_inside(entry.file)
+        except (FileNotFoundError, Unreadable):
             return None
-        if entry.file is None:
-            return entry
-        file = self.folder / entry.file
         return entry if file.is_file() and sha256(file) == entry.sha256 else None
 
     def finish(self, name: str, entry: GraphEntry) -> None:
@@ -93,16 +96,12 @@ def staging(output: Path, source: str) -> Iterator[Staging]:
         source: Source.identity.
 
     Raises:
-        EngineError: the output exists, or another process is building it.
+        EngineError: the output exists, another process is building it, or its staging folder is somebody else's.
         InputError: it cannot be written.
     """
     folder = output.with_name(f".{output.name}.building")
     _check_free(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error.strerror}); name another folder.") from None
-    held = os.open(folder, os.O_RDONLY)
+    held = _open_own(folder, output)
     try:
         _lock(held, output)
         try:
@@ -114,6 +113,27 @@ def staging(output: Path, source: str) -> Iterator[Staging]:
             raise
     finally:
         os.close(held)
+
+
+def _open_own(folder: Path, output: Path) -> int:
+    """Make the staging folder, or take that of a build of ours that was killed; its descriptor.
+
+    What is in it becomes part of an engine, whose files are executed, or is removed. So it has to be this user's alone,
+    and hold nothing but what a build puts there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}); name another folder.") from None
+    state = os.fstat(held)
+    if state.st_uid != os.geteuid() or state.st_mode & 0o022 or not OURS.issuperset(os.listdir(held)):
+        os.close(held)
+        raise EngineError(
+            f"{folder} is in the way, and no build of yours left it: it belongs to somebody else, others can write to "
+            "it, or it holds other files; remove it, or name another folder."
+        )
+    return held
 
 
 def _check_free(output: Path) -> None:
