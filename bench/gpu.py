@@ -34,7 +34,7 @@ from .timing import repeat, seconds_of
 SCHEMA = 2
 ASSUMED = 100.0  # TFLOP/s of a GPU whose ceilings phase has not run: a slow one, so that a row is rather left
 LIMIT = 450.0  # seconds after which a phase leaves its remaining rows to the next call: a call has 8 minutes
-LIMITS = {"first": 265.0}  # of phases that are meant for shorter calls
+LIMITS = {"first": 265.0, "second": 430.0}  # of phases that are meant for shorter calls
 LEAST = 5.0  # seconds that a row gets at least
 LATER = "left for the next call: the phase's time was up"
 

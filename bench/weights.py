@@ -46,7 +46,7 @@ class RandomWeights:
             tensors = []
             for name in weight_shapes(graph.module()):
                 pieces = [self.tensor(graph.part, source) for source in graph.sources(name, layer)]
-                tensors.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+                tensors.append((pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(graph.dtype(self.dtype)))
             bound.append(tuple(tensors))
         return bound
 

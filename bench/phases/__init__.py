@@ -17,6 +17,7 @@ from ..weights import RandomWeights
 
 PHASES: Mapping[str, str] = {
     "first": "the first call of a lent GPU: does all run, is it right, and what decides how long a video takes",
+    "second": "the second call: a whole video, diffusers in turns, budgets of memory, compiled graphs",
     "ceilings": "what the hardware gives: products, copies, host to device",
     "attention": "every implementation of joint attention at the full shape",
     "block": "one transformer block by part",
@@ -27,7 +28,7 @@ PHASES: Mapping[str, str] = {
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
-EVERY = [name for name in PHASES if name != "first"]  # the first repeats rows of the others
+EVERY = [name for name in PHASES if name not in ("first", "second")]  # which repeat rows of the others
 
 
 class Unavailable(Exception):

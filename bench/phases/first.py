@@ -4,6 +4,7 @@ What takes long to compile is compiled by a second process while the kernels are
 """
 
 import multiprocessing
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +30,7 @@ from . import Case, Context, Unavailable, Work, attention, block, ceilings, deco
 from .step import compiled
 
 SHORT = 0.5  # seconds of timing per row
+SHOWN = 5  # steps of a video in the terminal
 QUERIES = 128  # of joint attention that are compared with float64
 BUDGET, BUDGET_STEPS = "5GiB", 2
 CONFIGS = (
@@ -176,7 +178,9 @@ def figures(c: Context, stats: Stats) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(c.device)
         found["cuda_itself_gib"] = (total - free - torch.cuda.memory_reserved(c.device)) / 2**30
     stages = " ".join(f"{name} {spent:.2f}" for name, spent in stats.seconds.items())
-    steps = " ".join(f"{spent:.3f}" for spent in stats.steps)
+    steps = " ".join(f"{spent:.3f}" for spent in stats.steps[:SHOWN]) + " ..." * (len(stats.steps) > SHOWN)
+    if stats.steps:
+        steps += f", median {statistics.median(stats.steps):.4f}"
     sizes = ", ".join(
         f"{key.removesuffix('_gib').replace('_', ' ')} {found[key]:.2f}"
         for key in ("peak_reserved_gib", "predicted_gib", "allocated_gib", "cuda_itself_gib")
