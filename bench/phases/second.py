@@ -47,7 +47,7 @@ def engine_of(c: Context, stack: ExitStack, memory: str | None = None) -> Consis
         folder = stack.enter_context(random_folder(c.variant, c.device, c.dtype))
         return ConsisID.open(folder, memory=memory)
 
-    return c.once("engine", made)  # type: ignore[no-any-return]
+    return c.once("engine", made)
 
 
 def video(c: Context, stack: ExitStack, steps: int) -> Work:
@@ -69,9 +69,10 @@ def turns(c: Context, stack: ExitStack) -> Work:
 
     def run() -> None:
         for index in range(TURNS):
-            options = {"seed": index, "num_inference_steps": TURN_STEPS, "output_type": "latent"}
-            stats = engine.generate(person, prompt_of(index), **options).stats
-            steps["ours"] += stats.steps[1:]
+            video = engine.generate(
+                person, prompt_of(index), seed=index, num_inference_steps=TURN_STEPS, output_type="latent"
+            )
+            steps["ours"] += video.stats.steps[1:]
             with torch.no_grad():
                 steps["diffusers"] += theirs.denoise(index, *theirs.embeds(prompt_of(index)))[1]
 
