@@ -1,14 +1,14 @@
 """The LoRAs of an open engine, with the methods and names of diffusers' loaders."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, nan
+from os import PathLike
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from .backends import HOLDS_WEIGHTS
 from .checkpoint import Checkpoint
-from .errors import BackendError, InputError
+from .errors import BackendError, InputError, shown
 from .graphs import weight_shapes
 from .lora import PART, Active, Lora
 from .weight_store import reads
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 
-Weight = float | Mapping[str, float] | None
+Weight = float | Mapping[str, float | Mapping[str, float] | None] | None
 
 
 class Adapters:
@@ -32,22 +32,27 @@ class Adapters:
     def __init__(self) -> None:
         self._loaded: dict[str, Lora] = {}
         self._weights: dict[str, float] = {}  # of those that are active
-        self._fused: list[tuple[str, Lora, float]] = []
+        self._by_module: dict[str, Lora] = {}  # those that set_adapters gave weights by module, with these in them
+        self._fused: list[tuple[Lora, str, Lora, float]] = []  # as loaded; name, as weighted, and weight
         self._enabled = True
 
     @property
     def loras(self) -> Active:
         """What the next video is made with."""
-        fused = [(lora, weight) for _, lora, weight in self._fused]
-        active = [(self._loaded[name], weight) for name, weight in self._weights.items() if self._enabled]
-        return (*fused, *((lora, weight) for lora, weight in active if not self._is_fused(lora)))
+        fused = [(lora, weight) for _, _, lora, weight in self._fused]
+        active = [(name, weight) for name, weight in self._weights.items() if self._enabled]
+        added = [(self._as_weighted(name), weight) for name, weight in active if not self._is_fused(self._loaded[name])]
+        return (*fused, *added)
+
+    def _as_weighted(self, name: str) -> Lora:
+        return self._by_module.get(name, self._loaded[name])
 
     def _is_fused(self, lora: Lora) -> bool:
-        return any(lora is other for _, other, _ in self._fused)
+        return any(lora is other for other, _, _, _ in self._fused)
 
     def load_lora_weights(
         self,
-        source: str | Path | Mapping[str, Tensor],
+        source: str | PathLike[str] | Mapping[str, Any],
         adapter_name: str | None = None,
         *,
         hotswap: bool = False,
@@ -56,15 +61,18 @@ class Adapters:
         """Load a LoRA of the transformer and make it the active one, at weight 1.
 
         Args:
-            source: a .safetensors file, a folder or hub id with one, or its tensors by name.
+            source: a .safetensors file, a folder or hub id with one, or its tensors or arrays by name.
             adapter_name: default default_0, default_1 and so on.
             hotswap: put it in the place of the loaded one of that name; it is active, at weight 1, if that was.
-            where: weight_name and subfolder; revision, token, cache_dir and the like, as huggingface_hub takes them.
+            where: weight_name and subfolder; revision, token, cache_dir and the like, as huggingface_hub takes them;
+                diffusers' low_cpu_mem_usage changes nothing.
 
         Raises:
             InputError: no LoRA, one of another model, or a name that is taken.
             BackendError: an engine folder that takes no LoRA.
         """
+        if not isinstance(adapter_name, str | None):
+            raise InputError(f"adapter_name={shown(adapter_name)} is no text.")
         if adapter_name is None:
             adapter_name = next(name for i in range(len(self._loaded) + 1)
                                 if (name := f"default_{i}") not in self._loaded)  # fmt: skip
@@ -76,6 +84,7 @@ class Adapters:
         lora = Lora.read(source, self.checkpoint, **where)
         self._check_takes(lora)
         self._loaded[adapter_name] = lora
+        self._by_module.pop(adapter_name, None)
         if not hotswap:
             self._weights = {adapter_name: 1.0}
         elif adapter_name in self._weights:
@@ -87,19 +96,26 @@ class Adapters:
         """Make these LoRAs the active ones, with one weight for all or one for each (default 1).
 
         Args:
-            adapter_weights: numbers, or {"transformer": number} as diffusers takes them.
+            adapter_weights: numbers, or as diffusers takes them {"transformer": number}, or {"transformer": {part of
+                a module's name: number}}: for a module the first part that its name contains counts, and 1 without any.
+                Weights of other components are left out, with a warning.
 
         Raises:
             InputError: a name that is not loaded, another number of weights, or something that is no weight.
         """
         names = self._known(adapter_names)
-        weights = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
+        one_each = isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str | bytes)
+        weights = list(adapter_weights) if one_each else [adapter_weights] * len(names)  # type: ignore[arg-type]
         if len(weights) != len(names):
             raise InputError(
                 f"{len(weights)} weights were given for {len(names)} LoRAs; give a number for all, or a list with one "
                 "each."
             )
-        self._weights = {name: _number(weight) for name, weight in zip(names, weights, strict=True)}
+        found = {name: _weight(weight) for name, weight in zip(names, weights, strict=True)}
+        self._weights = {name: 1.0 if isinstance(weight, dict) else weight for name, weight in found.items()}
+        self._by_module = {
+            name: self._loaded[name].weighted(weight) for name, weight in found.items() if isinstance(weight, dict)
+        }
 
     def get_active_adapters(self) -> list[str]:
         """Names of the active LoRAs."""
@@ -118,12 +134,13 @@ class Adapters:
         for name in self._known(adapter_names):
             del self._loaded[name]
             self._weights.pop(name, None)
+            self._by_module.pop(name, None)
         if self._loaded and not self._weights:
             self._weights = {next(iter(self._loaded)): 1.0}
 
     def unload_lora_weights(self) -> None:
         """Forget all of them; what was fused stays."""
-        self._loaded, self._weights, self._enabled = {}, {}, True
+        self._loaded, self._weights, self._by_module, self._enabled = {}, {}, {}, True
 
     def disable_lora(self) -> None:
         """Make videos without the loaded LoRAs that are not fused, until enable_lora() or until they are unloaded."""
@@ -150,10 +167,12 @@ class Adapters:
             InputError: a component without LoRAs, or a name that is not loaded.
         """
         _check_components(components)
+        scale = _number(lora_scale, "lora_scale")
         names = self.get_active_adapters() if adapter_names is None else self._known(adapter_names)
         for name in names:
             if not self._is_fused(self._loaded[name]):
-                self._fused.append((name, self._loaded[name], lora_scale * self._weights.get(name, 1.0)))
+                weight = scale * self._weights.get(name, 1.0)
+                self._fused.append((self._loaded[name], name, self._as_weighted(name), weight))
 
     def unfuse_lora(self, components: Sequence[str] = (PART,)) -> None:
         """Undo fuse_lora().
@@ -172,7 +191,7 @@ class Adapters:
     @property
     def fused_loras(self) -> set[str]:
         """Names of those that are fused."""
-        return {name for name, _, _ in self._fused}
+        return {name for _, name, _, _ in self._fused}
 
     def _check_takes(self, lora: Lora) -> None:
         spec, changed = self.manifest.spec, frozenset(lora.changes)
@@ -188,7 +207,10 @@ class Adapters:
                 )
 
     def _known(self, names: str | Sequence[str]) -> list[str]:
-        found = [names] if isinstance(names, str) else list(names)
+        found = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+        wrong = next((name for name in found if not isinstance(name, str)), None)
+        if wrong is not None or None in found:
+            raise InputError(f"{shown(wrong)} is no name of a LoRA; give a name, or a list of names.")
         unknown = [name for name in found if name not in self._loaded]
         if unknown:
             loaded = ", ".join(self._loaded) or "none"
@@ -197,13 +219,30 @@ class Adapters:
 
 
 def _check_components(components: Sequence[str]) -> None:
-    if list(components) != [PART]:
-        raise InputError(f"components={list(components)} have no LoRAs; it is the {PART} that has.")
+    if components not in (PART, [PART], (PART,)):
+        raise InputError(f"components={shown(components)} have no LoRAs; it is the {PART} that has.")
 
 
-def _number(weight: Any) -> float:
-    value = weight.get(PART) if isinstance(weight, Mapping) else weight
+def _weight(given: Any) -> float | dict[str, float]:
+    """A weight for all modules, or weights by parts of their names."""
+    if isinstance(given, Mapping):
+        others = [component for component in given if component != PART]
+        if others:
+            named = ", ".join(shown(component) for component in others)
+            warnings.warn(f"adapter_weights has {named}; only the {PART} has LoRAs, they are left out.", stacklevel=3)
+        given = given.get(PART)
+    if isinstance(given, Mapping):
+        if not all(isinstance(part, str) for part in given):
+            raise InputError(f"adapter_weights={shown(dict(given))} has names that are no text.")
+        return {part: _number(weight) for part, weight in given.items()}
+    return _number(given)
+
+
+def _number(weight: Any, name: str = "adapter_weights") -> float:
     try:
-        return 1.0 if value is None else float(value)
-    except (TypeError, ValueError):
-        raise InputError(f'adapter_weights={weight!r} is no weight; give a number, or {{"{PART}": number}}.') from None
+        value = 1.0 if weight is None else float(weight)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        value = nan
+    if not isfinite(value) or isinstance(weight, str | bytes):
+        raise InputError(f'{name}={shown(weight)} is no weight; give a number, or {{"{PART}": number}}.')
+    return value

@@ -5,12 +5,11 @@ Sums are made on the host in float32, so that they are the same bytes wherever t
 """
 
 import hashlib
-import math
-import re
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import torch
@@ -19,15 +18,10 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .errors import InputError
 from .lora_files import PEFT, LoraFile
+from .lora_names import sort_factors
 from .random_weights import RandomWeights
 
 PART = "transformer"
-PREFIXES = (PEFT, "transformer.", "diffusion_model.")  # the last two are of diffusers and of others
-# PEFT's lora_A and lora_B, perhaps with the adapter's name behind; lora_down and lora_up; and diffusers' old lora.down.
-FACTOR = re.compile(
-    r"(?P<module>.+?)[._]lora[._](?P<side>A|B|down|up)(?:\.(?!weight$|bias$)[^.]+)?\.(?P<kind>weight|bias)"
-)
-SIDES = {"A": "A", "B": "B", "down": "A", "up": "B"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +59,13 @@ class Lora:
         return digest.hexdigest()
 
     @classmethod
-    def read(cls, source: str | Path | Mapping[str, Tensor], checkpoint: Checkpoint, **where: Any) -> "Lora":
-        """A LoRA for a checkpoint's transformer.
+    def read(cls, source: str | PathLike[str] | Mapping[str, Any], checkpoint: Checkpoint, **where: Any) -> "Lora":
+        """A LoRA for a checkpoint's transformer. What a file has for other components is left out, with a warning.
 
         Args:
-            source: a .safetensors file, a folder or hub id with one, or its tensors; with names as diffusers or PEFT
-                give them, or with lora_down, lora_up and alpha.
+            source: a .safetensors file, a folder or hub id with one, or its tensors or arrays; with names as diffusers
+                or PEFT give them, with lora_down, lora_up and alpha, or as kohya's scripts write them, with _ for
+                every dot.
             where: as LoraFile.read takes it.
 
         Raises:
@@ -78,10 +73,16 @@ class Lora:
         """
         file = LoraFile("The LoRA", source) if isinstance(source, Mapping) else LoraFile.read(source, **where)
         name, settings = file.name, file.settings
-        factors, alphas = _sort(name, file.tensors)
-        if settings.get("use_dora"):
+        factors, alphas, left = sort_factors(name, file.tensors, checkpoint.names(PART))
+        if left:
+            warnings.warn(
+                f"{name} changes {', '.join(sorted(left))} too; here a LoRA changes the {PART} only, and that was left "
+                "out.",
+                stacklevel=3,
+            )
+        if settings.use_dora:
             raise InputError(f"{name} is a DoRA, which is not taken.")
-        if any(key.startswith(PEFT) for key in file.tensors) and not alphas and "lora_alpha" not in settings:
+        if any(str(key).startswith(PEFT) for key in file.tensors) and not alphas and settings.lora_alpha is None:
             raise InputError(
                 f"{name} has PEFT's names and does not say its alpha; put PEFT's adapter_config.json beside the file, "
                 "or save it with diffusers' save_lora_weights."
@@ -91,13 +92,27 @@ class Lora:
             down, up, bias = (parts.get(key) for key in ("A.weight", "B.weight", "B.bias"))
             if down is None or up is None:
                 raise InputError(f"{name} has one of lora_A and lora_B only for {module}; it is incomplete.")
-            scale = _scale(module, down.shape[0], settings, alphas)
+            scale = settings.scale(module, down.shape[0], alphas.get(module))
             found[f"{module}.weight"] = Change(up, down, scale)
             if bias is not None:
                 found[f"{module}.bias"] = Change(bias, None, scale)
         for target, change in found.items():
             _check(name, target, change, checkpoint)
         return cls(found)
+
+    def weighted(self, weights: Mapping[str, float]) -> "Lora":
+        """With weights by parts of modules' names, as diffusers' set_adapters takes them: for a module the first one
+        that its name contains counts, and 1 without any."""
+
+        def weight(module: str) -> float:
+            return next((value for part, value in weights.items() if part in module), 1.0)
+
+        return Lora(
+            {
+                target: replace(change, scale=change.scale * weight(target.rpartition(".")[0]))
+                for target, change in self.changes.items()
+            }
+        )
 
 
 Active = tuple[tuple[Lora, float], ...]
@@ -152,40 +167,6 @@ def key_of(active: Active) -> str:
     return " ".join(f"{lora.key}*{weight!r}" for lora, weight in active)
 
 
-def _sort(name: str, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """By module its factors ("A.weight", "B.weight", "B.bias") and its alpha, where it has one.
-
-    Raises:
-        InputError: tensors that are something else, or LoRAs of two names.
-    """
-    factors: dict[str, dict[str, Tensor]] = {}
-    alphas: dict[str, float] = {}
-    for key, value in state.items():
-        bare = key
-        while prefix := next((prefix for prefix in PREFIXES if bare.startswith(prefix)), ""):
-            bare = bare.removeprefix(prefix)
-        match = FACTOR.fullmatch(bare)
-        if match and (part := f"{SIDES[match['side']]}.{match['kind']}") != "A.bias":
-            parts = factors.setdefault(_module(match["module"]), {})
-            if part in parts:
-                raise InputError(f"{name} has several LoRAs in one file, {key} among them; give one at a time.")
-            parts[part] = value.detach().cpu().clone()  # a caller may go on training
-        elif bare.endswith(".alpha"):
-            alphas[_module(bare.removesuffix(".alpha"))] = float(value)
-        else:
-            raise InputError(f"{name} has a tensor {key}, which is no part of a LoRA; DoRA and LoKr are not taken.")
-    if not factors:
-        raise InputError(f"{name} is empty.")
-    return factors, alphas
-
-
-def _module(name: str) -> str:
-    """A module by the name that it has in the transformer: diffusers' old files name attention processors."""
-    if ".processor." not in name:
-        return name
-    return name.replace(".processor.", ".") + (".0" if name.endswith("to_out") else "")
-
-
 def _check(name: str, target: str, change: Change, checkpoint: Checkpoint) -> None:
     """Whether a tensor is there and of the size that a change has.
 
@@ -203,15 +184,3 @@ def _check(name: str, target: str, change: Change, checkpoint: Checkpoint) -> No
     if up.numel() != shape[0] * rank or up[0] != shape[0] or (down and down.numel() != rank * shape[1:].numel()):
         factors = " and ".join(str(list(size)) for size in (up, down) if size is not None)
         raise InputError(f"{name} has {factors} for {target}, which is {list(shape)}; it is of another model.")
-
-
-def _scale(module: str, rank: int, settings: Mapping[str, Any], alphas: Mapping[str, float]) -> float:
-    """alpha / r, or alpha / sqrt(r) where the file says so; 1 where it does not say what alpha is, as in diffusers."""
-    alpha = alphas.get(module)
-    if alpha is None and "lora_alpha" in settings:
-        patterns = settings.get("alpha_pattern") or {}
-        matching = [pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)]
-        alpha = patterns[matching[0]] if matching else settings["lora_alpha"]
-    if alpha is None:
-        return 1.0
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
