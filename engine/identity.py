@@ -1,27 +1,39 @@
 """A person, as the model knows one: computed from a photo once, usable for any number of videos, saved and loaded."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from .decode import encode_image
-from .errors import InputError
-from .files import file_aside
+from .errors import InputError, shown
+from .files import as_path
 from .keypoints import draw_points
+from .parsing import Unreadable, validate
+from .photo import Source, take_photo
 from .runtime import Networks
+from .sealed import load_sealed, save_sealed
 from .tiling import Tile
+from .variants import Variant
 
-KIND = "consisid identity 1"
-NEEDED = {"id_cond", "hidden_0", "image"}
+KIND = "consisid identity 2"
+SIDE = 16384  # pixels of a picture at most
+
+
+class Header(TypedDict):
+    """What an identity's file says besides its tensors. hidden: how many hidden states it has."""
+
+    kind: str
+    hidden: Annotated[int, Ge(1), Le(64)]
+    source: dict[str, str]
 
 
 @dataclass(eq=False)
@@ -58,28 +70,39 @@ class Identity:
     key_points: np.ndarray | None = None
     crop: Image.Image | None = None
     source: dict[str, str] = field(default_factory=dict)
-    _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(default_factory=WeakKeyDictionary, repr=False)
+    _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
     @classmethod
-    def from_embeddings(
-        cls, id_cond: Tensor, id_vit_hidden: Any, image: Image.Image, key_points: Any = None
-    ) -> "Identity":
-        """From what diffusers' process_face_embeddings_infer returns.
+    def from_embeddings(cls, id_cond: Any, id_vit_hidden: Any, image: Source, key_points: Any = None) -> "Identity":
+        """From what diffusers' process_face_embeddings_infer returns; tensors or arrays.
+
+        Args:
+            image: the face image, in whatever form `identify` takes a photo.
 
         Raises:
-            InputError: tensors of other shapes.
+            InputError: something else, or of other shapes than a face has. Whether they are those of a model shows
+                when a video is made.
         """
-        hidden = tuple(id_vit_hidden)
-        if id_cond.dim() != 2 or id_cond.shape[0] != 1:
-            raise InputError(f"id_cond has to be [1, n], this is {list(id_cond.shape)}; one identity per video.")
-        if not hidden or any(h.dim() != 3 or h.shape[0] != 1 for h in hidden):
+        cond = _embedding("id_cond", id_cond)
+        if cond.dim() != 2 or cond.shape[0] != 1 or not cond.numel():
+            raise InputError(f"id_cond has to be [1, n], this is {list(cond.shape)}; one identity per video.")
+        if not isinstance(id_vit_hidden, Sequence | Tensor | np.ndarray) or isinstance(id_vit_hidden, str | bytes):
+            raise InputError(f"id_vit_hidden has to be a list of tensors, not {type(id_vit_hidden).__name__}.")
+        hidden = tuple(_embedding(f"id_vit_hidden[{i}]", each) for i, each in enumerate(id_vit_hidden))
+        if not hidden or any(h.dim() != 3 or h.shape[0] != 1 or not h.numel() for h in hidden):
             raise InputError(
                 f"id_vit_hidden has to be a list of [1, tokens, width], this is {[list(h.shape) for h in hidden]}."
             )
-        points = None if key_points is None else np.asarray(key_points, dtype=np.float64)
-        if points is not None and points.shape != (5, 2):
-            raise InputError(f"key_points have to be [5, 2], these are {list(points.shape)}.")
-        return cls(id_cond, hidden, image, points)
+        return cls(cond, hidden, _face_image(image), _points(key_points))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: not what engines of this process keep."""
+        return {name: value for name, value in vars(self).items() if name != "_features"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _features=WeakKeyDictionary())
 
     def preview(self) -> Image.Image:
         """The aligned face, cut out onto white; the given image where the identity was made from embeddings."""
@@ -87,7 +110,7 @@ class Identity:
 
     def save(self, path: str | Path) -> Path:
         """Write one .safetensors file with the embeddings, the image and, in its header as JSON, where it came from."""
-        path = Path(path)
+        path = as_path(path)
         if path.suffix != ".safetensors":
             raise InputError(f"{path} does not end in .safetensors, the one format that identities are saved in.")
         tensors = {f"hidden_{i}": hidden.contiguous() for i, hidden in enumerate(self.id_vit_hidden)}
@@ -96,8 +119,7 @@ class Identity:
         tensors["id_cond"] = self.id_cond
         if self.key_points is not None:
             tensors["key_points"] = torch.from_numpy(self.key_points)
-        with file_aside(path) as aside:
-            save_file(tensors, aside, metadata={"kind": KIND, "source": json.dumps(self.source)})
+        save_sealed(path, tensors, {"kind": KIND, "hidden": len(self.id_vit_hidden), "source": self.source})
         return path
 
     @classmethod
@@ -105,32 +127,35 @@ class Identity:
         """Read what save wrote.
 
         Raises:
-            InputError: no such file, or none that save wrote.
+            InputError: no such file, none that save wrote, or one that was changed since.
         """
+        again = "save it again with Identity.save"
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, values = load_sealed(path)
+            if values.get("kind") != KIND:
+                raise Unreadable("it is another file, or of another version")
+            header: Header = validate(Header, values)
+            names = {"id_cond", "image", *(f"hidden_{i}" for i in range(header["hidden"]))}
+            if names - tensors.keys() or tensors.keys() - names - {"crop", "key_points"}:
+                raise Unreadable(f"its tensors are {shown(sorted(tensors))}")
+            pictures = {name: _picture(tensors[name]) for name in ("image", "crop") if name in tensors}
+            points = tensors["key_points"].numpy() if "key_points" in tensors else None
+            hidden = [tensors[f"hidden_{i}"] for i in range(header["hidden"])]
+            if not all(x.is_floating_point() and x.isfinite().all() for x in (tensors["id_cond"], *hidden)):
+                raise Unreadable("it holds embeddings that are no finite numbers")
+            identity = cls.from_embeddings(tensors["id_cond"], hidden, pictures["image"], points)
         except FileNotFoundError:
             raise InputError(f"There is no identity at {path}.") from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read as an identity ({error}); save it again.") from None
-        if metadata.get("kind") != KIND:
-            raise InputError(f"{path} is no identity that this version can read; save it again with Identity.save.")
-        missing = sorted(NEEDED - tensors.keys())
-        if missing:
-            raise InputError(f"{path} lacks {', '.join(missing)}; save the identity again with Identity.save.")
-        hidden = [tensors[name] for name in sorted(tensors) if name.startswith("hidden_")]
-        pictures = {name: Image.fromarray(tensors[name].numpy()) for name in ("image", "crop") if name in tensors}
-        points = tensors["key_points"].numpy() if "key_points" in tensors else None
-        identity = cls.from_embeddings(tensors["id_cond"], hidden, pictures["image"], points)
-        identity.crop, identity.source = pictures.get("crop"), json.loads(metadata.get("source", "{}"))
+        except Unreadable as error:
+            raise InputError(f"{path} cannot be read as an identity ({error}); {again}.") from None
+        identity.crop, identity.source = pictures.get("crop"), header["source"]
         return identity
 
     def features(self, networks: Networks) -> FaceFeatures:
         """The face attention's matrices in an engine; computed at the first call, and anew with other LoRAs."""
         known, version = self._features.get(networks), networks.weights.version
         if known is None or known.version != version:
+            self._check_fits(networks.variant)
             device, dtype = networks.device, networks.dtype
             inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
             keys: list[Tensor] = []
@@ -141,6 +166,21 @@ class Identity:
             moments = {} if known is None else known.moments
             self._features[networks] = FaceFeatures(keys, values, version, moments)
         return self._features[networks]
+
+    def _check_fits(self, variant: Variant) -> None:
+        """Raises InputError where the model takes embeddings of other sizes."""
+        config, eva = variant.transformer, variant.eva
+        if not config.is_train_face:
+            return
+        tokens = (eva.image_size // eva.patch_size) ** 2 + 1
+        wanted = [[1, config.LFE_id_dim], *[[1, tokens, config.LFE_vit_dim]] * config.LFE_num_scale]
+        given = [list(x.shape) for x in (self.id_cond, *self.id_vit_hidden)]
+        if given != wanted:
+            raise InputError(
+                f"The identity has an id_cond of {given[0]} and {len(given) - 1} hidden states of "
+                f"{_kinds(given[1:])}; this model takes {wanted[0]} and {len(wanted) - 1} of {_kinds(wanted[1:])}. "
+                "Identify the photo with an engine of this model."
+            )
 
     def moments(self, networks: Networks, height: int, width: int, tile: Tile | None = None) -> list[Tensor]:
         """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key
@@ -153,3 +193,51 @@ class Identity:
                 images.append(Image.fromarray(points))
             features.moments[key] = [encode_image(networks, image, height, width, tile) for image in images]
         return features.moments[key]
+
+
+def _kinds(shapes: Sequence[list[int]]) -> str:
+    return " and ".join(str(list(shape)) for shape in dict.fromkeys(tuple(shape) for shape in shapes))
+
+
+def _embedding(name: str, given: Any) -> Tensor:
+    """A tensor of finite numbers; InputError where it is none."""
+    tensor = given
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        tensor = torch.from_numpy(np.ascontiguousarray(given))
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_meta:
+        kind = given.dtype if isinstance(given, Tensor | np.ndarray) else type(given).__name__
+        raise InputError(f"{name} has to be a tensor of floats, this is {kind}.")
+    if not tensor.detach().isfinite().all():
+        raise InputError(f"{name} has numbers that are not finite; compute it again.")
+    return tensor.detach()
+
+
+def _face_image(image: Any) -> Image.Image:
+    """An image in RGB at its full size; InputError where there is none."""
+    if isinstance(image, Image.Image) and image.mode == "RGB" and 0 not in image.size:
+        return image
+    return Image.fromarray(np.ascontiguousarray(take_photo(image).full()))
+
+
+def _points(key_points: Any) -> np.ndarray | None:
+    if key_points is None:
+        return None
+    given = key_points.detach().cpu() if isinstance(key_points, Tensor) else key_points
+    try:
+        points = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"key_points={shown(key_points)} are no numbers; give [5, 2], pixels of the image.") from None
+    if points.shape != (5, 2):
+        raise InputError(f"key_points have to be [5, 2], these are {list(points.shape)}.")
+    if not (np.abs(points) < SIDE).all():  # NaN among them
+        raise InputError(f"key_points={shown(points.tolist())} are no places in an image; give pixels of it.")
+    return points
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """A PIL image of uint8 [H, W, 3]; Unreadable where it is none."""
+    if pixels.dtype is not torch.uint8 or pixels.dim() != 3 or pixels.shape[2] != 3 or not pixels.numel() > 0:
+        raise Unreadable(f"it holds a picture of {pixels.dtype} {list(pixels.shape)}")
+    if max(pixels.shape) > SIDE:
+        raise Unreadable(f"it holds a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels")
+    return Image.fromarray(pixels.numpy())

@@ -49,10 +49,13 @@ class RawPhoto:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha256(f"{self.content.shape}".encode() + np.ascontiguousarray(self.content).data).hexdigest()
 
+    def full(self) -> Photo:
+        """RGB, upright, at full size."""
+        return decode(self.content, self.name) if isinstance(self.content, bytes) else self.content
+
     def pixels(self) -> Photo:
         """As load_photo returns them."""
-        content = decode(self.content, self.name) if isinstance(self.content, bytes) else self.content
-        return fit(content, self.name)
+        return fit(self.full(), self.name)
 
 
 def load_photo(source: Source) -> Photo:
