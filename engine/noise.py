@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, shown
 from .shapes import whole
+
+SEEDS = -(2**63), 2**64 - 1  # what PyTorch takes
 
 
 def draw(shape: torch.Size | tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None,
@@ -25,12 +27,15 @@ def generators(
         if seed is None:
             fresh.seed()
         else:
-            fresh.manual_seed(whole("seed", seed))
+            number = whole("seed", seed)
+            if not SEEDS[0] <= number <= SEEDS[1]:
+                raise InputError(f"seed={shown(seed)} is not from {SEEDS[0]} to {SEEDS[1]}.")
+            fresh.manual_seed(number)
         return fresh
     if seed is not None:
         raise InputError("Both a seed and a generator were given; give one of them.")
     if not all(isinstance(g, torch.Generator) for g in (generator if isinstance(generator, list) else [generator])):
-        raise InputError(f"generator={generator!r} is neither a torch.Generator nor a list of them.")
+        raise InputError(f"generator={shown(generator)} is neither a torch.Generator nor a list of them.")
     if isinstance(generator, list) and len(generator) != batch:
         raise InputError(f"{len(generator)} generators were given for {batch} videos; give one each, or a single one.")
     return generator

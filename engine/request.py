@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .decode import MODES, OUTPUT_TYPES, check_tile
 from .denoise import CFG_MODES
-from .errors import InputError
+from .errors import InputError, shown
 from .noise import generators
 from .shapes import VideoShape, whole
-from .text import check_prompt
+from .text import check_prompt, check_unicode
 
 if TYPE_CHECKING:
     from .opening import Opened
@@ -88,6 +88,9 @@ class Request:
         for name in ("num_inference_steps", "checkpoint_every"):
             if whole(name, options[name]) < 1:
                 raise InputError(f"{name}={options[name]!r} has to be at least 1.")
+        steps, most = options["num_inference_steps"], engine.scheduler.config.get("num_train_timesteps")
+        if most is not None and steps > most:
+            raise InputError(f"num_inference_steps={shown(steps)} is more than {most}, all that the model has.")
         for name in ("guidance_scale", "eta"):
             value = options[name]
             if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
@@ -111,7 +114,9 @@ class Request:
         negative = options["negative_prompt"]
         texts = negative if isinstance(negative, list | tuple) else [negative]
         if not all(isinstance(text, str | None) for text in texts):
-            raise InputError(f"negative_prompt={negative!r} is neither a text nor a list of texts.")
+            raise InputError(f"negative_prompt={shown(negative)} is neither a text nor a list of texts.")
+        for text in filter(None, texts):
+            check_unicode("negative_prompt", text)
         if isinstance(negative, list | tuple) and len(negative) != batch:
             raise InputError(f"{len(negative)} negative prompts were given for {batch} prompts; give one, or one each.")
         request = cls(

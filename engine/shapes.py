@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from numbers import Integral
 
-from .errors import InputError
+from .errors import InputError, shown
 from .variants import Variant
+
+MAX_SIDE = 16384  # pixels; no encoder of H.264 takes more
+# 30 times the model's own 49 frames of 720 x 480, at 900 times the attention: what is more is a slip of the hand that
+# would fill a machine before anything says so.
+MAX_TOKENS = 2**19
 
 
 def whole(name: str, value: object) -> int:
@@ -14,7 +19,7 @@ def whole(name: str, value: object) -> int:
         InputError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name}={value!r} is not a whole number.")
+        raise InputError(f"{name}={shown(value)} is not a whole number.")
     return int(value)
 
 
@@ -57,17 +62,28 @@ class VideoShape:
         for name, value in (("height", height), ("width", width)):
             step = ratio * patch
             if value < step or value % step:
-                near = max(step, round(value / step) * step)
+                near = min(max(step, (value + step // 2) // step * step), MAX_SIDE)
                 raise InputError(
-                    f"{name}={value} is not a positive multiple of {step}; the nearest that works is {near}."
+                    f"{name}={shown(value)} is not a positive multiple of {step}; the nearest that works is {near}."
+                )
+            if value > MAX_SIDE:
+                raise InputError(
+                    f"{name}={shown(value)} is more than {MAX_SIDE}, the most pixels that a video can have."
                 )
         time = variant.vae.temporal_compression_ratio
         if num_frames < 1 or (num_frames - 1) % (2 * time):
-            near = max(0, round((num_frames - 1) / (2 * time))) * 2 * time + 1
+            near = max(0, (num_frames - 1 + time) // (2 * time)) * 2 * time + 1
             raise InputError(
-                f"num_frames={num_frames} is not of the form {2 * time}k + 1; the nearest that works is {near}."
+                f"num_frames={shown(num_frames)} is not of the form {2 * time}k + 1; the nearest that works is "
+                f"{shown(near)}."
             )
-        return cls.unchecked(variant, height, width, num_frames)
+        shape = cls.unchecked(variant, height, width, num_frames)
+        if shape.video_tokens > MAX_TOKENS:
+            raise InputError(
+                f"height={height}, width={width} and num_frames={shown(num_frames)} are {shown(shape.video_tokens)} "
+                f"tokens of video; at most {MAX_TOKENS} can be made at once."
+            )
+        return shape
 
     @classmethod
     def unchecked(cls, variant: Variant, height: int, width: int, num_frames: int) -> "VideoShape":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, shown
 from .parsing import Unreadable, read_bounded, shorten
 from .runtime import Networks
 from .sentencepiece_json import BYTES, read_tokenizer_json
@@ -58,7 +58,7 @@ class Tokenizer:
             if len(ids) >= self.max_length:
                 lost = self._model.decode(ids[self.max_length - 1 :])
                 warnings.warn(
-                    f"The prompt is longer than {self.max_length} tokens; this end of it has no effect: {lost!r}",
+                    f"The prompt is longer than {self.max_length} tokens; this end of it has no effect: {shown(lost)}",
                     stacklevel=2,
                 )
                 ids = ids[: self.max_length - 1]
@@ -78,10 +78,20 @@ def check_prompt(prompt: object) -> list[str]:
             raise InputError(f"A prompt has to be a text, this one is {type(text).__name__}.")
         if not text.strip():
             raise InputError("The prompt is empty; say what the person does and where.")
+        check_unicode("prompt", text)
         prompts.append(text)
     if not prompts:
         raise InputError("The list of prompts is empty; give at least one.")
     return prompts
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raises InputError for a text that is none in Unicode: a command line that is not in UTF-8 gives such ones."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = f"{shown(text[error.start])} at character {error.start + 1}"
+        raise InputError(f"The {name} is not valid Unicode, it has {wrong}; write it in UTF-8.") from None
 
 
 class TextEncoder:

@@ -28,6 +28,19 @@ CASES = {
     "width": ({"width": 8}, r"width=8 .* nearest that works is 16"),
     "frames": ({"num_frames": 13}, r"num_frames=13 .*8k \+ 1; the nearest that works is"),
     "no frames": ({"num_frames": -7}, r"num_frames=-7"),
+    "far too high": ({"height": 160_000}, r"height=160000 is more than 16384 pixels, the most of a video"),
+    "far too wide": ({"width": 10**5000 * 16}, r"width=.* is more than 16384"),
+    "not quite as wide": ({"width": 10**5000 + 1}, r"width=.* is not a positive multiple of 16; .* is 16384"),
+    "large in all": ({"height": 16384, "width": 16384, "num_frames": 49}, r"are 13631488 tokens of video; at most"),
+    "days of frames": ({"num_frames": 80_000_001}, r"num_frames=80000001 are 1080000054 tokens of video"),
+    "nearly days": ({"num_frames": 80_000_002}, r"num_frames=80000002 is not of the form 8k \+ 1; .* is 80000001"),
+    "too many steps": ({"num_inference_steps": 1001}, r"num_inference_steps=1001 is more than 1000, all that"),
+    "large seed": ({"seed": 2**64}, r"seed=18446744073709551616 is not from -9223372036854775808 to"),
+    "small seed": ({"seed": -(2**63) - 1}, r"seed=-9223372036854775809 is not from"),
+    "seed of 5000 digits": ({"seed": 10**5000}, r"seed=.* is not from"),
+    "prompt in Latin-1": ({"prompt": "caf\udce9"}, r"The prompt is not valid Unicode, it has '\\udce9' at character 4"),
+    "one of several": ({"prompt": ["a", "\ud800"]}, r"The prompt is not valid Unicode, it has '\\ud800' at"),
+    "negative in Latin-1": ({"negative_prompt": "\udcff"}, r"The negative_prompt is not valid Unicode"),
     "steps": ({"num_inference_steps": 0}, r"num_inference_steps=0 .*at least 1"),
     "both prompts": ({"prompt_embeds": torch.zeros(1, 32, 64)}, r"either a prompt or prompt_embeds"),
     "no prompt": ({"prompt": None}, r"either a prompt or prompt_embeds"),
@@ -72,6 +85,27 @@ def test_arguments(tiny, case):
     options, message = CASES[case]
     with pytest.raises(InputError, match=message):
         tiny.generate(random_identity(TINY), **{"prompt": "A man.", **options})
+
+
+def test_what_is_too_large_is_refused_before_anything_is_made_of_it(tiny, monkeypatch):
+    monkeypatch.setattr("consisid.engine.api.guarded", lambda *_: pytest.fail("a run has begun"))
+    for size in ({"height": 160_000}, {"num_frames": 80_000_001}):
+        with pytest.raises(InputError, match=r"is more than|at most"):
+            tiny.generate(random_identity(TINY), "A man.", **size)
+
+
+def test_the_first_and_the_last_seed(tiny):
+    options = {"num_inference_steps": 1, "num_frames": 9, "output_type": "latent"}
+    for seed in (-(2**63), 2**64 - 1):
+        assert tiny.generate(random_identity(TINY), "A man.", seed=seed, **options).latents.isfinite().all()
+
+
+def test_what_is_cut_of_a_long_prompt_is_shown_in_a_line(tiny):
+    with pytest.warns(UserWarning, match=r"this end of it has no effect: 'word") as seen:
+        tiny.generate(
+            random_identity(TINY), "word " * 100_000, num_inference_steps=1, num_frames=9, output_type="latent"
+        )
+    assert len(str(seen[0].message)) < 400
 
 
 def broken(tmp_path, name, content):
