@@ -28,7 +28,7 @@ CASES = {
     "width": ({"width": 8}, r"width=8 .* nearest that works is 16"),
     "frames": ({"num_frames": 13}, r"num_frames=13 .*8k \+ 1; the nearest that works is"),
     "no frames": ({"num_frames": -7}, r"num_frames=-7"),
-    "far too high": ({"height": 160_000}, r"height=160000 is more than 16384 pixels, the most of a video"),
+    "far too high": ({"height": 160_000}, r"height=160000 is more than 16384, the most pixels"),
     "far too wide": ({"width": 10**5000 * 16}, r"width=.* is more than 16384"),
     "not quite as wide": ({"width": 10**5000 + 1}, r"width=.* is not a positive multiple of 16; .* is 16384"),
     "large in all": ({"height": 16384, "width": 16384, "num_frames": 49}, r"are 13631488 tokens of video; at most"),
@@ -101,7 +101,7 @@ def test_the_first_and_the_last_seed(tiny):
 
 
 def test_what_is_cut_of_a_long_prompt_is_shown_in_a_line(tiny):
-    with pytest.warns(UserWarning, match=r"this end of it has no effect: 'word") as seen:
+    with pytest.warns(UserWarning, match=r"this end of it has no effect: '.* word") as seen:
         tiny.generate(
             random_identity(TINY), "word " * 100_000, num_inference_steps=1, num_frames=9, output_type="latent"
         )
