@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from consisid.engine import ConsisID
 from consisid.engine.variants import Variant
 from consisid.export import build
 
@@ -27,14 +26,3 @@ def random_folder(
         folder = Path(place) / "engine"
         build(variant, folder, backend=backend, dtype=name, device=str(device), random_weights=True)
         yield folder
-
-
-def random_engine(
-    variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, memory: str | None = None
-) -> ConsisID:
-    """An open engine with random weights, and nothing left of its folder."""
-    with random_folder(variant, device, dtype) as folder:
-        engine = ConsisID.open(folder, memory=memory)
-        # Read when first used, so here: what follows needs no file.
-        _ = engine.text_encoder, engine.scheduler
-    return engine

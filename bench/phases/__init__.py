@@ -22,7 +22,7 @@ PHASES: Mapping[str, str] = {
     "attention": "every implementation of joint attention at the full shape",
     "block": "one transformer block by part",
     "step": "one denoising step: eager, compiled, CUDA graph, diffusers",
-    "stream": "a step against how many blocks stay on the GPU",
+    "stream": "videos within budgets of device memory",
     "decode": "the VAE decoder: memory formats, whole decodes",
     "text": "the T5 encoder",
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",

@@ -4,9 +4,9 @@ What takes long to compile is compiled by a second process while the kernels are
 """
 
 import multiprocessing
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consisid.engine import ConsisID
 from consisid.engine.backends import backend
 from consisid.engine.graphs import weight_shapes
 from consisid.engine.stats import Stats
@@ -24,13 +23,12 @@ from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import Config, default_config
 
 from ..inputs import identity
-from ..random_folder import random_engine
 from ..runs import prompt_of
-from . import Case, Context, Unavailable, Work, attention, block, ceilings, decode
+from . import Case, Context, Work, attention, block, ceilings, decode
 from .step import compiled
+from .videos import engine_of, figures
 
 SHORT = 0.5  # seconds of timing per row
-SHOWN = 5  # steps of a video in the terminal
 QUERIES = 128  # of joint attention that are compared with float64
 BUDGET, BUDGET_STEPS = "5GiB", 2
 CONFIGS = (
@@ -165,42 +163,20 @@ def attentions(c: Context) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def figures(c: Context, stats: Stats) -> dict[str, Any]:
-    """Of a video, for its row; `shown` is for the terminal."""
-    found: dict[str, Any] = {
-        "stage_seconds": stats.seconds, "step_seconds": stats.steps, "stalls": stats.stalls, "modes": stats.modes,
-        "peak_reserved_gib": stats.peak_bytes / 2**30, "allocated_gib": stats.allocated_bytes / 2**30,
-        "predicted_gib": stats.predicted_bytes and stats.predicted_bytes / 2**30,
-        "stage_gib": {name: size / 2**30 for name, size in stats.stage_bytes.items()},
-        "streamed_gb": stats.streamed_bytes / 1e9,
-    }  # fmt: skip
-    if c.gpu:
-        free, total = torch.cuda.mem_get_info(c.device)
-        found["cuda_itself_gib"] = (total - free - torch.cuda.memory_reserved(c.device)) / 2**30
-    stages = " ".join(f"{name} {spent:.2f}" for name, spent in stats.seconds.items())
-    steps = " ".join(f"{spent:.3f}" for spent in stats.steps[:SHOWN]) + " ..." * (len(stats.steps) > SHOWN)
-    if stats.steps:
-        steps += f", median {statistics.median(stats.steps):.4f}"
-    sizes = ", ".join(
-        f"{key.removesuffix('_gib').replace('_', ' ')} {found[key]:.2f}"
-        for key in ("peak_reserved_gib", "predicted_gib", "allocated_gib", "cuda_itself_gib")
-        if found.get(key) is not None
-    )
-    shown = f"s: {stages}; steps {steps}; GiB: {sizes}"
-    return found | {"shown": shown + (f"; stalls {sum(stats.stalls):.3f} s" if stats.stalls else "")}
-
-
-def video(c: Context, steps: int, memory: str | None = None) -> Work:
+def video(c: Context, stack: ExitStack, steps: int, memory: str | None) -> Work:
     """generate() by an engine with random weights, opened here; the first call of all it does."""
-    if c.device.type == "meta":
-        raise Unavailable("frames have to come to the host: built without data in the e2e phase")
-    engine: ConsisID = random_engine(c.variant, c.device, c.dtype, memory)
-    person, kept = identity(c.variant), list[Stats]()
+    engine, person, kept = engine_of(c, stack, memory), identity(c.variant), list[Stats]()
 
     def run() -> None:
         kept.append(engine.generate(person, prompt_of(0), seed=0, num_inference_steps=steps).stats)
 
     return Work(run, note="opening the engine is not counted", more=lambda: figures(c, kept[-1]))
+
+
+def videos(c: Context, steps: int, memory: str | None) -> Iterator[Case]:
+    name = f"generate, {steps} steps" + (f", {memory}" if memory else "")
+    with ExitStack() as stack:
+        yield Case(name, lambda: video(c, stack, steps, memory), once=True, limit=90)
 
 
 def packaged(c: Context, ahead: Ahead | None) -> Work:
@@ -277,11 +253,10 @@ def cases(c: Context) -> Iterator[Case]:
             yield Case("waiting for what compiles ahead", partial(waiting, ahead), once=True, limit=60)
         for section in (hardware, parts, attentions):
             yield from guarded(section.__name__, section, c)
-        yield Case(f"generate, {c.steps} steps", lambda: video(c, c.steps), once=True, limit=90)
+        yield from guarded("videos", partial(videos, steps=c.steps, memory=None), c)
         yield from guarded("compiling", partial(compiling, ahead=ahead), c)
         yield from guarded("decoding", decoding, c)
-        name = f"generate, {BUDGET_STEPS} steps, {BUDGET}"
-        yield Case(name, lambda: video(c, BUDGET_STEPS, BUDGET), once=True, limit=90)
+        yield from guarded("budgets", partial(videos, steps=BUDGET_STEPS, memory=BUDGET), c)
     finally:
         if ahead is not None:
             ahead.close()

@@ -13,41 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consisid.engine import ConsisID
 from consisid.engine.backends import backend
 from consisid.engine.chunks import with_runners
 from consisid.engine.graphs import weight_shapes
-from consisid.engine.memory import parse
 from consisid.engine.runtime import Networks
 from consisid.engine.stats import Stats
 
-from ..budgets import within
 from ..cost import STEP_GRAPHS, step_cost
 from ..inputs import identity
 from ..peers import EAGER, Theirs
-from ..random_folder import random_folder
 from ..runs import prompt_of
-from . import Case, Context, Unavailable, Work
+from . import Case, Context, Work, stream
 from .e2e import FULL
-from .first import figures, guarded
+from .first import guarded
 from .step import Step
+from .videos import engine_of, figures
 
-BUDGETS, BUDGET_STEPS = ("24GiB", "8GiB", "5GiB", "3GiB"), 3
 TURNS, TURN_STEPS = 2, 4
 FACE_GRAPHS, PHOTO = ("retinaface", "bisenet", "eva"), 640  # pixels of the photo's sides
-
-
-def engine_of(c: Context, stack: ExitStack, memory: str | None = None) -> ConsisID:
-    """An engine with random weights, opened once per section; its folder, where diffusers looks for the tokenizer, is
-    there as long as the stack."""
-    if c.device.type == "meta":
-        raise Unavailable("frames have to come to the host: built without data in the e2e phase")
-
-    def made() -> ConsisID:
-        folder = stack.enter_context(random_folder(c.variant, c.device, c.dtype))
-        return ConsisID.open(folder, memory=memory)
-
-    return c.once("engine", made)
 
 
 def video(c: Context, stack: ExitStack, steps: int) -> Work:
@@ -82,19 +65,6 @@ def turns(c: Context, stack: ExitStack) -> Work:
         return {"step_seconds": steps, "shown": f"a step, s: {shown}; {medians['diffusers'] / medians['ours']:.2f} x"}
 
     return Work(run, note=f"{TURNS} turns of {TURN_STEPS} steps each, the first of each turn not counted", more=more)
-
-
-def budgeted(c: Context, stack: ExitStack, memory: str) -> Work:
-    """A short video within a budget, by an engine that was opened with the largest."""
-    engine, person, kept = engine_of(c, stack, BUDGETS[0]), identity(c.variant), list[Stats]()
-    budget = parse(memory, 0)
-    assert budget is not None
-
-    def run() -> None:
-        with within(engine, budget):
-            kept.append(engine.generate(person, prompt_of(2), seed=2, num_inference_steps=BUDGET_STEPS).stats)
-
-    return Work(run, note="opening the engine is not counted", more=lambda: figures(c, kept[-1]))
 
 
 def photo(c: Context) -> Work:
@@ -171,13 +141,6 @@ def videos(c: Context) -> Iterator[Case]:
         yield Case(f"{TURNS} x {TURN_STEPS} steps, ours and diffusers", lambda: turns(c, stack), once=True, limit=120)
 
 
-def budgets(c: Context) -> Iterator[Case]:
-    with ExitStack() as stack:
-        for memory in BUDGETS:
-            make = partial(budgeted, c, stack, memory)
-            yield Case(f"generate, {BUDGET_STEPS} steps, {memory}", make, once=True, limit=75)
-
-
 def graphs(c: Context) -> Iterator[Case]:
     flops = c.batch * step_cost(c.variant, c.shape).total
     if c.variant.transformer.is_train_face:
@@ -189,5 +152,5 @@ def graphs(c: Context) -> Iterator[Case]:
 
 
 def cases(c: Context) -> Iterator[Case]:
-    for section in (videos, budgets, graphs):
-        yield from guarded(section.__name__, section, c)
+    for name, section in (("videos", videos), ("budgets", stream.cases), ("graphs", graphs)):
+        yield from guarded(name, section, c)
