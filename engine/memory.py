@@ -8,15 +8,22 @@ smaller one, is never slower.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil
+from numbers import Integral
 
-from .errors import InputError, MemoryBudgetError
+from .errors import InputError, MemoryBudgetError, shown
 from .schedule import MACHINES, Machine, replay, spread
 from .sizes import ROWS, Key, Sizes, StageSizes
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+# Of sizes as people write them: kB, MB, GB and TB are powers of 1000, and KiB, as well as the letter alone, of 1024.
+UNITS = {"": 1, "b": 1} | {
+    f"{letter}{form}": (1000 if form == "b" else 1024) ** power
+    for power, letter in enumerate("kmgt", 1)
+    for form in ("", "b", "i", "ib")
+}
 BUFFERS = (2, 3, 4)
 SPLITS = (1, 2, 3, 4, 6)  # tiles of the decoder per side
 OVERLAP = 0.25  # of a tile's side, shared with its neighbour
@@ -29,26 +36,29 @@ UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
 
 
 def parse(memory: "int | str | None", free: int) -> int | None:
-    """Bytes of a budget: a number, "8GiB", "auto" for what is free less MARGIN, None for no limit.
+    """Bytes of a budget: a number, "8GiB", "8G", "auto" for what is free less MARGIN, None for no limit.
 
     Raises:
         InputError: anything else.
     """
     if memory is None:
         return None
-    if isinstance(memory, int) and not isinstance(memory, bool):
-        amount = memory
-    elif memory == "auto":
+    if isinstance(memory, Integral) and not isinstance(memory, bool):
+        amount = int(memory)
+    elif isinstance(memory, str) and memory.strip().lower() == "auto":
         amount = free - MARGIN
     else:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b|)", str(memory).strip().lower())
+        text = memory.strip().lower() if isinstance(memory, str) else shown(memory)
+        found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) *([a-z]*)", text)
         if not found or found[2] not in UNITS:
             raise InputError(
-                f'memory={memory!r} is not a budget; give bytes, a size such as "8GiB" or "6000MB", "auto" or None.'
+                f'memory={shown(memory)} is not a budget; give bytes, a size such as "8GiB" or "6000MB", or "auto".'
             )
-        amount = int(float(found[1]) * UNITS[found[2]])
-    if amount <= 0:
-        raise InputError(f"memory={memory!r} is {amount} bytes; a budget has to be more than none.")
+        amount = int(Fraction(found[1]) * UNITS[found[2]])
+    if not 0 < amount < 2**63:
+        raise InputError(
+            f"memory={shown(memory)} is {shown(amount)} bytes; a budget has to be more than none, and less than 2^63."
+        )
     return amount
 
 

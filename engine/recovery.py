@@ -1,5 +1,6 @@
 """One call of generate: its plan, its clock, what it has finished, and what happens when memory runs out."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from . import memory
 from .denoise import LoopState, not_finite
 from .device import current
 from .device_memory import DeviceMemory, OutOfMemory, explain, first_line, limit
-from .errors import DeviceMemoryError, InputError
+from .errors import DeviceMemoryError, InputError, WriteError
 from .frame_stream import FrameStream
 from .lora import key_of
 from .memory import show
@@ -188,7 +189,10 @@ class Run:
             raise not_finite(loop.steps, self.options["num_inference_steps"])  # nobody could go on from it
         self.snapshot = Snapshot(loop, self.cfg, self.start, states(self.generators))
         if self.path is not None and loop.steps % self.options["checkpoint_every"] == 0:
-            self.snapshot.save(self.path, self._fingerprint)
+            try:
+                self.snapshot.save(self.path, self._fingerprint)
+            except WriteError as error:  # the video is worth more than what would help if it were lost
+                warnings.warn(f"{error} The run goes on without this checkpoint.", stacklevel=2)
 
     def out_of_memory(self, message: str) -> None:
         """Turn to the next smaller plan, or say what would do.
