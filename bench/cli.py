@@ -100,7 +100,8 @@ def check_plots() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
     options = parser().parse_args(arguments)
-    return run("consisid-bench", lambda: measure(options))
+    imports = ("consisid.bench.report", "consisid.bench.compare")
+    return run("consisid-bench", lambda: measure(options), imports=imports)
 
 
 if __name__ == "__main__":

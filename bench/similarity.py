@@ -16,11 +16,13 @@ import torch
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.align import arcface_crop
-from consisid.engine.errors import InputError
+from consisid.engine.errors import FaceError, InputError
 from consisid.engine.face import Faces
 from consisid.engine.files import file_aside
 
 EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
+
+PICTURES = ("image2",)  # what FFmpeg calls a reader of pictures; the names of others end in _pipe
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Similarity:
     """Per frame the cosine to the photo, None where no face was found, and a summary of those that have one."""
 
     frames: list[float | None]
-    mean: float | None
-    lowest: float | None
+    mean: float
+    lowest: float
     without_face: int
 
 
@@ -37,22 +39,35 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
     """The frames of a video file, uint8 [H, W, 3] BGR.
 
     Raises:
-        InputError: a file that is not there or is no video.
+        InputError: a file that is not there, is no video, a picture, or has no frames.
     """
     import av
 
     if not path.is_file():
         raise InputError(f"{path}: no such video.")
+    count = 0
     try:
-        with av.open(str(path)) as container:
+        # A file of ours: FFmpeg would take a name with a colon for an address.
+        with path.open("rb") as file, av.open(file) as container:
+            if container.format.name in PICTURES or container.format.name.endswith("_pipe"):
+                raise InputError(f"{path} is a picture; --video takes a video, --image the photo.")
+            if not container.streams.video:
+                raise InputError(f"{path} has no pictures; give a video.")
             for frame in container.decode(video=0):
+                count += 1
                 yield frame.to_ndarray(format="bgr24")
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"{path} cannot be read as a video ({error}).") from None
+    if not count:
+        raise InputError(f"{path} has no frames; give a video.")
 
 
 def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
-    """The similarity of every frame to a person; in each frame the largest face counts."""
+    """The similarity of every frame to a person; in each frame the largest face counts.
+
+    Raises:
+        InputError: no video; FaceError: no face in any frame.
+    """
     reference = person.id_cond[0, :EMBEDDING]
     cosines: list[float | None] = []
     for frame in read_video(video):
@@ -63,9 +78,10 @@ def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
         points = found.points[int(np.argmax(found.areas))]
         embedding = torch.from_numpy(faces.arcface(arcface_crop(frame, points))).reshape(-1)
         cosines.append(float(torch.cosine_similarity(reference, embedding, dim=0)))
+    if cosines and all(cosine is None for cosine in cosines):
+        raise FaceError(f"{video}: no face was found in any of {len(cosines)} frames; give a video that shows one.")
     seen = [cosine for cosine in cosines if cosine is not None]
-    mean = statistics.fmean(seen) if seen else None
-    return Similarity(cosines, mean, min(seen, default=None), len(cosines) - len(seen))
+    return Similarity(cosines, statistics.fmean(seen), min(seen), len(cosines) - len(seen))
 
 
 def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> str:
@@ -75,8 +91,6 @@ def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> st
     values = {"command": " ".join(sys.argv), "image": str(image), "video": str(video), **asdict(result)}
     with file_aside(output / "identity.json") as aside:
         aside.write_text(json.dumps(values, indent=1) + "\n")
-    if result.mean is None:
-        return f"{video}: no face was found in any of {len(result.frames)} frames."
     return (
         f"{video}: ArcFace cosine {result.mean:.3f} on average, {result.lowest:.3f} at the lowest; no face in "
         f"{result.without_face} of {len(result.frames)} frames."

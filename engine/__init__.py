@@ -1,8 +1,26 @@
 """Run a ConsisID engine folder: `ConsisID.open(folder)`, then `identify` and `generate`."""
 
-from .api import ConsisID
-from .errors import ConsisIDError
-from .identity import Identity
-from .video import Video
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import ConsisID
+    from .errors import ConsisIDError
+    from .identity import Identity
+    from .video import Video
 
 __all__ = ["ConsisID", "ConsisIDError", "Identity", "Video"]
+
+# The module of each name: imported when it is first asked for, so that a command line has a hold of an interrupt before
+# PyTorch is imported, which takes seconds.
+_MODULES = {"ConsisID": "api", "ConsisIDError": "errors", "Identity": "identity", "Video": "video"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

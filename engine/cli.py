@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,11 @@ def parser() -> argparse.ArgumentParser:
 
 def face_choice(text: str) -> str | int | tuple[float, ...]:
     """--face as identify() takes it: a number, a box, or else a word."""
-    if text.lstrip("-").isdigit():
+    with suppress(ValueError):
         return int(text)
-    try:
+    with suppress(ValueError):
         return tuple(float(part) for part in text.split(",")) if "," in text else text
-    except ValueError:
-        return text
+    return text
 
 
 def person_of(engine: Any, options: argparse.Namespace) -> Any:
@@ -91,14 +91,8 @@ def generate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .api import ConsisID
-    from .errors import InputError
-    from .files import check_place
 
-    if options.output.suffix.lower() != ".mp4":
-        raise InputError(f"--output {options.output} does not end in .mp4, the one format that is written.")
-    for path in (options.output, options.save_crop, options.save_identity, options.checkpoint):
-        if path is not None:
-            check_place(path)
+    check_places(options)
     engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
     load_loras(engine, options)
     person = person_of(engine, options)
@@ -138,20 +132,77 @@ def generate(options: argparse.Namespace) -> None:
     print(video.stats.summary())
 
 
-def save_picture(picture: Any, path: Path) -> None:
-    """Save a PIL image, whole or not at all.
+def check_places(options: argparse.Namespace) -> None:
+    """Whether everything that will be written can be, tried with what will write it.
 
     Raises:
-        InputError: an ending that Pillow knows no format for.
+        InputError: it cannot, or two things would be written to one place.
     """
+    from . import identity, mp4
     from .errors import InputError
+    from .files import check_place
+
+    checks: dict[str, Callable[[Path], None]] = {
+        "output": mp4.check_target,
+        "save_crop": check_picture,
+        "save_identity": identity.check_target,
+        "checkpoint": check_place,
+    }
+    taken: dict[Path, str] = {}
+    for name, check in checks.items():
+        path, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if path is None:
+            continue
+        check(path)
+        other = taken.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{flag} {path} is the file of {other} too; give each a name of its own.")
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that a picture's ending stands for.
+
+    Raises:
+        InputError: it stands for none that is written.
+    """
+    from PIL import Image
+
+    from .errors import InputError
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"{path} cannot be written as a picture (unknown ending {path.suffix!r}); end it in .png.")
+    return kind
+
+
+def check_picture(path: Path) -> None:
+    """Whether a picture can be written at `path`, tried with a small one that has no name; raises InputError."""
+    from PIL import Image
+
+    from .files import check_place
+
+    kind = picture_format(path)
+    check_place(path, lambda file: write_picture(Image.new("RGB", (64, 64)), file, kind, path))
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """Save a PIL image, whole or not at all; raises InputError."""
     from .files import file_aside
 
+    with file_aside(path) as aside, aside.open("wb") as file:
+        write_picture(picture, file, picture_format(path), path)
+
+
+def write_picture(picture: Any, file: Any, kind: str, path: Path) -> None:
+    from .errors import InputError
+    from .files import unwritable
+
     try:
-        with file_aside(path) as aside:
-            picture.save(aside)
-    except ValueError as error:
-        raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from None
+        picture.save(file, kind)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    except Exception as error:  # formats that take no such picture, or need a program that is not there
+        raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from error
 
 
 def interrupted(options: argparse.Namespace) -> str:
@@ -164,7 +215,8 @@ def interrupted(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
     options = parser().parse_args(arguments)
-    return run("consisid-generate", lambda: generate(options), lambda: interrupted(options))
+    imports = ("tqdm", "consisid.engine.api")
+    return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports)
 
 
 if __name__ == "__main__":

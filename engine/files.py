@@ -81,7 +81,7 @@ def check_place(target: Path, write: Callable[[BinaryIO], object] = write_nothin
         if target.is_dir():
             raise InputError(f"{target} is a folder; give the file to write.")
         folder = next(parent for parent in target.absolute().parents if parent.exists())
-        os.lstat(folder / target.name)  # a name that is too long shows here
+        os.lstat(target)  # a name that is too long shows here, or a null byte in it
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:

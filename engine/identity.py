@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from .decode import encode_image
 from .errors import InputError, shown
-from .files import as_path
+from .files import as_path, check_place
 from .keypoints import draw_points
 from .parsing import Unreadable, validate
 from .photo import Source, take_photo
@@ -111,8 +111,7 @@ class Identity:
     def save(self, path: str | Path) -> Path:
         """Write one .safetensors file with the embeddings, the image and, in its header as JSON, where it came from."""
         path = as_path(path)
-        if path.suffix != ".safetensors":
-            raise InputError(f"{path} does not end in .safetensors, the one format that identities are saved in.")
+        check_ending(path)
         tensors = {f"hidden_{i}": hidden.contiguous() for i, hidden in enumerate(self.id_vit_hidden)}
         pictures = {"image": self.image} | ({} if self.crop is None else {"crop": self.crop})
         tensors |= {name: torch.from_numpy(np.array(picture.convert("RGB"))) for name, picture in pictures.items()}
@@ -232,6 +231,22 @@ def _points(key_points: Any) -> np.ndarray | None:
     if not (np.abs(points) < SIDE).all():  # NaN among them
         raise InputError(f"key_points={shown(points.tolist())} are no places in an image; give pixels of it.")
     return points
+
+
+def check_target(path: Path) -> None:
+    """Whether an identity can be written at `path`.
+
+    Raises:
+        InputError: another ending than .safetensors; WriteError: a place where it cannot be written.
+    """
+    check_ending(path)
+    check_place(path)
+
+
+def check_ending(path: Path) -> None:
+    """Raises InputError for another ending than .safetensors."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} does not end in .safetensors, the one format that identities are saved in.")
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -273,7 +273,7 @@ def prepare(folder):
 
 @pytest.mark.parametrize(
     ("engine", "message"),
-    [("nowhere", "There is no engine folder at nowhere"), ("{tmp}", "is not an engine folder")],
+    [("nowhere", "nowhere; make one with consisid-build"), ("{tmp}", "is not an engine folder")],
 )
 def test_what_is_no_engine(tmp_path, capsys, engine, message):
     options = ["--image", "me.png", "--prompt", "A man.", "--output", str(tmp_path / "out.mp4")]
