@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -125,6 +126,31 @@ def test_a_wrong_result_is_not_timed(error, foreign, key):
     row = one_row(lambda: Work(lambda: timed.append(1), error=error, allowed=0.1), foreign=foreign)
     assert row[key].startswith("wrong")
     assert not timed
+
+
+@pytest.mark.parametrize(("foreign", "key"), [(False, "failed"), (True, "unmeasured")])
+def test_a_row_that_takes_too_long_is_given_up(foreign, key):
+    def compiler_that_tries_again() -> Work:
+        while True:
+            with suppress(Exception):
+                time.sleep(60)
+
+    start = time.monotonic()
+    assert one_row(compiler_that_tries_again, foreign=foreign, limit=0.2)[key].startswith("OverdueError")
+    assert time.monotonic() - start < 30
+    time.sleep(0.3)  # the alarm is off again
+
+
+def test_a_row_that_is_run_once_is_not_warmed_up():
+    calls = []
+    assert one_row(lambda: Work(lambda: calls.append(1)), once=True)["count"] == len(calls) == 1
+
+
+def test_without_checks_a_wrong_result_is_timed_and_its_error_stands_there():
+    context = Context.of(TINY, CPU, checked=False)
+    row = gpu.measure(Case("x", lambda: Work(lambda: None, error=9.0, allowed=0.1)), context, 0.01)
+    assert row["error"] == 9.0
+    assert "seconds" in row
 
 
 def raising(error):
