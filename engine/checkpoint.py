@@ -113,7 +113,7 @@ class Checkpoint:
         found = [name for name in TOKENIZERS if name in self._names("tokenizer")]
         if not found:
             raise CheckpointError(
-                f"{self.path / 'tokenizer'} holds neither {' nor '.join(TOKENIZERS)}; the checkpoint is incomplete."
+                f"{self.path} holds neither tokenizer/{' nor tokenizer/'.join(TOKENIZERS)}; it is incomplete."
             )
         return self.file(f"tokenizer/{found[0]}")
 
@@ -129,6 +129,8 @@ class Checkpoint:
             )
         transformer: TransformerConfig = self._read(TransformerConfig, "transformer")
         vae: VaeConfig = self._read(VaeConfig, "vae")
+        for part in FACE_FILES if transformer.is_train_face else ():
+            self.face_path(part)
         ratio = vae.spatial_ratio
         size = transformer.sample_height * ratio, transformer.sample_width * ratio, transformer.sample_frames
         name = name_of(transformer)

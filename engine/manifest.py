@@ -164,7 +164,7 @@ class Manifest:
                 raise EngineError(f"{file} was edited after the build; rebuild the folder with consisid-build.")
             if found is None or version != FORMAT:
                 raise Unreadable("it has no digest or no format")
-            BuildSpec.read(validate(dict[str, Any], values.get("spec")))
+            BuildSpec.read(validate(dict[str, Any], values.get("spec"), "spec"))
             manifest: Manifest = validate(cls, values)
             for name in (*manifest.weights, *(graph.file for graph in manifest.graphs.values() if graph.file)):
                 check_inside(name)

@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Le
+from torch import Tensor
 
 from .errors import one_line
 
@@ -88,8 +90,11 @@ def read_object(file: Path, limit: int = MIB, finite: bool = True) -> dict[str, 
     return value
 
 
-def validate(kind: Any, value: Any) -> Any:
+def validate(kind: Any, value: Any, name: str = "") -> Any:
     """A JSON value as an instance of `kind`: a dataclass, a TypedDict or whatever pydantic knows.
+
+    Args:
+        name: of the value, for an error.
 
     Nothing is converted but a whole number to a float and a list to a tuple; of a dataclass, fields that it does not
     have are ignored.
@@ -104,11 +109,16 @@ def validate(kind: Any, value: Any) -> Any:
         return _adapter(kind).validate_json(to_json(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = shorten(".".join(str(part) for part in first["loc"]), 80)
+        place = shorten(".".join(str(part) for part in ([name] if name else []) + list(first["loc"])), 80)
         given = "" if first["type"] == "missing" else f", this is {shorten(repr(first['input']), 40)}"
         raise Unreadable(f"{place}: {shorten(first['msg'], 100)}{given}") from None
     except (PydanticSerializationError, RecursionError) as error:
         raise Unreadable(shorten(error)) from None
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is one of floating-point numbers in memory: not sparse, and not on the meta device."""
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
 
 
 @cache

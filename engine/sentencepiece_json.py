@@ -44,8 +44,8 @@ def read_tokenizer_json(file: Path) -> bytes:
     from sentencepiece import sentencepiece_model_pb2
 
     values = read_object(file, BYTES)
-    model: Unigram = validate(Unigram, values.get("model"))
-    added: list[AddedToken] = validate(list[AddedToken], values.get("added_tokens") or [])
+    model: Unigram = validate(Unigram, values.get("model"), "model")
+    added: list[AddedToken] = validate(list[AddedToken], values.get("added_tokens") or [], "added_tokens")
     if not 0 < len(model["vocab"]) <= PIECES or model["unk_id"] >= len(model["vocab"]):
         raise Unreadable(f"it has {len(model['vocab'])} pieces, and number {model['unk_id']} for what is unknown")
     control = {(token["id"], token["content"]) for token in added}
@@ -69,7 +69,7 @@ def _charsmap(normalizer: Any) -> str:
     if not isinstance(normalizer, dict):
         return ""
     if normalizer.get("type") == "Precompiled":
-        found: str = validate(str, normalizer.get("precompiled_charsmap"))
+        found: str = validate(str, normalizer.get("precompiled_charsmap"), "precompiled_charsmap")
         return found
     steps = normalizer.get("normalizers")
     return next(filter(None, map(_charsmap, steps)), "") if isinstance(steps, list) else ""

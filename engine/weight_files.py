@@ -84,7 +84,7 @@ def read_index(file: Path) -> Mapping[str, str]:
     Raises:
         FileNotFoundError, Unreadable: no index, a damaged one, or one that names a file outside its folder.
     """
-    found: dict[str, str] = validate(dict[str, str], read_object(file, INDEX_BYTES).get("weight_map"))
+    found: dict[str, str] = validate(dict[str, str], read_object(file, INDEX_BYTES).get("weight_map"), "weight_map")
     for name in set(found.values()):
         check_inside(name)
     return found

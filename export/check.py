@@ -31,9 +31,6 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     """
     check_tokenizer(checkpoint)
     load_scheduler(checkpoint.file("scheduler/scheduler_config.json").parent)
-    if checkpoint.variant.transformer.is_train_face:
-        for part in FACE_FILES:
-            checkpoint.face_path(part)
     check_tensors(checkpoint)
     check_graphs(checkpoint)
     if checkpoint.variant.transformer.is_train_face:
