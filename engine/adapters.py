@@ -1,7 +1,7 @@
 """The LoRAs of an open engine, with the methods and names of diffusers' loaders."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ class Adapters:
             InputError: a name that is not loaded, another number of weights, or something that is no weight.
         """
         names = self._known(adapter_names)
-        one_each = isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str | bytes)
+        one_each = isinstance(adapter_weights, list | tuple)
         weights = list(adapter_weights) if one_each else [adapter_weights] * len(names)  # type: ignore[arg-type]
         if len(weights) != len(names):
             raise InputError(
@@ -206,11 +206,11 @@ class Adapters:
                     "with --backend inductor."
                 )
 
-    def _known(self, names: str | Sequence[str]) -> list[str]:
-        found = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-        wrong = next((name for name in found if not isinstance(name, str)), None)
-        if wrong is not None or None in found:
-            raise InputError(f"{shown(wrong)} is no name of a LoRA; give a name, or a list of names.")
+    def _known(self, names: Any) -> list[str]:
+        found = list(names) if isinstance(names, list | tuple | set | frozenset) else [names]
+        for name in found:
+            if not isinstance(name, str):
+                raise InputError(f"{shown(name)} is no name of a LoRA; give a name, or a list of names.")
         unknown = [name for name in found if name not in self._loaded]
         if unknown:
             loaded = ", ".join(self._loaded) or "none"
@@ -219,7 +219,8 @@ class Adapters:
 
 
 def _check_components(components: Sequence[str]) -> None:
-    if components not in (PART, [PART], (PART,)):
+    given = list(components) if isinstance(components, list | tuple) else [components]
+    if not (len(given) == 1 and isinstance(given[0], str) and given[0] == PART):
         raise InputError(f"components={shown(components)} have no LoRAs; it is the {PART} that has.")
 
 

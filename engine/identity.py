@@ -17,7 +17,7 @@ from .decode import encode_image
 from .errors import InputError, shown
 from .files import as_path, check_place
 from .keypoints import draw_points
-from .parsing import Unreadable, validate
+from .parsing import Unreadable, has_numbers, validate
 from .photo import Source, take_photo
 from .runtime import Networks
 from .sealed import load_sealed, save_sealed
@@ -88,7 +88,8 @@ class Identity:
         cond = _embedding("id_cond", id_cond)
         if cond.dim() != 2 or cond.shape[0] != 1 or not cond.numel():
             raise InputError(f"id_cond has to be [1, n], this is {list(cond.shape)}; one identity per video.")
-        if not isinstance(id_vit_hidden, Sequence | Tensor | np.ndarray) or isinstance(id_vit_hidden, str | bytes):
+        stacked = isinstance(id_vit_hidden, Tensor | np.ndarray) and id_vit_hidden.ndim > 0
+        if not stacked and not isinstance(id_vit_hidden, list | tuple):
             raise InputError(f"id_vit_hidden has to be a list of tensors, not {type(id_vit_hidden).__name__}.")
         hidden = tuple(_embedding(f"id_vit_hidden[{i}]", each) for i, each in enumerate(id_vit_hidden))
         if not hidden or any(h.dim() != 3 or h.shape[0] != 1 or not h.numel() for h in hidden):
@@ -203,10 +204,10 @@ def _embedding(name: str, given: Any) -> Tensor:
     tensor = given
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":
         tensor = torch.from_numpy(np.ascontiguousarray(given))
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.is_meta:
+    if not isinstance(tensor, Tensor) or not has_numbers(tensor):
         kind = given.dtype if isinstance(given, Tensor | np.ndarray) else type(given).__name__
         raise InputError(f"{name} has to be a tensor of floats, this is {kind}.")
-    if not tensor.detach().isfinite().all():
+    if not tensor.detach().float().isfinite().all():
         raise InputError(f"{name} has numbers that are not finite; compute it again.")
     return tensor.detach()
 
@@ -221,10 +222,10 @@ def _face_image(image: Any) -> Image.Image:
 def _points(key_points: Any) -> np.ndarray | None:
     if key_points is None:
         return None
-    given = key_points.detach().cpu() if isinstance(key_points, Tensor) else key_points
     try:
+        given = key_points.detach().float().cpu() if isinstance(key_points, Tensor) else key_points
         points = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError):
         raise InputError(f"key_points={shown(key_points)} are no numbers; give [5, 2], pixels of the image.") from None
     if points.shape != (5, 2):
         raise InputError(f"key_points have to be [5, 2], these are {list(points.shape)}.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import InputError, shown
 from .lora_files import PEFT
+from .parsing import has_numbers
 
 LONGEST = 512  # characters of a name
 PREFIXES = (PEFT, "transformer.", "diffusion_model.")  # the last two are of diffusers and of others
@@ -93,7 +94,7 @@ def _factor(name: str, key: str, value: Any, is_bias: bool) -> Tensor:
     """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         value = torch.from_numpy(np.ascontiguousarray(value))
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta or value.is_sparse:
+    if not isinstance(value, Tensor) or not has_numbers(value):
         kind = value.dtype if isinstance(value, Tensor | np.ndarray) else type(value).__name__
         raise InputError(f"{name} has for {key} no tensor of floats ({kind}).")
     if value.dim() < (1 if is_bias else 2) or not value.numel():
@@ -111,12 +112,11 @@ def _alpha(name: str, key: str, value: Any) -> float:
         InputError: it is no number, or several.
     """
     try:
-        values = {
-            float(each) for each in np.ravel(value.detach().float().cpu() if isinstance(value, Tensor) else value)
-        }
+        numbers = np.asarray(value.detach().float().cpu() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        values = set()
-    if len(values) != 1 or not np.isfinite(list(values)).all():
+        numbers = np.empty(0)
+    values = set(numbers.ravel().tolist()) if numbers.dtype.kind in "iuf" else set()
+    if len(values) != 1 or not np.isfinite(numbers).all():
         given = "several values" if len(values) > 1 else "no finite number"
         raise InputError(f"{name} has {given} for {key}; an alpha is one number.")
-    return values.pop()
+    return float(values.pop())

@@ -84,9 +84,10 @@ def check_choice(face: object) -> str | int | list[float]:
         return face
     if isinstance(face, Integral) and not isinstance(face, bool):
         return int(face)
-    if isinstance(face, Sequence | np.ndarray) and not isinstance(face, str | bytes) and len(face) == 4:
-        with suppress(TypeError, ValueError):
-            box = [float(side) for side in face]
+    flat = isinstance(face, list | tuple) or (isinstance(face, np.ndarray) and face.ndim == 1)
+    if flat and len(face) == 4:  # type: ignore[arg-type]
+        with suppress(TypeError, ValueError, OverflowError):
+            box = [float(side) for side in face]  # type: ignore[attr-defined]
             if all(isfinite(side) for side in box):
                 return box
     raise InputError(
