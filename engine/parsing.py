@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor
 from torch import Tensor
 
 from .errors import one_line
@@ -116,11 +114,6 @@ def validate(kind: Any, value: Any, name: str = "") -> Any:
         raise Unreadable(f"{place}: {shorten(first['msg'], 100)}{given}") from None
     except (PydanticSerializationError, RecursionError) as error:
         raise Unreadable(shorten(error)) from None
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor is one of floating-point numbers in memory: not sparse, and not on the meta device."""
-    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def has_numbers(tensor: Tensor) -> bool:

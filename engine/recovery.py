@@ -48,7 +48,7 @@ class Run:
         self.restarts, self._fingerprint, self._expected = 0, "", ""
         self.path = None if self.options["checkpoint"] is None else Path(self.options["checkpoint"])
         if self.path is not None and self.path.exists():
-            self.snapshot, self._expected = Snapshot.load(self.path, engine.device)
+            self.snapshot, self._expected = Snapshot.load(self.path, engine.device, self.start)
             self.start = self.snapshot.start
         self.plan = engine.plan_of(request, self.cfg_asked) if engine.memory is not None else None
         self.before = DeviceMemory.now(engine.device)

@@ -13,7 +13,7 @@ from annotated_types import Ge, Le, Len
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from .denoise import LoopState
+from .denoise import CFG_MODES, LoopState
 from .errors import InputError
 from .parsing import Unreadable, shorten, validate
 from .sealed import load_sealed, save_sealed
@@ -68,8 +68,11 @@ class Snapshot:
         save_sealed(path, tensors, values)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "tuple[Snapshot, str]":
+    def load(cls, path: Path, device: torch.device, start: Sequence[Tensor]) -> "tuple[Snapshot, str]":
         """A snapshot and the request that it is of.
+
+        Args:
+            start: states of generators such as the run has.
 
         Raises:
             InputError: a file that is something else, damaged, or was changed.
@@ -90,8 +93,13 @@ class Snapshot:
                 header["steps"], _unpack(header["latents"], tensors).to(device),
                 None if embeds is None else embeds.to(device), stepper,
             )  # fmt: skip
-            start, now = tuple(_unpack(header["start"], tensors)), tuple(_unpack(header["now"], tensors))
-            return cls(loop, header["cfg"], start, now), header["request"]
+            before, now = tuple(_unpack(header["start"], tensors)), tuple(_unpack(header["now"], tensors))
+            kinds = [[(state.dtype, state.shape) for state in states] for states in (start, before, now)]
+            if kinds[1] != kinds[0] or kinds[2] != kinds[0]:
+                raise Unreadable("its random numbers are from other generators")
+            if header["cfg"] not in CFG_MODES:
+                raise Unreadable(f"{shorten(repr(header['cfg']), 20)} is no mode of guidance")
+            return cls(loop, header["cfg"], before, now), header["request"]
         except FileNotFoundError as error:
             reason = shorten(error.strerror or error)
         except Unreadable as error:

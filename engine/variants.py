@@ -190,13 +190,19 @@ class Variant:
                 raise Unreadable(
                     f"block_out_channels {channels} is no multiple of norm_num_groups {vae.norm_num_groups}"
                 )
+        x = self.text
+        if x.relative_attention_max_distance <= x.relative_attention_num_buckets // 4:
+            raise Unreadable(
+                f"relative_attention_max_distance {x.relative_attention_max_distance} is too small for "
+                f"{x.relative_attention_num_buckets} buckets"
+            )
         doublings = vae.temporal_compression_ratio.bit_length() - 1
         if 2**doublings != vae.temporal_compression_ratio or doublings >= len(vae.block_out_channels):
             raise Unreadable(
                 f"temporal_compression_ratio {vae.temporal_compression_ratio} does not fit the VAE's blocks"
             )
         pairs: dict[str, tuple[object, object]] = {
-            "the text encoder's d_model and text_embed_dim": (self.text.d_model, t.text_embed_dim),
+            "the text encoder's d_model and text_embed_dim": (x.d_model, t.text_embed_dim),
             "in_channels and twice the VAE's latent_channels": (t.in_channels, 2 * vae.latent_channels),
             "out_channels and the VAE's latent_channels": (t.out_channels, vae.latent_channels),
             "temporal_compression_ratio of transformer and VAE": (

@@ -23,6 +23,7 @@ from consisid.engine.face_chain import analyse, features
 from consisid.engine.face_eager import EagerFaceModels
 from consisid.engine.identity import KIND
 from consisid.engine.photo import load_photo
+from consisid.engine.sealed import save_sealed
 from consisid.engine.variants import TINY
 from consisid.export import build
 
@@ -196,10 +197,12 @@ def test_what_is_no_identity_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    save_file({"id_cond": torch.zeros(1, 4)}, tmp_path / "half.safetensors", metadata={"kind": KIND})
+    save_sealed(
+        tmp_path / "half.safetensors", {"id_cond": torch.zeros(1, 4)}, {"kind": KIND, "hidden": 1, "source": {}}
+    )
     (tmp_path / "text.safetensors").write_text("no")
-    messages = {"nowhere": "no identity at", "other": "is no identity", "text": "cannot be read",
-                "half": "lacks hidden_0, image"}  # fmt: skip
+    messages = {"nowhere": "no identity at", "other": "it is another file", "text": "cannot be read",
+                "half": r"its tensors are \['id_cond'\]"}  # fmt: skip
     for name, message in messages.items():
         with pytest.raises(InputError, match=message):
             Identity.load(tmp_path / f"{name}.safetensors")
