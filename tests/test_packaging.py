@@ -13,7 +13,7 @@ from skimage.data import astronaut
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("kernels", "engine", "export", "bench")
-PUBLIC = "import consisid.engine, consisid.kernels, consisid.export, consisid.bench"
+PUBLIC = "import consisid.engine.api, consisid.kernels, consisid.export, consisid.bench"
 
 
 def imported(file: Path, package: str) -> set[str]:
