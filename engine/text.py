@@ -37,6 +37,8 @@ class Tokenizer:
         self.max_length = max_length
         try:
             data = read_tokenizer_json(model) if model.suffix == ".json" else read_bounded(model, BYTES)
+            if not data:
+                raise Unreadable("it is empty")
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
             self.size: int = self._model.vocab_size()
             for piece, number in (("<pad>", PAD), ("</s>", END)):
