@@ -102,6 +102,9 @@ class RandomWeights(Checkpoint):
     def has(self, part: str, name: str) -> bool:
         return (part, name) in self.tensors.shapes
 
+    def names(self, part: str) -> Collection[str]:
+        return {name for of, name in self.tensors.shapes if of == part}
+
     def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
         return self.tensors.draw(part, name, device, torch.bfloat16)
 
