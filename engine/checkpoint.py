@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
 from .face_files import FACE_FILES, FACE_FOLDER, FACE_STATES, locate_face_file, read_face_state
 from .networks.eva import eva_arguments
 from .networks.retinaface import retinaface_backbone
-from .parsing import Unreadable, read_object, refuse_pointer, shorten
+from .parsing import Unreadable, read_object, shorten
+from .part_tensors import PartTensors, StateTensors, StoredTensors
 from .variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
-from .weight_files import FLOATS, WeightFiles, choose_weights, has_variant, read_index
+from .weight_files import FLOATS, WeightFiles, choose_weights, has_variant
 
 PARTS = ("transformer", "text_encoder", "vae")
 TOKENIZERS = ("spiece.model", "tokenizer.json")  # of two, the first is read; they hold the same
@@ -143,7 +143,7 @@ class Checkpoint:
             vae=vae,
             text=self._read(TextConfig, "text_encoder"),
             eva=self._eva_config(),
-            retinaface=retinaface_backbone(self._face("retinaface")) if self._has_face("retinaface") else "resnet50",
+            retinaface=retinaface_backbone(self._state("retinaface")) if self._has_face("retinaface") else "resnet50",
             height=size[0],
             width=size[1],
             num_frames=size[2],
@@ -168,7 +168,7 @@ class Checkpoint:
         if not self._has_face("eva"):
             return EvaConfig()
         try:
-            return EvaConfig.read(eva_arguments(self._face("eva")))
+            return EvaConfig.read(eva_arguments(self._state("eva")))
         except Unreadable as error:
             reason = str(error)
         except Exception as error:  # a state may hold anything
@@ -200,14 +200,9 @@ class Checkpoint:
                 "the original checkpoint (diffusers' save_pretrained leaves it out)."
             ) from None
 
-    def _face(self, part: str) -> Mapping[str, Tensor]:
-        if part not in self._faces:
-            self._faces[part] = read_face_state(self.face_path(part), part)
-        return self._faces[part]
-
-    @cached_property
-    def _faces(self) -> dict[str, Mapping[str, Tensor]]:
-        return {}
+    def _state(self, part: str) -> Mapping[str, Tensor]:
+        tensors = self._part(part)
+        return {name: tensors.tensor(name) for name in tensors.names()}
 
     def files(self) -> list[Path]:
         """Everything that an engine reads, relative to the folder: the weights of the three parts, their
@@ -216,9 +211,10 @@ class Checkpoint:
         names |= {f"tokenizer/{n}" for n in self._names("tokenizer") if n.endswith((".json", ".model"))}
         names |= {self.face_file(part) for part in FACE_FILES if self._has_face(part)}
         for part in PARTS:
-            index = self._choice(part).index
+            index, stored = self._choice(part).index, self._part(part)
             names |= {f"{part}/{index}"} if index else set()
-            names |= {str(file.relative_to(self.path)) for file in self._index(part).values()}
+            if isinstance(stored, StoredTensors):
+                names |= {str(file.relative_to(self.path)) for file in stored.places.values()}
         return sorted(Path(name) for name in names if (self.path / name).is_file())
 
     def _choice(self, part: str) -> WeightFiles:
@@ -227,49 +223,29 @@ class Checkpoint:
         except Unreadable as error:
             raise CheckpointError(f"{self.path / part} cannot be used: {error}.") from None
 
-    def _index(self, part: str) -> dict[str, Path]:
-        if part not in self._indices:
-            folder, choice = self.path / part, self._choice(part)
-            if choice.file is not None:
-                file = self.file(f"{part}/{choice.file}")
-                self._indices[part] = dict.fromkeys(self._open(file).keys(), file)
+    def _part(self, part: str) -> PartTensors:
+        if part not in self._parts:
+            if part in FACE_STATES:
+                self._parts[part] = StateTensors(read_face_state(self.face_path(part), part))
             else:
-                file = self.file(f"{part}/{choice.index}")
-                try:
-                    named = read_index(file)
-                except Unreadable as error:
-                    raise CheckpointError(f"{file} cannot be used ({error}); download it again.") from None
-                shards = {name: self.file(f"{part}/{name}") for name in sorted(set(named.values()))}
-                self._indices[part] = {tensor: shards[name] for tensor, name in named.items()}
-                if not named:
-                    raise CheckpointError(f"{folder} has an index that names no tensor; download it again.")
-        return self._indices[part]
+                self._parts[part] = StoredTensors(self._choice(part), lambda name: self.file(f"{part}/{name}"))
+        return self._parts[part]
 
     @cached_property
-    def _indices(self) -> dict[str, dict[str, Path]]:
+    def _parts(self) -> dict[str, PartTensors]:
         return {}
-
-    @cached_property
-    def _handles(self) -> dict[Path, Any]:
-        return {}
-
-    def _open(self, file: Path) -> Any:
-        if file not in self._handles:
-            try:
-                with file.open("rb") as beginning:
-                    refuse_pointer(beginning.read(64))
-                self._handles[file] = safe_open(file, framework="pt", device="cpu")
-            except (OSError, SafetensorError, Unreadable) as error:
-                raise CheckpointError(f"{file} is missing or damaged ({shorten(error)}); download it again.") from None
-        return self._handles[file]
 
     def has(self, part: str, name: str) -> bool:
         """Whether the checkpoint holds a tensor of that name."""
-        return name in (self._face(part) if part in FACE_STATES else self._index(part))
+        return name in self._part(part).names()
 
     def names(self, part: str) -> Collection[str]:
         """The names of all tensors of a part."""
-        return (self._face(part) if part in FACE_STATES else self._index(part)).keys()
+        return self._part(part).names()
+
+    def _check_has(self, part: str, name: str) -> None:
+        if not self.has(part, name):
+            raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
 
     def shape(self, part: str, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it.
@@ -277,19 +253,9 @@ class Checkpoint:
         Raises:
             CheckpointError: there is none of that name, or one of whole numbers or of a dtype that needs scales.
         """
-        if not self.has(part, name):
-            raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
-        if part in FACE_STATES:
-            tensor = self._face(part)[name]
-            shape, dtype, kinds = tuple(tensor.shape), str(tensor.dtype), set(FLOATS.values())
-        else:
-            file = self._index(part)[name]
-            try:
-                piece = self._open(file).get_slice(name)
-            except SafetensorError:
-                raise CheckpointError(f"{file} lacks {name}, which its index promises; download it again.") from None
-            shape, dtype, kinds = tuple(piece.get_shape()), piece.get_dtype(), set(FLOATS)
-        if dtype not in kinds:
+        self._check_has(part, name)
+        shape, dtype = self._part(part).describe(name)
+        if dtype not in FLOATS:
             raise CheckpointError(
                 f"{name} in {self.path / part} is {dtype}; weights are read in {', '.join(FLOATS)}, not quantised."
             )
@@ -297,16 +263,9 @@ class Checkpoint:
 
     def tensor(self, part: str, name: str, device: torch.device | str = "cpu") -> Tensor:
         """A tensor in the dtype that it is stored in; on the CPU memory-mapped where the format allows, wherever the
-        file has it: see `to_aligned`."""
-        if not self.has(part, name):
-            raise CheckpointError(f"{self.path / part} has no tensor called {name}; the checkpoint is incomplete.")
-        if part in FACE_STATES:
-            return self._face(part)[name].to(device)
-        file = self._index(part)[name]
-        try:
-            return self._open(file).get_tensor(name).to(device)
-        except SafetensorError as error:
-            raise CheckpointError(f"{name} cannot be read from {file} ({shorten(error)}); download it again.") from None
+        file has it: see weight_files.to_aligned."""
+        self._check_has(part, name)
+        return self._part(part).tensor(name).to(device)
 
 
 def _is_folder(name: str | Path) -> bool:

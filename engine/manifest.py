@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,7 +146,7 @@ class Manifest:
             EngineError: no engine folder, a manifest that was edited or cut, or one of a newer version.
         """
         file = folder / FILE
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise EngineError(f"There is no engine folder at {folder}; make one with consisid-build.")
         if not file.is_file():
             raise EngineError(
@@ -214,7 +215,7 @@ class Manifest:
                     folder / graph.file, graph.bytes, "sha256", graph.sha256, "rebuild the folder with consisid-build"
                 )
         root = self.checkpoint_path(folder)
-        if not root.is_dir():
+        if not os.path.isdir(root):  # unlike Path's, no error for a name that is too long
             raise EngineError(f"The weights of {folder} are not at {root}; put it back, or rebuild with its new place.")
         remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
         for name, entry in self.weights.items():
@@ -247,7 +248,7 @@ class Manifest:
 
 
 def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise EngineError(f"{file} is missing; {remedy}.")
     if file.stat().st_size != size:
         raise EngineError(f"{file} has {file.stat().st_size} bytes instead of {size}; {remedy}.")

@@ -182,6 +182,28 @@ def test_a_change_of_a_source_changes_the_hash(tmp_path, monkeypatch, changed, d
     assert (kernels_hash() != before) is differs
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000])
+def test_names_that_no_system_takes(bundled, name):
+    """In the call, and in a manifest."""
+    with pytest.raises(EngineError, match="no engine folder at"):
+        ConsisID.open(name)
+    for change in (
+        lambda v: v["weights"].update({name: next(iter(v["weights"].values()))}),
+        lambda v: v.update(checkpoint=name),
+    ):
+        file = bundled / "manifest.json"
+        original = file.read_text()
+        values = json.loads(original)
+        change(values)
+        values.pop("digest")
+        values["digest"] = digest(values)
+        file.write_text(json.dumps(values))
+        with pytest.raises(EngineError, match=r"(is missing|are not at)") as caught:
+            ConsisID.open(bundled)
+        assert len(str(caught.value)) <= 1100
+        file.write_text(original)
+
+
 MANIFESTS = {
     "nested": b"[" * 100_000,
     "nested objects": b'{"a":' * 100_000,
