@@ -27,6 +27,7 @@ from .weight_files import check_inside, sample_hash
 FORMAT = 1
 FILE = "manifest.json"
 BYTES = 64 * MIB  # of a manifest at most
+PATH = 250  # characters of a path from a manifest that an error shows
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -216,7 +217,9 @@ class Manifest:
                 )
         root = self.checkpoint_path(folder)
         if not os.path.isdir(root):  # unlike Path's, no error for a name that is too long
-            raise EngineError(f"The weights of {folder} are not at {root}; put it back, or rebuild with its new place.")
+            raise EngineError(
+                f"The weights of {folder} are not at {shorten(root, PATH)}; put it back, or rebuild with its new place."
+            )
         remedy = f"restore the checkpoint at {root}, or rebuild the folder from the one you have"
         for name, entry in self.weights.items():
             if full or "sample" not in entry:
@@ -249,7 +252,7 @@ class Manifest:
 
 def _check(file: Path, size: int, kind: str, expected: str, remedy: str) -> None:
     if not os.path.isfile(file):
-        raise EngineError(f"{file} is missing; {remedy}.")
+        raise EngineError(f"{shorten(file, PATH)} is missing; {remedy}.")
     if file.stat().st_size != size:
         raise EngineError(f"{file} has {file.stat().st_size} bytes instead of {size}; {remedy}.")
     if (sample_hash(file) if kind == "sample" else sha256(file)) != expected:
