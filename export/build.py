@@ -26,7 +26,7 @@ from consisid.engine.shards import LAYERS
 from consisid.engine.variants import Variant
 from consisid.engine.weight_store import WeightStore
 
-from .choose import check_backend, check_targets
+from .choose import check_backend, check_targets, find_unusable
 from .entries import compiled
 from .source import Source
 from .staging import staging
@@ -77,6 +77,7 @@ def build(
     check_targets(backend, targets, flags)
     place = torch.device("cpu") if targets else check_device(device)
     runs_on = "cuda" if targets else place.type
+    unusable = find_unusable(backend, place)
     dtype = dtype or ("float32" if runs_on == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
@@ -102,7 +103,7 @@ def build(
         for name, graph in table.items():
             if holds:  # what one engine holds, no other reads
                 store = WeightStore(Merged(opened), place, DTYPES[dtype])
-            entry = work.finished(name) or compiled(graph, work.folder, spec, store, options)
+            entry = work.finished(name) or compiled(graph, work.folder, spec, store, options, unusable)
             work.finish(name, entry)
             entries[name] = entry
             report(name, entry, len(table))

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
 
 from .through_onnx import compile_through_onnx
+from .toolkit import check_toolkit
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
@@ -48,6 +50,7 @@ def compile_graph(
     dtype: torch.dtype,
     first_layer: Callable[[], Sequence[Tensor]],
     options: BuildOptions | None = None,
+    unusable: Mapping[str, str] | None = None,
 ) -> Choice:
     """Compile with the backend `name`, or with all and keep the best.
 
@@ -56,6 +59,7 @@ def compile_graph(
         first_layer: gives the weights of the graph's first layer, for the comparison that "auto" makes, and for engines
             that hold their weights.
         options: of such an engine.
+        unusable: candidates of "auto" that are not tried, with the reasons.
     """
     options = options or BuildOptions(streaming=False)
     if name != AUTO:
@@ -69,8 +73,10 @@ def compile_graph(
         [w.float() for w in weights],
     )
     files: dict[str, Path | None] = {}
-    milliseconds, errors, rejected = {}, {}, {}
+    milliseconds, errors, rejected = {}, {}, dict(unusable or {})
     for candidate in candidates(graph, device):
+        if candidate in rejected:
+            continue
         try:
             file = _make(candidate, graph, stem, device, dtype, lambda: weights, options)
         except BackendError as error:
@@ -182,6 +188,25 @@ def check_backend(name: str) -> str:
     if name not in NAMES:
         raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(NAMES)}.")
     return name
+
+
+def find_unusable(name: str, device: torch.device) -> dict[str, str]:
+    """Which candidates of "auto" cannot build for this device on this machine, each with the reason, which a warning
+    says too.
+
+    Raises:
+        BackendError: the backend that was asked for by name is one of them.
+    """
+    if device.type != "cuda" or name not in (AUTO, "inductor"):
+        return {}
+    try:
+        check_toolkit()
+    except BackendError as error:
+        if name != AUTO:
+            raise
+        warnings.warn(f"--backend auto leaves inductor out, so that graphs stay eager: {error}", stacklevel=3)
+        return {"inductor": str(error)}
+    return {}
 
 
 def check_targets(name: str, targets: Sequence[str], flags: Sequence[str]) -> None:

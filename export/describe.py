@@ -18,7 +18,7 @@ from consisid.engine.shards import LAYERS, sharded_table
 from consisid.engine.sizes import sizes
 from consisid.engine.weight_store import device_memory_free
 
-from .choose import check_backend, check_targets
+from .choose import check_backend, check_targets, find_unusable
 from .source import Source
 
 
@@ -70,6 +70,7 @@ def describe_plan(
     if targets and memory == "auto":
         raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
+    find_unusable(backend, place)
     kind = "cuda" if targets else place.type
     source = Source.find(checkpoint, random_weights, bundle=False, weights=variant)
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])

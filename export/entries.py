@@ -1,6 +1,7 @@
 """One graph of a build: compiled, hashed and written down."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from consisid.engine.backends import HOLDS_WEIGHTS
@@ -15,8 +16,18 @@ from consisid.engine.weight_store import WeightStore
 from .choose import compile_graph
 
 
-def compiled(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, options: BuildOptions) -> GraphEntry:
+def compiled(
+    graph: Graph,
+    folder: Path,
+    spec: BuildSpec,
+    store: WeightStore,
+    options: BuildOptions,
+    unusable: Mapping[str, str],
+) -> GraphEntry:
     """Compile a graph into `folder`, and say what came of it.
+
+    Args:
+        unusable: backends that cannot build on this machine, with the reasons.
 
     Raises:
         CheckpointError: the checkpoint lacks weights of the graph.
@@ -27,7 +38,7 @@ def compiled(graph: Graph, folder: Path, spec: BuildSpec, store: WeightStore, op
     _check_complete(graph, names, store.tensors.checkpoint)
     stem = folder / "graphs" / graph.name
     choice = compile_graph(
-        spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options
+        spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options, unusable
     )
     seconds = time.perf_counter() - start
     if choice.backend in HOLDS_WEIGHTS:
