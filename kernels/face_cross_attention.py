@@ -65,7 +65,7 @@ def face_fold_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def face_statistics_kernel(  # type: ignore[no-untyped-def]
-    hidden, means, rstds, length, text_length, eps, C: tl.constexpr, BLOCK_C: tl.constexpr
+    hidden, means, rstds, length, text_length, EPS: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """One program: mean and 1 / standard deviation of one video row."""
     row, sample = tl.program_id(0), tl.program_id(1)
@@ -77,7 +77,7 @@ def face_statistics_kernel(  # type: ignore[no-untyped-def]
     centred = tl.where(inside, x - mean, 0.0)
     target = sample.to(tl.int64) * (length - text_length) + row
     tl.store(means + target, mean)
-    tl.store(rstds + target, tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps))
+    tl.store(rstds + target, tl.rsqrt(tl.sum(centred * centred, axis=0) / C + EPS))
 
 
 @triton.jit
@@ -170,7 +170,7 @@ def launch(
         keys, weight, bias, folded, sums, offsets, C=width, BLOCK_C=block_c, num_warps=8
     )
     wrap_triton(face_statistics_kernel)[(video, batch)](
-        hidden, means, rstds, length, text_length, eps, C=width, BLOCK_C=block_c, num_warps=8
+        hidden, means, rstds, length, text_length, EPS=eps, C=width, BLOCK_C=block_c, num_warps=8
     )
     key_stride = tokens if samples > 1 else 0
     block_k = 32 if hidden.dtype == torch.float32 else BLOCK_K

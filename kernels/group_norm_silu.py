@@ -78,7 +78,7 @@ def group_statistics_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def group_combine_kernel(  # type: ignore[no-untyped-def]
-    means, squares, mean_out, rstd_out, elements, per_chunk, chunks, eps, BLOCK: tl.constexpr
+    means, squares, mean_out, rstd_out, elements, per_chunk, chunks, EPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One program: mean and 1 / standard deviation of one group, from its chunks, of which the last may be short."""
     group = tl.program_id(0).to(tl.int64)
@@ -96,7 +96,7 @@ def group_combine_kernel(  # type: ignore[no-untyped-def]
         square = tl.load(squares + group * chunks + chunk, mask=chunk < chunks, other=0.0) + size * delta * delta
         total += tl.where(chunk < chunks, square, 0.0)
     tl.store(mean_out + group, mean)
-    tl.store(rstd_out + group, 1.0 / tl.sqrt(tl.sum(total, axis=0) / (elements * 1.0) + eps))
+    tl.store(rstd_out + group, 1.0 / tl.sqrt(tl.sum(total, axis=0) / (elements * 1.0) + EPS))
 
 
 @triton.jit
@@ -191,7 +191,7 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
     )  # fmt: skip
     per_chunk = block * tiles * (members if wide else 1)
     wrap_triton(group_combine_kernel)[(batch * groups,)](
-        means, squares, mean, rstd, members * positions, per_chunk, chunks, eps, BLOCK=1024, num_warps=4
+        means, squares, mean, rstd, members * positions, per_chunk, chunks, EPS=eps, BLOCK=1024, num_warps=4
     )
     if shift.stride() != scale.stride():
         scale, shift = scale.contiguous(), shift.contiguous()

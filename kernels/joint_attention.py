@@ -99,11 +99,11 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _absorb(  # type: ignore[no-untyped-def]
-    scores, v, total, highest, result, factor, POLYNOMIAL: tl.constexpr
+    scores, v, total, highest, result, FACTOR: tl.constexpr, POLYNOMIAL: tl.constexpr
 ):
     """Take the scores and values of one block of keys into the running sum, maximum and result of each query."""
-    raised = tl.maximum(highest, tl.max(scores, axis=1) * factor)
-    weights = _exp2(scores * factor - raised[:, None], POLYNOMIAL)
+    raised = tl.maximum(highest, tl.max(scores, axis=1) * FACTOR)
+    weights = _exp2(scores * FACTOR - raised[:, None], POLYNOMIAL)
     shrink = tl.exp2(highest - raised)
     total = total * shrink + tl.sum(weights, axis=1)
     result = tl.dot(weights.to(v.dtype), v, result * shrink[:, None], input_precision="ieee")
@@ -112,12 +112,12 @@ def _absorb(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def joint_attention_kernel(  # type: ignore[no-untyped-def]
-    q, k, v, out, factor, queries, length, heads,
+    q, k, v, out, queries, length, heads,
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FACTOR: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, POLYNOMIAL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head of one sample. q, k, v are pointers or descriptors; factor > 0.
+    """One program: BLOCK_M queries of one head of one sample. q, k, v are pointers or descriptors; FACTOR > 0.
 
     AHEAD: the scores of the next block are begun before the exponentials of this one.
     """
@@ -135,18 +135,18 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
         if AHEAD:
             keys = _tile(k, sample, head, start + BLOCK_N, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
             following = tl.dot(rows, tl.trans(keys), input_precision="ieee")
-            total, highest, result = _absorb(scores, values, total, highest, result, factor, POLYNOMIAL)
+            total, highest, result = _absorb(scores, values, total, highest, result, FACTOR, POLYNOMIAL)
             scores = following
         else:
             keys = _tile(k, sample, head, start, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
             now = tl.dot(rows, tl.trans(keys), input_precision="ieee")
-            total, highest, result = _absorb(now, values, total, highest, result, factor, POLYNOMIAL)
+            total, highest, result = _absorb(now, values, total, highest, result, FACTOR, POLYNOMIAL)
     if not AHEAD:
         keys = _tile(k, sample, head, last, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
         scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
     scores = tl.where((last + tl.arange(0, BLOCK_N) < length)[None, :], scores, float("-inf"))
     values = _tile(v, sample, head, last, length, v_b, v_s, v_h, D, BLOCK_N, True, DESCRIPTORS)
-    total, highest, result = _absorb(scores, values, total, highest, result, factor, 0)
+    total, highest, result = _absorb(scores, values, total, highest, result, FACTOR, 0)
     row = first + tl.arange(0, BLOCK_M)
     target = ((sample.to(tl.int64) * queries + row) * heads + head)[:, None] * D + tl.arange(0, D)[None, :]
     tl.store(out + target, result / total[:, None], mask=(row < queries)[:, None])
@@ -166,8 +166,8 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Conf
             TensorDescriptor.from_tensor(x, [1, block, 1, dim]) for x, block in zip(sources, blocks, strict=True)
         )
     joint_attention_kernel[(triton.cdiv(queries, config.block_m), heads, batch)](
-        *sources, out, scale * LOG2_E, queries, k.shape[1], heads, *strides,
-        D=dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIPTORS=config.descriptors,
+        *sources, out, queries, k.shape[1], heads, *strides,
+        FACTOR=scale * LOG2_E, D=dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIPTORS=config.descriptors,
         WARP_SPECIALIZE=config.warp_specialize, POLYNOMIAL=config.polynomial, AHEAD=config.ahead,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

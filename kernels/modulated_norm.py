@@ -51,8 +51,8 @@ def reference_both(
 
 @triton.jit
 def modulated_norm_kernel(  # type: ignore[no-untyped-def]
-    hidden, update, gate_modulation, modulation, weight, bias, hidden_out, normed_out, length, text_length, eps,
-    C: tl.constexpr, BLOCK_C: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr,
+    hidden, update, gate_modulation, modulation, weight, bias, hidden_out, normed_out, length, text_length,
+    EPS: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """One program: one row. RESIDUAL: add the gated update and store the sum; NORM: store its modulated norm."""
     row = tl.program_id(0).to(tl.int64)
@@ -69,7 +69,7 @@ def modulated_norm_kernel(  # type: ignore[no-untyped-def]
         x = stored.to(tl.float32)
     if NORM:
         centred = tl.where(inside, x - tl.sum(x, axis=0) / C, 0.0)
-        x = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps)
+        x = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + EPS)
         x = x * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
         x += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
         shift = tl.load(modulation + stream * 3 * C + column, mask=inside, other=0.0).to(tl.float32)
@@ -90,8 +90,8 @@ def launch_norm(
     normed = torch.empty_like(hidden)
     batch, length, width = hidden.shape
     wrap_triton(modulated_norm_kernel)[(batch * length,)](
-        hidden, hidden, modulation, modulation, weight, bias, normed, normed, length, text_length, eps,
-        C=width, BLOCK_C=padded(width), RESIDUAL=False, NORM=True, num_warps=warps(width),
+        hidden, hidden, modulation, modulation, weight, bias, normed, normed, length, text_length,
+        EPS=eps, C=width, BLOCK_C=padded(width), RESIDUAL=False, NORM=True, num_warps=warps(width),
     )  # fmt: skip
     return normed
 
@@ -102,8 +102,8 @@ def launch_residual(hidden: Tensor, update: Tensor, modulation: Tensor, text_len
     total = torch.empty_like(hidden)
     batch, length, width = hidden.shape
     wrap_triton(modulated_norm_kernel)[(batch * length,)](
-        hidden, update, modulation, modulation, modulation, modulation, total, total, length, text_length, 0.0,
-        C=width, BLOCK_C=padded(width), RESIDUAL=True, NORM=False, num_warps=warps(width),
+        hidden, update, modulation, modulation, modulation, modulation, total, total, length, text_length,
+        EPS=0.0, C=width, BLOCK_C=padded(width), RESIDUAL=True, NORM=False, num_warps=warps(width),
     )  # fmt: skip
     return total
 
@@ -118,8 +118,8 @@ def launch_both(
     batch, length, width = hidden.shape
     wrap_triton(modulated_norm_kernel)[(batch * length,)](
         hidden, update, gate_modulation.contiguous(), modulation.contiguous(), weight, bias, total, normed,
-        length, text_length, eps,
-        C=width, BLOCK_C=padded(width), RESIDUAL=True, NORM=True, num_warps=warps(width),
+        length, text_length,
+        EPS=eps, C=width, BLOCK_C=padded(width), RESIDUAL=True, NORM=True, num_warps=warps(width),
     )  # fmt: skip
     return total, normed
 

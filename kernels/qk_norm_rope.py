@@ -39,8 +39,8 @@ def reference(
 
 @triton.jit
 def qk_norm_rope_kernel(  # type: ignore[no-untyped-def]
-    qkv, q_out, k_out, q_weight, q_bias, k_weight, k_bias, cos, sin, length, text, eps,
-    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    qkv, q_out, k_out, q_weight, q_bias, k_weight, k_bias, cos, sin, length, text,
+    EPS: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_R rows of q (second grid index 0) or of k (1) of a sample; a row is one head of one token.
 
@@ -64,7 +64,7 @@ def qk_norm_rope_kernel(  # type: ignore[no-untyped-def]
         bias = tl.load(k_bias + column, mask=column < D, other=0.0).to(tl.float32)
     centred = tl.where(inside, x - tl.sum(x, axis=1)[:, None] / D, 0.0)
     variance = tl.sum(centred * centred, axis=1)[:, None] / D
-    x = centred * tl.rsqrt(variance + eps) * weight[None, :] + bias[None, :]
+    x = centred * tl.rsqrt(variance + EPS) * weight[None, :] + bias[None, :]
 
     # The pair (2i, 2i + 1) turns by the angle i; text rows turn by nothing: cos 1, sin 0.
     position = token - text
@@ -102,8 +102,8 @@ def launch(
     batch, length, _, dim = q.shape
     wrap_triton(qk_norm_rope_kernel)[(triton.cdiv(length * heads, BLOCK_ROWS), 2, batch)](
         qkv, q, k, q_weight, q_bias, k_weight, k_bias, cos.contiguous(), sin.contiguous(),
-        length, length - cos.shape[0], eps,
-        HEADS=heads, D=dim, BLOCK_D=padded(dim), BLOCK_R=BLOCK_ROWS, num_warps=4,
+        length, length - cos.shape[0],
+        EPS=eps, HEADS=heads, D=dim, BLOCK_D=padded(dim), BLOCK_R=BLOCK_ROWS, num_warps=4,
     )  # fmt: skip
     return q, k
 

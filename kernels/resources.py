@@ -3,7 +3,12 @@
 The launchers run on meta tensors of full size and what they would have launched is compiled ahead of time for every
 architecture, with the arguments' types, alignments and constants as they would be on a GPU. The disassembly, by the
 tools in Triton's wheel, says how many registers a thread has, whether any are spilled, how much shared memory a
-program asks for and which tensor-core instructions there are. resources.json keeps that; `--check` compares with it.
+program asks for, which tensor-core instructions there are and whether any are in double precision. resources.json
+keeps that; `--check` compares with it.
+
+A number with a fraction is given to a kernel as a constant. As an argument Inductor would pass it as float64, where
+Triton's launcher passes float32, and whatever it is added to would be computed in double precision: slowly, and with
+other results than outside a package. Should a kernel have such an argument, it is compiled here as Inductor would.
 
 A table holds for one version of Triton, because another has another compiler: with another, --check says so and exits
 with 2, neither good nor bad.
@@ -30,6 +35,7 @@ PATH = Path(__file__).with_name("resources.json")
 SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 TENSOR = {80: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 SASS = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTCHMMA"}
+DOUBLE = r"\bD(?:ADD|MUL|FMA|SETP|MNMX|MMA)\b|\.F64\b|64H\b"  # arithmetic, conversions, and the seeds of 1 / x
 REGISTERS = 65536  # of a multiprocessor
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 Table = dict[str, dict[str, dict[str, int]]]  # kernel, architecture, what is in Resources
@@ -38,7 +44,7 @@ Table = dict[str, dict[str, dict[str, int]]]  # kernel, architecture, what is in
 @dataclass(frozen=True)
 class Resources:
     """Of one kernel on one architecture. registers: of a thread; spills, mma, wgmma, tcgen05: instructions;
-    shared: bytes of a program."""
+    shared: bytes of a program; fp64: instructions in double precision."""
 
     registers: int
     spills: int
@@ -47,14 +53,15 @@ class Resources:
     mma: int
     wgmma: int
     tcgen05: int
+    fp64: int
 
 
 def _type(value: Any) -> str:
-    """Triton's name for the type of an argument, as its launcher would derive it."""
+    """Triton's name for the type of an argument, as its launcher would derive it; a float's as Inductor would."""
     if isinstance(value, Tensor):
         return "*" + TYPES[str(value.dtype).removeprefix("torch.")]
     if isinstance(value, float):
-        return "fp32"
+        return "fp64"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     block = ",".join(map(str, value.block_shape))
@@ -108,6 +115,7 @@ def measure(launch: Launch, arch: int) -> Resources:
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         **{name: len(re.findall(rf"\b{mnemonic}\b", code)) for name, mnemonic in SASS.items()},
+        fp64=sum(bool(re.search(DOUBLE, line)) for line in code.splitlines()),
     )
 
 
@@ -129,6 +137,8 @@ def faults(name: str, arch: str, row: dict[str, int]) -> list[str]:
         found.append(f"wants {row['shared']} bytes of shared memory, there are {SHARED[number]}")
     if row["registers"] * row["warps"] * 32 > REGISTERS:
         found.append(f"wants {row['registers']} registers for {row['warps']} warps, more than a multiprocessor has")
+    if row["fp64"]:
+        found.append(f"computes in double precision ({row['fp64']} instructions)")
     if has_dot(name) and not row[TENSOR[number]]:
         found.append(f"has no {TENSOR[number]} instruction")
     return [f"{name} on {arch} {fault}" for fault in found]

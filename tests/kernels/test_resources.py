@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 triton = pytest.importorskip("triton")
 
 from consisid.kernels import resources  # noqa: E402
+from consisid.kernels.cases import FULL, cases  # noqa: E402
+from consisid.kernels.specimens import record  # noqa: E402
 
 KEPT = json.loads(resources.PATH.read_text())
 
@@ -41,6 +44,7 @@ def test_the_table_is_whole_and_has_no_faults():
         ({"spills": 12}, "joint_attention on sm_90 spills registers"),
         ({"wgmma": 0, "mma": 128}, "joint_attention on sm_90 has no wgmma"),
         ({"shared": 300000}, "joint_attention on sm_90 wants 300000 bytes of shared memory"),
+        ({"fp64": 3}, "joint_attention on sm_90 computes in double precision (3 instructions)"),
         ({"registers": 255, "warps": 16}, "joint_attention on sm_90 wants 255 registers for 16 warps"),
     ],
 )
@@ -49,6 +53,26 @@ def test_a_regression_names_kernel_and_architecture(change, message):
     made = {"joint_attention": {"sm_90": row | change}}
     assert any(line.startswith(message) for line in resources.regressions(KEPT["kernels"], made))
     assert not resources.regressions(KEPT["kernels"], {"joint_attention": {"sm_90": row}})
+
+
+FLOATS = {  # file, parameter, launcher, name of the case, where in its launches
+    "rope": ("qk_norm_rope", "EPS: tl.constexpr, HEADS", "launch", "qk_norm_rope", 0),
+    "norm": ("modulated_norm", "EPS: tl.constexpr, C", "launch_norm", "modulated_norm", 0),
+    "face": ("face_cross_attention", "EPS: tl.constexpr, C", "launch", "face_cross_attention", 1),
+    "group": ("group_norm_silu", "EPS: tl.constexpr, BLOCK", "launch", "group_norm_silu", 1),
+}
+
+
+@pytest.mark.parametrize("which", FLOATS)
+def test_a_float_that_is_an_argument_is_seen(broken, which):
+    """As Inductor passes it, in float64: the sums that it is added to are computed in double precision."""
+    file, parameter, launcher, name, place = FLOATS[which]
+    module = broken(file, parameter, parameter.replace(": tl.constexpr", "", 1))
+    arguments = next(case.arguments for case in cases(FULL, "meta") if case.name == name)
+    launch = record(getattr(module, launcher), *arguments)[place]
+    found = resources.measure(launch, 90)
+    assert found.fp64 > 10
+    assert any("double precision" in line for line in resources.faults(name, "sm_90", asdict(found)))
 
 
 def test_a_table_of_another_triton_is_not_compared(tmp_path, monkeypatch, capsys):

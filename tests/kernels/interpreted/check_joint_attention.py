@@ -75,7 +75,7 @@ FAULTS = {
         "    scores = tl.where((last < 0)",
     ),
     "unmasked tail": ("< length)[None, :], scores", "< length + BLOCK_N)[None, :], scores"),
-    "wrong scale": ("scores * factor - raised", "scores * factor * 1.02 - raised"),
+    "wrong scale": ("scores * FACTOR - raised", "scores * FACTOR * 1.02 - raised"),
     "sum not shrunk": ("total = total * shrink", "total = total"),
 }
 
