@@ -28,18 +28,34 @@ class Machine:
 
 
 TFLOP, GB = 1e12, 1e9
-# Data sheets give the dense peak of the tensor cores with 32-bit accumulation, and the link's nominal rate in one
-# direction; no program reaches either, so times from them are lower bounds.
+# Measured by others where somebody did, as large products of PyTorch in bf16 and copies from pinned memory by nvbandwidth
+# reach it; elsewhere what data sheets give, dense and with 32-bit accumulation, which no program reaches. No stage runs
+# at the rate of its largest product throughout, so that times from either are lower bounds.
+MAMF = "matmul in bf16, ml-engineering's table of achievable FLOPS, August 2026"
+MATMUL = "matmul in bf16, torch-performance-test-data, database.md, January 2026"
+PCIE_5 = "PCIe 5.0 x16: 55.6 GB/s by nvbandwidth, NVIDIA's blog post about it"
+PCIE_4 = "PCIe 4.0 x16: 26.0 GB/s by nvbandwidth, its README"
 MACHINES: Mapping[str, Machine] = {
     machine.name: machine
     for machine in (
+        Machine("h200", 790 * TFLOP, 55.6 * GB, f"790 TFLOP/s measured in bf16 on an H200; {PCIE_5}"),
+        # Before h100, whose name is in this one's too.
+        Machine("h100pcie", 496 * TFLOP, 55.6 * GB, f"{MATMUL}: 496 TFLOP/s; {PCIE_5}"),
+        Machine("h100", 794 * TFLOP, 55.6 * GB, f"{MAMF}: 794 TFLOP/s, SXM; {PCIE_5}"),
+        Machine("a100", 271 * TFLOP, 26 * GB, f"{MAMF}: 271 TFLOP/s, SXM (PCIe: 253); {PCIE_4}"),
         Machine(
-            "h200", 790 * TFLOP, 63 * GB,
-            "790 TFLOP/s measured in bf16 on an H200; PCIe 5.0 x16, 63 GB/s (NVIDIA H200 datasheet: PCIe Gen5)",
+            "l40s", 269 * TFLOP, 26 * GB,
+            f"{MATMUL}: 269 TFLOP/s (NVIDIA's data sheet: 362, which its 350 W do not allow); {PCIE_4}",
         ),
         Machine(
-            "rtx4090", 165.2 * TFLOP, 31.5 * GB,
-            "NVIDIA Ada architecture whitepaper: 165.2 TFLOP/s fp16 with fp32 accumulation; PCIe 4.0 x16, 31.5 GB/s",
+            "rtx5090", 236 * TFLOP, 56.3 * GB,
+            f"{MATMUL}: 222 to 242 TFLOP/s on four (NVIDIA's whitepaper: 209.5 at its boost clock, which they exceed); "
+            "PCIe 5.0 x16: 56.3 GB/s by nvbandwidth, tinygrad/open-gpu-kernel-modules issue 29",
+        ),
+        Machine(
+            "rtx4090", 165.2 * TFLOP, 26.3 * GB,
+            "NVIDIA Ada architecture whitepaper: 165.2 TFLOP/s fp16 with fp32 accumulation; "
+            "PCIe 4.0 x16: 26.3 GB/s by nvbandwidth, NVIDIA/nvbandwidth issue 15",
         ),
         Machine(
             "rtx3090", 71 * TFLOP, 31.5 * GB,

@@ -159,13 +159,48 @@ def test_a_shown_budget_is_enough(count):
     assert count <= parse(show(count), 0) <= count + GIB // 100 + 1
 
 
-def test_machines_by_the_drivers_name():
-    assert machine_named("NVIDIA GeForce RTX 4090").name == "rtx4090"
-    assert machine_named("NVIDIA H200").name == "h200"
-    assert machine_named("Tesla T4").name == "t4"
-    assert machine_named("NVIDIA L4") is UNKNOWN
-    assert machine_named("NVIDIA T400 4GB") is UNKNOWN
-    assert machine_named("") is UNKNOWN
+@pytest.mark.parametrize(
+    ("gpu", "machine"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100pcie"),
+        ("NVIDIA H100", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("Tesla T4", "t4"),
+    ],
+)
+def test_machines_by_the_drivers_name(gpu, machine):
+    assert machine_named(gpu).name == machine
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        "", "NVIDIA L4", "NVIDIA L40", "NVIDIA T400 4GB", "NVIDIA GH200 480GB", "NVIDIA A100X",
+        # A chip of less power under the same name, and a part of one.
+        "NVIDIA GeForce RTX 5090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+    ],
+)  # fmt: skip
+def test_machines_that_are_not_known(gpu):
+    assert machine_named(gpu) is UNKNOWN
+
+
+def test_machines_are_as_fast_as_somebody_measured():
+    """No row above the dense peak of a data sheet by more than what clocks above the nominal one give."""
+    peaks = {"h200": 989, "h100": 989, "h100pcie": 756, "a100": 312, "l40s": 362, "rtx5090": 209.5, "rtx4090": 165.2,
+             "rtx3090": 71, "t4": 65}  # fmt: skip
+    assert set(peaks) == set(MACHINES)
+    for name, machine in MACHINES.items():
+        assert 0.6 * peaks[name] < machine.flops / 1e12 < 1.15 * peaks[name], name
+        link = 16 if name == "t4" else 63 if "PCIe 5.0" in machine.sources else 31.5
+        assert 0.8 * link < machine.link / 1e9 <= link, name
 
 
 UNITS = tuple(Unit(("block", i), 10, 100.0) for i in range(4))
