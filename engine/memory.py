@@ -348,6 +348,8 @@ def smaller(
 
 def machine_named(gpu: str) -> Machine:
     """The row of MACHINES for a GPU by the driver's name, such as "NVIDIA GeForce RTX 4090"; UNKNOWN without one."""
-    words = gpu.lower().split()
+    words = re.split(r"[\s-]+", gpu.lower())
+    if {"laptop", "mig"}.intersection(words):  # another chip of the same name, or a part of one
+        return UNKNOWN
     names = {*words, *(left + right for left, right in pairwise(words))}  # "rtx 4090" is two words
     return next((row for key, row in MACHINES.items() if key in names), UNKNOWN)

@@ -28,9 +28,9 @@ class Machine:
 
 
 TFLOP, GB = 1e12, 1e9
-# Measured by others where somebody did, as large products of PyTorch in bf16 and copies from pinned memory by nvbandwidth
-# reach it; elsewhere what data sheets give, dense and with 32-bit accumulation, which no program reaches. No stage runs
-# at the rate of its largest product throughout, so that times from either are lower bounds.
+# Measured by others where somebody did: large products of PyTorch in bf16, and copies from pinned memory by nvbandwidth;
+# elsewhere what data sheets give, dense and with 32-bit accumulation, which no program reaches. No stage runs at the
+# rate of its largest product throughout, so that times from either are lower bounds.
 MAMF = "matmul in bf16, ml-engineering's table of achievable FLOPS, August 2026"
 MATMUL = "matmul in bf16, torch-performance-test-data, database.md, January 2026"
 PCIE_5 = "PCIe 5.0 x16: 55.6 GB/s by nvbandwidth, NVIDIA's blog post about it"
