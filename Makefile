@@ -37,9 +37,10 @@ format: $(READY)
 kernels: $(READY)
 	$(BIN)/python -m consisid.kernels.resources
 
-# Measure joint attention on the GPU of this machine and write its rows of kernels/tuning.json.
+# Measure joint attention on the GPU of this machine and write its rows of kernels/tuning.json, after each group of
+# candidates; an interrupted run goes on. OUTPUT=file writes the table there too.
 tune: $(READY)
-	$(BIN)/python -m consisid.kernels.tune
+	$(BIN)/python -m consisid.kernels.tune $(if $(OUTPUT),--output '$(OUTPUT)')
 
 clean:
 	rm -rf $(VENV) .venv-parity out build dist *.egg-info

@@ -28,7 +28,7 @@ class Machine:
 
 
 TFLOP, GB = 1e12, 1e9
-# Measured by others where somebody did: large products of PyTorch in bf16, and copies from pinned memory by nvbandwidth;
+# Measured by others where somebody did: large products of PyTorch in bf16, copies from pinned memory by nvbandwidth;
 # elsewhere what data sheets give, dense and with 32-bit accumulation, which no program reaches. No stage runs at the
 # rate of its largest product throughout, so that times from either are lower bounds.
 MAMF = "matmul in bf16, ml-engineering's table of achievable FLOPS, August 2026"

@@ -3,6 +3,10 @@
 Our kernel with each of its options and every backend of PyTorch's scaled_dot_product_attention get the same tensors.
 A candidate counts only when it is right: against float32, its error may be twice that of the least wrong backend of
 PyTorch.
+
+The table is written after each group of candidates, whole or not at all, with the best so far. What was interrupted
+goes on where it was, if it is of the same shape and versions; what was finished is measured again. `--output PATH`
+writes the table there too, to be copied from a machine that is gone afterwards.
 """
 
 import argparse
@@ -10,9 +14,12 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +28,10 @@ from . import tuning
 from ._triton import INSTALLED, triton
 from .joint_attention import BACKENDS, by_kernel, by_torch, cost, reference
 from .timing import Run, time
+
+GROUP = 8  # candidates that are timed in turns; each holds a result of its own meanwhile
+Tried = dict[str, float | None]
+Keep = Callable[[Mapping[str, float], tuning.Config | None, bool], None]
 
 # What PyTorch says when no kernel of a backend takes an input, and Triton when a pass of its compiler gives up.
 REFUSALS = ("No available kernel", "Invalid backend", "PassManager::run failed")
@@ -62,8 +73,15 @@ def error(run: Run, right: Tensor) -> float:
         return float("inf")
 
 
-def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int) -> tuple[dict[str, float], tuning.Config]:
-    """Milliseconds of ours and of each backend, and the options with which ours took that long."""
+def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Keep) -> None:
+    """Measure ours with each of its options, and the others.
+
+    Args:
+        tried: milliseconds by configuration, None for one that is wrong or does not run; what is in it already is not
+            measured again, and what is measured is added.
+        keep: called after each group with the milliseconds of each implementation so far, with the options that ours
+            is the fastest with so far, None before there are any, and whether nothing is left to measure.
+    """
     scale = q.shape[-1] ** -0.5
     right = reference(q[:, :256].float(), k.float(), v.float(), scale)
     theirs: dict[str, Run] = {name: partial(by_torch, q, k, v, scale, name) for name in BACKENDS}
@@ -72,35 +90,91 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int) -> tuple[dict[str, flo
         print(name)
         errors[name] = error(run, right)
     allowed = 2 * min(errors.values())
+    theirs = {name: run for name, run in theirs.items() if errors[name] <= allowed}
+    others = time(theirs, rounds)
+    known: dict[str, tuning.Config] = {}
 
-    def ours(configs: Sequence[tuning.Config]) -> dict[tuning.Config, float]:
-        found: dict[tuning.Config, float] = {}
-        for start in range(0, len(configs), 8):  # each holds a result of its own while it is timed
-            tried: dict[str, Run] = {}
-            for config in configs[start : start + 8]:
+    def fastest(count: int) -> list[tuning.Config]:
+        spent = {name: tried[name] or 0.0 for name in known if tried.get(name) is not None}
+        return [known[name] for name in sorted(spent, key=lambda name: spent[name])[:count]]
+
+    def keep_so_far() -> None:
+        for config in fastest(1):
+            keep({**others, "ours": tried[str(config)] or 0.0}, config, False)
+            return
+        keep(others, None, False)
+
+    def try_all(configs: Sequence[tuning.Config]) -> None:
+        known.update({str(config): config for config in configs})
+        left = [config for config in configs if str(config) not in tried]
+        for start in range(0, len(left), GROUP):
+            group = left[start : start + GROUP]
+            runs: dict[str, Run] = {}
+            for config in group:
                 print(config)
                 run = partial(by_kernel, q, k, v, scale, config)
                 if error(run, right) <= allowed:
-                    tried[repr(config)] = run
-            spent = time(tried, rounds)
-            found |= {config: spent[repr(config)] for config in configs if repr(config) in spent}
-        return found
+                    runs[str(config)] = run
+            spent = time(runs, rounds)
+            tried.update({str(config): spent.get(str(config)) for config in group})
+            keep_so_far()
 
-    found = ours(list(candidates(torch.cuda.get_device_capability(q.device))))
-    best = sorted(found, key=lambda config: found[config])[:4]
-    found |= ours([replace(config, polynomial=share) for config in best for share in (2, 4)])
-    config = min(found, key=lambda config: found[config])
-    final = {name: run for name, run in theirs.items() if errors[name] <= allowed}
-    return time(final | {"ours": partial(by_kernel, q, k, v, scale, config)}, rounds), config
+    keep_so_far()
+    try_all(list(candidates(torch.cuda.get_device_capability(q.device))))
+    try_all([replace(config, polynomial=share) for config in fastest(4) for share in (2, 4)])
+    best = next(iter(fastest(1)), None)
+    if best is not None:
+        theirs["ours"] = partial(by_kernel, q, k, v, scale, best)
+    keep(time(theirs, rounds), best, True)
 
 
-def write(gpu: str, key: str, row: dict[str, object]) -> None:
-    """Put one row into the table, whole or not at all."""
-    table = json.loads(tuning.PATH.read_text())
+def write(gpu: str, key: str, row: Mapping[str, object], places: Sequence[Path]) -> None:
+    """Put one row into the table, and the table into files, each whole or not at all."""
+    table = read(places[0])
     table["measured"].setdefault(gpu, {})[key] = row
-    temporary = tuning.PATH.with_suffix(".json.new")
-    temporary.write_text(json.dumps(table, indent=2) + "\n")
-    os.replace(temporary, tuning.PATH)
+    for place in places:
+        write_whole(place, json.dumps(table, indent=2) + "\n")
+
+
+def read(place: Path) -> dict[str, Any]:
+    """The table in a file, or, where there is none yet, the package's."""
+    table: dict[str, Any] = json.loads((place if place.exists() else tuning.PATH).read_text())
+    return table
+
+
+def write_whole(place: Path, text: str) -> None:
+    """Write a file beside its place, and then give it its name."""
+    with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=f".{place.name}.", delete=False) as file:
+        try:
+            file.write(text)
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, place)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def find_places(output: Path | None) -> list[Path]:
+    """Which files the table goes to: the package's own, unless it cannot be written, and `output`.
+
+    Raises:
+        ValueError: there would be none, or `output` cannot be written.
+    """
+    places = [tuning.PATH, *([output.absolute()] if output else [])]
+    able = [place for place in places if os.access(place.parent, os.W_OK) and not place.is_dir()]
+    if output and output.absolute() not in able:
+        raise ValueError(f"--output {output} cannot be written; name a file in a folder that is there.")
+    if not able:
+        raise ValueError(f"{tuning.PATH} cannot be written; name another file with --output.")
+    return able
+
+
+def left_off(gpu: str, key: str, about: Mapping[str, object], places: Sequence[Path]) -> Tried:
+    """What an interrupted run measured of the same shape with the same versions."""
+    row = read(places[0])["measured"].get(gpu, {}).get(key, {})
+    same = row.get("complete") is False and all(row.get(name) == value for name, value in about.items())
+    return dict(row["tried"]) if same else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,31 +184,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--heads", type=int, default=48)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path, metavar="PATH", help="write the table to this file too")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available() or not INSTALLED:
         print("Tuning measures on a GPU, with Triton, and this machine lacks one of them.", file=sys.stderr)
         return 2
-    shape = (options.batch, options.tokens, 3, options.heads, options.head_dim)
+    try:
+        places = find_places(options.output)
+    except ValueError as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    shape = [options.batch, options.tokens, 3, options.heads, options.head_dim]
     qkv = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
     q, k, v = qkv[:, :, 0].contiguous(), qkv[:, :, 1].contiguous(), qkv[:, :, 2]
-    times, config = measure(q, k, v, options.rounds)
     work = cost(options.batch, options.tokens, options.tokens, options.heads, options.head_dim, q.element_size())
-    rates = {name: round(work.flops / spent / 1e9, 1) for name, spent in times.items()}
-    for name, spent in sorted(times.items(), key=lambda item: item[1]):
-        print(f"{name:10s} {spent:8.3f} ms  {rates[name]:7.1f} TFLOP/s")
-    gpu, fastest = torch.cuda.get_device_name(), min(times, key=lambda name: times[name])
-    key = tuning.shape_class(options.head_dim, options.tokens)
+    gpu, key = torch.cuda.get_device_name(), tuning.shape_class(options.head_dim, options.tokens)
     versions = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
     command = f"python -m consisid.kernels.tune {' '.join(arguments if arguments is not None else sys.argv[1:])}"
-    row: dict[str, object] = {
-        "fastest": fastest,
-        "config": asdict(config),
-        "tflops": rates,
-        "milliseconds": times,
-        "shape": shape,
-    }
-    write(gpu, key, row | {"versions": versions, "command": command.strip()})
-    print(f"{gpu}, {key}: {fastest}; written to {tuning.PATH.name}")
+    about: dict[str, Any] = {"shape": shape, "versions": versions}
+    tried = left_off(gpu, key, about, places)
+
+    def keep(times: Mapping[str, float], config: tuning.Config | None, complete: bool) -> None:
+        rates = {name: round(work.flops / spent / 1e9, 1) for name, spent in times.items()}
+        chosen = config or tuning.default_config(torch.cuda.get_device_capability(), q.dtype)
+        fastest = min(times, key=lambda name: times[name])
+        row = {"fastest": fastest, "config": asdict(chosen), "tflops": rates, "milliseconds": dict(times), **about}
+        write(gpu, key, row | {"complete": complete, "tried": tried, "command": command.strip()}, places)
+        print(f"{gpu}, {key}: {fastest}, {len(tried)} configurations tried")
+        if complete:
+            for name, spent in sorted(times.items(), key=lambda item: item[1]):
+                print(f"{name:10s} {spent:8.3f} ms  {rates[name]:7.1f} TFLOP/s")
+
+    measure(q, k, v, options.rounds, tried, keep)
+    print(f"written to {', '.join(map(str, places))}")
     return 0
 
 

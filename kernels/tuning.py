@@ -9,13 +9,14 @@ exactly what ran.
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 PATH = Path(__file__).with_name("tuning.json")
+SIZES = ("block_m", "block_n", "num_warps", "num_stages")
 LONG = 4096  # tokens from which a shape counts as long: many blocks of keys for every block of queries
 
 
@@ -32,6 +33,13 @@ class Config:
     warp_specialize: bool = False
     polynomial: int = 0
     ahead: bool = False
+
+    def __str__(self) -> str:
+        """In a few words, the same for no two: what a measurement of it is kept under."""
+        words = [f"{self.block_m}x{self.block_n}", f"{self.num_warps} warps", f"{self.num_stages} stages"]
+        words += [f"{name} {value}" for name, value in asdict(self).items() if name not in SIZES and value > 1]
+        words += [name for name, value in asdict(self).items() if value is True]
+        return ", ".join(words)
 
 
 # Exact arithmetic has no matrix units for float32; small tiles, since a float32 takes twice the shared memory.

@@ -1,7 +1,7 @@
 """What the dispatcher of joint_attention chooses, for GPUs that are not here."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -78,41 +78,165 @@ def test_candidates_are_distinct_and_valid():
         assert any(config.warp_specialize for config in configs) == (capability == (10, 0))
 
 
-def test_a_row_is_written_beside_the_others(tmp_path, monkeypatch):
-    path = tmp_path / "tuning.json"
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The table of the package, as a file that may be written."""
+    path = tmp_path / "package" / "tuning.json"
+    path.parent.mkdir()
     path.write_text(tuning.PATH.read_text())
     monkeypatch.setattr(tuning, "PATH", path)
-    tune.write("Some GPU", "head_dim 64, long", ROW)
-    tune.write("Some GPU", "head_dim 64, short", ROW)
-    table = json.loads(path.read_text())
+    return path
+
+
+def test_a_row_is_written_beside_the_others(own):
+    tune.write("Some GPU", "head_dim 64, long", ROW, [own])
+    tune.write("Some GPU", "head_dim 64, short", ROW, [own])
+    table = json.loads(own.read_text())
     assert list(table["measured"]["Some GPU"]) == ["head_dim 64, long", "head_dim 64, short"]
-    assert table["defaults"] == json.loads(path.read_text())["defaults"]
-    assert list(tmp_path.iterdir()) == [path]
+    assert table["defaults"] == tuning.table()["defaults"]
+    assert list(own.parent.iterdir()) == [own]
 
 
-def test_only_what_is_right_can_win(monkeypatch, capsys):
-    """With invented times: the quickest option is wrong, the next does not run; the quickest right one is chosen."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    configs = list(tune.candidates((9, 0)))
-    wrong, broken, best = configs[3], configs[11], replace(configs[5], polynomial=2)
+def test_a_table_that_cannot_be_written_whole_is_left_as_it_was(own, monkeypatch):
+    before = own.read_bytes()
+    monkeypatch.setattr(tune.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        tune.write("Some GPU", "head_dim 64, long", ROW, [own])
+    assert own.read_bytes() == before
+    assert list(own.parent.iterdir()) == [own]
 
-    def by_kernel(q, k, v, scale, config):
-        if config == broken:
+
+CONFIGS = list(tune.candidates((9, 0)))
+WRONG, BROKEN = CONFIGS[3], CONFIGS[11]
+
+
+class Bench:
+    """Invented times in the place of a GPU: the quickest option is wrong, the next does not run. `ran` says what was
+    tried; `stops` is the option at which the run is interrupted."""
+
+    def __init__(self, monkeypatch):
+        self.ran, self.stops = [], None
+        self.spent = {str(WRONG): 1.0, str(BROKEN): 2.0, str(CONFIGS[5]): 4.0, "cudnn": 3.5}
+        self.spent[str(replace(CONFIGS[5], polynomial=2))] = self.spent["ours"] = 3.0
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
+        randn = torch.randn
+        monkeypatch.setattr(torch, "randn", lambda *shape, device=None, **more: randn(*shape, **more))
+        monkeypatch.setattr(tune, "by_kernel", self.by_kernel)
+        monkeypatch.setattr(tune, "by_torch", lambda q, k, v, scale, backend: reference(q, k, v, scale))
+        monkeypatch.setattr(tune, "time", lambda runs, rounds: {name: self.spent.get(name, 10.0) for name in runs})
+
+    def by_kernel(self, q, k, v, scale, config):
+        self.ran.append(config)
+        if config == self.stops:
+            raise KeyboardInterrupt
+        if config == BROKEN:
             raise OutOfResources(300000, 232448, "shared memory")
-        return reference(q, k, v, scale * (2 if config == wrong else 1)).bfloat16()
+        return reference(q, k, v, scale * (2 if config == WRONG else 1)).bfloat16()
 
-    def time(runs, rounds):
-        spent = {repr(wrong): 1.0, repr(broken): 2.0, repr(configs[5]): 4.0, repr(best): 3.0, "cudnn": 3.5, "ours": 3.0}
-        return {name: spent.get(name, 10.0) for name in runs}
+    def run(self, *arguments):
+        self.ran.clear()
+        shape = ["--batch", "1", "--tokens", "33", "--heads", "2", "--head-dim", "16"]
+        return tune.main([*shape, *map(str, arguments)])
 
-    monkeypatch.setattr(tune, "by_kernel", by_kernel)
-    monkeypatch.setattr(tune, "by_torch", lambda q, k, v, scale, backend: reference(q, k, v, scale))
-    monkeypatch.setattr(tune, "time", time)
-    q, k, v = (torch.randn(1, 33, 2, 16, dtype=torch.bfloat16) for _ in range(3))
-    times, config = tune.measure(q, k, v, 3)
-    assert config == best
-    assert times == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0, "ours": 3.0}
+
+@pytest.fixture
+def bench(monkeypatch):
+    return Bench(monkeypatch)
+
+
+def row_of(path):
+    return json.loads(path.read_text())["measured"]["Some GPU"]["head_dim 16, short"]
+
+
+def test_only_what_is_right_can_win(bench, own, capsys):
+    """The quickest right option is chosen, with a polynomial, which only the best are tried with."""
+    assert bench.run() == 0
+    row = row_of(own)
+    assert row["config"] == asdict(replace(CONFIGS[5], polynomial=2))
+    assert row["milliseconds"] == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0, "ours": 3.0}
+    assert (row["fastest"], row["complete"], row["shape"]) == ("ours", True, [1, 33, 3, 2, 16])
+    assert row["tried"][str(WRONG)] is row["tried"][str(BROKEN)] is None
+    assert len(row["tried"]) == len(CONFIGS) + 8
     assert "does not run: out of resource" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_what_it_measured_and_goes_on(bench, own):
+    bench.stops = CONFIGS[20]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    row = row_of(own)
+    assert list(row["tried"]) == [str(config) for config in CONFIGS[:16]]
+    assert (row["complete"], row["fastest"], row["config"]) == (False, "cudnn", asdict(CONFIGS[5]))
+    assert row["milliseconds"]["ours"] == 4.0
+    bench.stops = None
+    assert bench.run() == 0
+    assert bench.ran[0] == CONFIGS[16]
+    assert row_of(own)["config"] == asdict(replace(CONFIGS[5], polynomial=2))
+    assert bench.run() == 0  # what was finished is measured again
+    assert bench.ran[0] == CONFIGS[0]
+
+
+def test_what_another_version_measured_is_measured_again(bench, own, monkeypatch):
+    bench.stops = CONFIGS[20]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    bench.stops = None
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert bench.run() == 0
+    assert bench.ran[0] == CONFIGS[0]
+
+
+def test_before_any_option_ran_there_is_a_row(bench, own):
+    """From the others: an interrupt while the first options compile."""
+    bench.stops = CONFIGS[0]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    row = row_of(own)
+    assert (row["fastest"], row["tried"]) == ("cudnn", {})
+    assert row["config"] == asdict(tuning.default_config((9, 0), BF16))
+
+
+def test_where_no_option_of_ours_is_right_the_others_are_left(bench, own, monkeypatch):
+    monkeypatch.setattr(tune, "by_kernel", lambda q, k, v, scale, config: bench.by_kernel(q, k, v, scale, WRONG))
+    assert bench.run() == 0
+    assert row_of(own)["milliseconds"] == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0}
+    assert set(row_of(own)["tried"].values()) == {None}
+
+
+def test_the_table_is_copied_out_after_each_group(bench, own, tmp_path):
+    bench.stops = CONFIGS[20]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run("--output", tmp_path / "copy.json")
+    assert (tmp_path / "copy.json").read_text() == own.read_text()
+    assert list(row_of(tmp_path / "copy.json")["tried"]) == [str(config) for config in CONFIGS[:16]]
+
+
+def test_a_package_that_cannot_be_written(bench, own, tmp_path, monkeypatch, capsys):
+    before, able = own.read_bytes(), tune.os.access
+    monkeypatch.setattr(tune.os, "access", lambda path, mode: path != own.parent and able(path, mode))
+    assert bench.run() == 2
+    assert capsys.readouterr().err == f"{own} cannot be written; name another file with --output.\n"
+    assert bench.run("--output", tmp_path / "copy.json") == 0
+    assert own.read_bytes() == before
+    assert row_of(tmp_path / "copy.json")["complete"]
+    assert json.loads((tmp_path / "copy.json").read_text())["defaults"] == json.loads(before)["defaults"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(bench, own, tmp_path, capsys):
+    assert bench.run("--output", tmp_path / "none" / "copy.json") == 2
+    assert "name a file in a folder that is there" in capsys.readouterr().err
+    assert bench.run("--output", tmp_path) == 2
+    assert not bench.ran
+
+
+def test_no_two_options_have_one_name():
+    for capability in ((8, 0), (9, 0), (10, 0), (12, 0)):
+        configs = [replace(c, polynomial=share) for c in tune.candidates(capability) for share in (0, 2, 4)]
+        assert len({str(config) for config in configs}) == len(configs)
+    named = tuning.Config(64, 128, 4, 2, descriptors=True, polynomial=2, ahead=True)
+    assert str(named) == "64x128, 4 warps, 2 stages, polynomial 2, descriptors, ahead"
 
 
 @pytest.mark.parametrize("reason", [ValueError("a fault"), RuntimeError(""), IndexError(), torch.OutOfMemoryError()])
