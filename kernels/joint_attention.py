@@ -21,26 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import tuning
 from ._triton import runs, tl, triton
+from .attention_others import PACKAGES, by_package, by_torch_preferring, reference
 from .cost import Cost
 
 LOG2_E = 1.4426950408889634
-BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
-
-
-def reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(q k^T scale) v by PyTorch's scaled_dot_product_attention."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 @triton.jit
@@ -174,14 +162,6 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Conf
     return out
 
 
-def by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
-    """One backend of scaled_dot_product_attention: "flash", "cudnn" or "efficient"; "torch" leaves it to PyTorch."""
-    if backend == "torch":
-        return reference(q, k, v, scale)
-    with sdpa_kernel(BACKENDS[backend]):
-        return reference(q, k, v, scale)
-
-
 def supported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether our kernel computes this."""
     dim = q.shape[-1]
@@ -194,8 +174,10 @@ def launch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     choice = tuning.choose(q.device, q.dtype, q.shape[-1], k.shape[1])
     if choice.implementation == "ours" and supported(q, k, v, scale):
         return by_kernel(q, k, v, scale, choice.config)
-    backend = "torch" if choice.implementation == "ours" else choice.implementation
-    return by_torch(q, k, v, scale, backend).contiguous()
+    if choice.implementation in ("ours", "torch"):
+        return reference(q, k, v, scale).contiguous()
+    by = by_package if choice.implementation in PACKAGES else by_torch_preferring
+    return by(q, k, v, scale, choice.implementation).contiguous()
 
 
 def fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

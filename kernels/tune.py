@@ -1,6 +1,7 @@
 """Measure joint attention on the GPU of this machine and write what was found to tuning.json: `make tune`.
 
-Our kernel with each of its options and every backend of PyTorch's scaled_dot_product_attention get the same tensors.
+Our kernel with each of its options, every backend of PyTorch's scaled_dot_product_attention, and FlashAttention 3 and 4
+where their packages are installed get the same tensors.
 A candidate counts only when it is right: against float32, its error may be twice that of the least wrong backend of
 PyTorch.
 
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from . import tuning
 from ._triton import INSTALLED, triton
-from .joint_attention import BACKENDS, by_kernel, by_torch, cost, reference
+from .attention_others import BACKENDS, PACKAGES, by_package, by_torch, package_works, reference
+from .joint_attention import by_kernel, cost
 from .timing import Run, time
 
 GROUP = 8  # candidates that are timed in turns; each holds a result of its own meanwhile
@@ -85,6 +87,8 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Ke
     scale = q.shape[-1] ** -0.5
     right = reference(q[:, :256].float(), k.float(), v.float(), scale)
     theirs: dict[str, Run] = {name: partial(by_torch, q, k, v, scale, name) for name in BACKENDS}
+    installed = [name for name in PACKAGES if package_works(name, q.device, q.dtype)]
+    theirs |= {name: partial(by_package, q, k, v, scale, name) for name in installed}
     errors = {}
     for name, run in theirs.items():
         print(name)

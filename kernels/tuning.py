@@ -1,19 +1,26 @@
-"""Which implementation of joint_attention is the fastest on a GPU, and with which options: tuning.json, read only here.
+"""Which implementation of joint_attention is used on a GPU, and with which options: tuning.json, read only here.
 
-The file has two parts. "measured" has a row for each GPU name and shape class, written by `python -m
-consisid.kernels.tune` on such a GPU. "defaults" has options for our kernel by compute capability, chosen by reasoning
-about registers and shared memory, not by measuring. A GPU without a row uses PyTorch's own choice of attention: what
-nobody measured there does not replace what PyTorch's authors did. Tuning options are stored whole, so that a row says
-exactly what ran.
+The file has three parts. "measured" has a row for each GPU name and shape class, written by `python -m
+consisid.kernels.tune` on such a GPU. "by_rule" has an order of preference for each compute capability of GPUs that
+nobody of this project measured, from figures that others published: each row's "source" begins with "by rule" and names
+them, and "gpus" says which GPUs it was made for. It gives way to a measured row. "defaults" has options for our kernel
+by compute capability, chosen by reasoning about instructions, registers and shared memory, not by measuring.
+
+What is not installed, or switched off in PyTorch, is passed over for the next best. A GPU without a row, and a shape
+that no row is about, use PyTorch's own choice of attention. Tuning options are stored whole, so that a row says exactly
+what ran.
 """
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .attention_others import usable
 
 PATH = Path(__file__).with_name("tuning.json")
 SIZES = ("block_m", "block_n", "num_warps", "num_stages")
@@ -48,7 +55,7 @@ FLOAT32 = Config(block_m=64, block_n=32, num_warps=4, num_stages=2)
 
 @dataclass(frozen=True)
 class Choice:
-    """implementation: "ours", "flash", "cudnn", "efficient", or "torch" for PyTorch's own choice among its own."""
+    """implementation: "ours", "flash", "cudnn", "efficient", "fa3", "fa4", or "torch" for PyTorch's own choice."""
 
     implementation: str
     config: Config
@@ -74,14 +81,36 @@ def default_config(capability: tuple[int, int], dtype: torch.dtype) -> Config:
     return Config(**rows[known[-1]])
 
 
-def look_up(gpu: str, capability: tuple[int, int], dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
-    """The choice for a GPU by its name. Pure, so that it can be asked about GPUs that are not here."""
+def look_up(
+    gpu: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    usable: Callable[[str], bool] = lambda name: True,
+) -> Choice:
+    """The choice for a GPU by its name. Pure, so that it can be asked about GPUs that are not here.
+
+    Args:
+        usable: whether an implementation can be called there.
+    """
     key = shape_class(head_dim, tokens)
-    row = table()["measured"].get(gpu, {}).get(key)
-    if dtype == torch.float32 or row is None:
-        why = "float32 is not tuned" if dtype == torch.float32 else f"{gpu} was not measured for {key}"
-        return Choice("torch", default_config(capability, dtype), f"PyTorch's own choice, because {why}")
-    return Choice(row["fastest"], Config(**row["config"]), f"the fastest as measured on {gpu} for {key}")
+    default = default_config(capability, dtype)
+    measured = table()["measured"].get(gpu, {}).get(key)
+    rule = table()["by_rule"].get(".".join(map(str, capability)))
+    if dtype == torch.float32:
+        return Choice("torch", default, "PyTorch's own choice, because float32 is not tuned")
+    if measured is not None:
+        order = sorted(measured["milliseconds"], key=measured["milliseconds"].get)
+        config, reason = Config(**measured["config"]), f"as measured on {gpu} for {key}"
+    elif rule is not None and key in rule["shapes"]:
+        order, config, reason = rule["order"], default, rule["source"]
+    else:
+        return Choice("torch", default, f"PyTorch's own choice, because {gpu} was not measured for {key}")
+    chosen = next((name for name in order if usable(name)), "torch")
+    passed = order[: order.index(chosen)] if chosen in order else order
+    reason = f"the fastest {reason}" if measured is not None and not passed else reason
+    return Choice(chosen, config, reason + (f"; not usable here: {', '.join(passed)}" if passed else ""))
 
 
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
@@ -89,4 +118,4 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int)
     if device.type != "cuda":
         return Choice("ours", Config(64, 64, 4, 1), "the kernel in Triton's interpreter")
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    return look_up(name, capability, dtype, head_dim, tokens)
+    return look_up(name, capability, dtype, head_dim, tokens, lambda found: usable(found, device, dtype))

@@ -10,11 +10,15 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from consisid.kernels import describe, measure, tune, tuning
+from consisid.kernels.attention_others import BACKENDS, PACKAGES, reference
 from consisid.kernels.cases import SMALL, cases
-from consisid.kernels.joint_attention import BACKENDS, reference
 
 BF16, FP32 = torch.bfloat16, torch.float32
-ROW = {"fastest": "ours", "config": {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2, "polynomial": 4}}
+ROW = {
+    "fastest": "ours",
+    "config": {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2, "polynomial": 4},
+    "milliseconds": {"flash": 3.0, "ours": 1.0, "cudnn": 2.0},
+}
 
 
 @pytest.fixture
@@ -25,16 +29,53 @@ def measured(monkeypatch):
 
 @pytest.mark.usefixtures("measured")
 def test_a_measured_row_is_used_where_it_applies():
-    choice = tuning.look_up("Some GPU", (9, 0), BF16, 64, 20000)
+    choice = tuning.look_up("Some GPU", (7, 5), BF16, 64, 20000)
     assert choice.implementation == "ours"
     assert choice.config == tuning.Config(64, 32, 4, 2, polynomial=4)
     assert choice.reason == "the fastest as measured on Some GPU for head_dim 64, long"
     others = (("Some GPU", BF16, 64, 100), ("Some GPU", BF16, 128, 20000), ("Other", BF16, 64, 20000))
     for gpu, dtype, dim, tokens in others:
-        choice = tuning.look_up(gpu, (9, 0), dtype, dim, tokens)
+        choice = tuning.look_up(gpu, (7, 5), dtype, dim, tokens)
         assert choice.implementation == "torch"
         assert "was not measured" in choice.reason
     assert tuning.look_up("Some GPU", (9, 0), FP32, 64, 20000).implementation == "torch"
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_measured_row_goes_before_a_rule_and_takes_the_next_best_where_the_best_is_missing():
+    assert tuning.look_up("Some GPU", (9, 0), BF16, 64, 20000).implementation == "ours"
+    choice = tuning.look_up("Some GPU", (9, 0), BF16, 64, 20000, lambda name: name != "ours")
+    assert choice.implementation == "cudnn"
+    assert choice.reason == "as measured on Some GPU for head_dim 64, long; not usable here: ours"
+
+
+RULES = {
+    ("NVIDIA H100 80GB HBM3", (9, 0)): ["fa3", "cudnn", "fa4", "ours", "flash"],
+    ("NVIDIA H200", (9, 0)): ["fa3", "cudnn", "fa4", "ours", "flash"],
+    ("NVIDIA A100-SXM4-80GB", (8, 0)): ["flash", "ours", "cudnn"],
+    ("NVIDIA GeForce RTX 4090", (8, 9)): ["flash", "ours", "cudnn"],
+    ("NVIDIA L40S", (8, 9)): ["flash", "ours", "cudnn"],
+    ("NVIDIA GeForce RTX 5090", (12, 0)): ["cudnn", "flash", "ours"],
+    ("NVIDIA B200", (10, 0)): ["fa4", "cudnn", "ours", "flash"],
+}
+
+
+@pytest.mark.parametrize(("gpu", "capability"), RULES)
+def test_gpus_that_nobody_measured_go_by_rule(gpu, capability):
+    """Whatever is missing is passed over, down to PyTorch's own choice."""
+    missing = []
+    for name in [*RULES[gpu, capability], "torch"]:
+        choice = tuning.look_up(gpu, capability, BF16, 64, 17776, lambda name: name not in missing)
+        assert choice.implementation == name
+        assert choice.config == tuning.default_config(capability, BF16)
+        assert choice.reason.startswith("by rule until measured: ")
+        assert choice.reason.endswith(f"; not usable here: {', '.join(missing)}") == bool(missing)
+        missing.append(name)
+
+
+def test_a_rule_is_for_the_shapes_that_its_figures_are_of():
+    for dim, tokens, dtype in ((64, 500, BF16), (128, 17776, BF16), (64, 17776, FP32)):
+        assert tuning.look_up("NVIDIA H200", (9, 0), dtype, dim, tokens).implementation == "torch"
 
 
 def test_defaults_go_to_the_nearest_older_capability():
@@ -47,14 +88,28 @@ def test_defaults_go_to_the_nearest_older_capability():
 
 def test_the_file_holds_what_can_be_used():
     table = json.loads(tuning.PATH.read_text())
+    known = {"ours", *BACKENDS, *PACKAGES}
     for row in table["defaults"].values():
         tuning.Config(**row)
     for gpu, rows in table["measured"].items():
         for key, row in rows.items():
-            assert row["fastest"] in ("ours", *BACKENDS), (gpu, key)
+            assert row["fastest"] in known, (gpu, key)
             assert row["fastest"] == min(row["milliseconds"], key=row["milliseconds"].get), (gpu, key)
             tuning.Config(**row["config"])
             assert row["versions"], (gpu, key)
+    for capability, row in table["by_rule"].items():
+        assert known.issuperset(row["order"]), capability
+        assert set(row) == {"gpus", "shapes", "order", "source"}
+        assert row["source"].startswith("by rule until measured: ")
+
+
+def test_tune_measures_packages_that_are_installed(bench, own, monkeypatch):
+    monkeypatch.setattr(tune, "package_works", lambda name, device, dtype: name == "fa3")
+    monkeypatch.setattr(tune, "by_package", lambda q, k, v, scale, name: reference(q, k, v, scale))
+    bench.spent["fa3"] = 2.5
+    assert bench.run() == 0
+    assert row_of(own)["fastest"] == "fa3"
+    assert "fa4" not in row_of(own)["milliseconds"]
 
 
 def test_describe_without_a_gpu():
