@@ -15,7 +15,10 @@ import torch
 
 from consisid import bench, engine, export, kernels
 
-PACKAGES = ("torch", "triton", "diffusers", "transformers", "tensorrt", "xformers", "flash-attn", "consisid")
+PACKAGES = (
+    "torch", "triton", "diffusers", "transformers", "tensorrt", "xformers",
+    "flash-attn", "fa3-fwd", "flash-attn-4", "consisid",
+)  # fmt: skip
 # Settings of the C library, OpenMP and PyTorch that change a figure: they are part of the command.
 SETTINGS = ("MALLOC_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "CUDA_VISIBLE_DEVICES")
 

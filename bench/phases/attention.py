@@ -11,17 +11,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consisid import kernels
+from consisid.kernels import attention_others
+from consisid.kernels.attention_others import BACKENDS, NAMES, PACKAGES, load_package
 from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import Config, default_config
 
 from . import Case, Context, Unavailable, Work
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, S, H, D] -> [B, S, H, D]
-SDPA = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
 CHECKED = 128  # queries whose result is compared with float32
 
 
@@ -70,30 +67,14 @@ def flex(c: Context) -> Attention:
     return run
 
 
-# Where packages have their function of q, k, v [B, S, H, D]: FlashAttention 4, and two builds of 3.
-PACKAGES = {
-    "FlashAttention 4": ("flash_attn.cute",),
-    "FlashAttention 3": ("flash_attn_interface", "fa3_fwd_interface"),
-}
-
-
 def by_package(c: Context, name: str) -> Attention:
-    """FlashAttention by its own package."""
-    c.need_gpu(name)
-    reasons = []
-    for place in PACKAGES[name]:
-        try:
-            attend = import_module(place).flash_attn_func
-        except (ImportError, AttributeError) as error:
-            reasons.append(f"{place} cannot be imported ({error})")
-            continue
-
-        def run(q: Tensor, k: Tensor, v: Tensor, attend: Any = attend) -> Tensor:
-            out = attend(q, k, v)
-            return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp too
-
-        return run
-    raise Unavailable("; ".join(reasons))
+    """FlashAttention 3 or 4 by its own package, which the extra fa3-fwd or flash-attn-4 installs."""
+    c.need_gpu(NAMES[name])
+    try:
+        load_package(name)
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
+    return lambda q, k, v: attention_others.by_package(q, k, v, q.shape[-1] ** -0.5, name)
 
 
 def by_xformers(c: Context, name: str) -> Attention:
@@ -144,10 +125,10 @@ def cases(c: Context) -> Iterator[Case]:
         return sdpa if c.device.type == "meta" else by_backend(backend)
 
     rows: dict[str, Callable[[], Any]] = {"sdpa, PyTorch's choice": lambda: sdpa}
-    rows |= {f"sdpa {name}": partial(on_gpu, b) for name, b in SDPA.items()}
+    rows |= {f"sdpa {name}": partial(on_gpu, b) for name, b in BACKENDS.items()}
     rows |= {
         "FlexAttention compiled": lambda: flex(c),
-        **{name: partial(by_package, c, name) for name in PACKAGES},
+        **{NAMES[name]: partial(by_package, c, name) for name in PACKAGES},
         "xformers FlashAttention 3": lambda: by_xformers(c, "flash3"),
         "xformers FlashAttention 2": lambda: by_xformers(c, "flash"),
         "ours as dispatched": lambda: ours(c),
