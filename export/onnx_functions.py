@@ -110,6 +110,11 @@ def face_cross_attention(  # type: ignore[no-untyped-def]
 
 
 @script(DOMAIN, default_opset=op)
+def linear_gelu(x, weight, bias):  # type: ignore[no-untyped-def]
+    return op.Gelu(op.MatMul(x, op.Transpose(weight, perm=[1, 0])) + bias, approximate="tanh")
+
+
+@script(DOMAIN, default_opset=op)
 def at_size_of(z, x):  # type: ignore[no-untyped-def]
     """z [B, C, f, h, w] at the size of x [B, C, F, H, W] by nearest neighbour; frame 0 of an odd F > 1 has its own."""
     one = op.Constant(value_ints=[1])
@@ -148,7 +153,7 @@ def attention(  # type: ignore[no-untyped-def]
 
 FUNCTIONS = (
     is_text, row_of, rotated, at_size_of, modulated_norm, gated_residual, gated_modulated_norm, qk_norm_rope,
-    joint_attention, face_cross_attention, group_norm_silu,
+    joint_attention, face_cross_attention, group_norm_silu, linear_gelu,
 )  # fmt: skip
 
 

@@ -46,6 +46,11 @@ def whole() -> Iterator[None]:
         _WHOLE.reset(token)
 
 
+def whole_calls() -> bool:
+    """Whether whole() is active here."""
+    return _WHOLE.get()
+
+
 def interpreted(kernel: Any) -> bool:
     """Whether a kernel was made by Triton's interpreter rather than its compiler."""
     if not INSTALLED:
@@ -60,7 +65,7 @@ def runs(kernel: Any, x: Tensor) -> bool:
 
     The interpreter has no bfloat16 arithmetic (it computes on the bits), so there bfloat16 takes the reference.
     """
-    if _WHOLE.get():
+    if whole_calls():
         return True
     if interpreted(kernel):
         return x.dtype in (torch.float16, torch.float32)

@@ -54,10 +54,13 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
         return torch.randn(shape, dtype=dtype, device=device)
 
     # Modules of the same names as the functions which the package exports in their place.
-    attention, rope, norm, face, silu = (
+    attention, rope, norm, face, silu, gelu = (
         import_module(f"{__package__}.{name}")
-        for name in ("joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu")
-    )
+        for name in (
+            "joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu",
+            "linear_gelu",
+        )
+    )  # fmt: skip
     batch, text, heads, dim, width = size.batch, size.text, size.heads, size.dim, size.heads * size.dim
     tokens, item = text + size.video, dtype.itemsize
     weight, head = random(width), random(dim)
@@ -90,6 +93,11 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
         "gated_modulated_norm", norm.gated_modulated_norm, norm.reference_both, norm.launch_both,
         (hidden, update, modulation, modulation, weight, weight, text, 1e-5),
         norm.cost(batch, tokens, width, item, True, True),
+    )  # fmt: skip
+    yield Case(
+        "linear_gelu", gelu.linear_gelu, gelu.reference, gelu.launch,
+        (hidden, random(4 * width, width) * width**-0.5, random(4 * width)),
+        gelu.cost(batch * tokens, width, 4 * width, item),
     )  # fmt: skip
     folded = random(batch, size.face_heads * size.face_tokens, width) * width**-0.5
     yield Case(

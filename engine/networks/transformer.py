@@ -17,6 +17,7 @@ from consisid.kernels import (
     gated_modulated_norm,
     gated_residual,
     joint_attention,
+    linear_gelu,
     modulated_norm,
     qk_norm_rope,
 )
@@ -183,7 +184,8 @@ class _FeedForward(nn.Module):
         return out
 
     def _piece(self, x: Tensor) -> Tensor:
-        return self.net["2"](F.gelu(self.net["0"]["proj"](x), approximate="tanh"))  # type: ignore[index]
+        proj = self.net["0"]["proj"]  # type: ignore[index]
+        return self.net["2"](linear_gelu(x, proj.weight, proj.bias))
 
 
 class Block(nn.Module):

@@ -29,7 +29,7 @@ WIDTH = HEADS * DIM
 class Block(nn.Module):
     """Every operator of a transformer block once."""
 
-    def forward(self, hidden, qkv, modulation, weight, head, cos, sin, face):
+    def forward(self, hidden, qkv, modulation, weight, square, head, cos, sin, face):
         normed = kernels.modulated_norm(hidden, modulation, weight, weight, TEXT, 1e-5)
         q, k = kernels.qk_norm_rope(qkv, head, head, head, head, cos, sin, HEADS, 1e-6)
         v = qkv.unflatten(-1, (3, HEADS, -1)).unbind(2)[2]
@@ -37,7 +37,7 @@ class Block(nn.Module):
         hidden, normed = kernels.gated_modulated_norm(
             hidden, update, modulation, modulation, weight, weight, TEXT, 1e-5
         )
-        hidden = kernels.gated_residual(hidden, normed, modulation, TEXT)
+        hidden = kernels.gated_residual(hidden, kernels.linear_gelu(normed, square, weight), modulation, TEXT)
         return (kernels.face_cross_attention(hidden, face, face, weight, weight, HEADS, TEXT, 1e-5),)
 
 
@@ -53,7 +53,8 @@ def block_inputs(device):
     tokens = TEXT + VIDEO
     angles = empty(VIDEO, DIM // 2, dtype=torch.float32)
     hidden, qkv = empty(BATCH, tokens, WIDTH), empty(BATCH, tokens, 3 * WIDTH)
-    return hidden, qkv, empty(2, 3, WIDTH), empty(WIDTH), empty(DIM), angles, angles, empty(1, HEADS * 32, WIDTH)
+    weights, face = (empty(2, 3, WIDTH), empty(WIDTH), empty(WIDTH, WIDTH), empty(DIM)), empty(1, HEADS * 32, WIDTH)
+    return hidden, qkv, *weights, angles, angles, face
 
 
 def norm_inputs(device, memory_format=torch.contiguous_format):
@@ -69,7 +70,7 @@ def export(module, inputs):
     return torch.export.export(module, inputs, strict=False)
 
 
-BLOCK = ["modulated_norm", "qk_norm_rope", "joint_attention", "gated_modulated_norm", "gated_residual",
+BLOCK = ["modulated_norm", "qk_norm_rope", "joint_attention", "gated_modulated_norm", "linear_gelu", "gated_residual",
          "face_cross_attention"]  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def test_on_a_cpu_the_references_are_traced():
     assert operators(export(Norm(), norm_inputs("cpu")).graph) == []
 
 
-PARTS = ("modulated_norm", "qk_norm_rope", "joint_attention", "gated_modulated_norm", "gated_residual")
+PARTS = BLOCK[:-1]
+KERNELS = ("joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu",
+           "linear_gelu")  # fmt: skip
 REAL = {
     "block": (PREVIEW, dict.fromkeys(PARTS, 1)),
     "last_block": (PREVIEW, dict.fromkeys(PARTS, 1)),
@@ -102,8 +105,8 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_the_real_graphs_hold_the_operators(name, monkeypatch):
     """At full size in bfloat16, as on a GPU: there `runs` is true, which it never is of the meta device."""
-    for kernel in ("joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu"):
-        monkeypatch.setattr(import_module(f"consisid.kernels.{kernel}"), "runs", lambda kernel, x: True)
+    for kernel in KERNELS:
+        monkeypatch.setattr(import_module(f"consisid.kernels.{kernel}"), "runs", lambda *given: True)
     variant, expected = REAL[name]
     graph = graph_table(variant, VideoShape.of(variant, None, None, None))[name]
     assert Counter(operators(trace(graph, torch.device("meta"), torch.bfloat16).graph)) == expected
@@ -175,7 +178,7 @@ def test_inductor_sees_the_kernels_and_what_they_write():
             graph, _ = aot_export_module(module, inputs, trace_joint=False)
             calls = [node for node in graph.graph.nodes if str(node.target) == "triton_kernel_wrapper_functional"]
             written += [set(call.kwargs["tensors_to_clone"]) for call in calls]
-            assert not set(operators(graph.graph)) - {"joint_attention"}
+            assert not set(operators(graph.graph)) - {"joint_attention", "linear_gelu"}
     assert written == WRITTEN
 
 
