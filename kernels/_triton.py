@@ -2,7 +2,9 @@
 
 The kernel files take `triton` and `tl` from here, so that each of them can be imported without Triton. A kernel is
 interpreted (runs on a CPU, slowly, without a compiler) where TRITON_INTERPRET was set when Triton was imported; Triton
-decides that, and we ask the kernel.
+decides that, and what it makes of a kernel says so.
+
+torch.compile has to be able to trace the question, so it asks nothing but constants and the tensor.
 """
 
 from collections.abc import Iterator
@@ -31,6 +33,14 @@ except ImportError:
     triton = tl = _Absent()
 
 INSTALLED = not isinstance(triton, _Absent)
+
+
+@triton.jit
+def _nothing():  # type: ignore[no-untyped-def]
+    """A kernel to see how Triton makes kernels."""
+
+
+INTERPRETED = INSTALLED and not isinstance(_nothing, triton.JITFunction)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
 
@@ -47,27 +57,22 @@ def whole() -> Iterator[None]:
 
 
 def whole_calls() -> bool:
-    """Whether whole() is active here."""
-    return _WHOLE.get()
+    """Whether whole() is active here.
+
+    Dynamo, the front of torch.compile, breaks a graph in two where a context variable is read. It traces with the
+    tensors that a call was given, so the choice is the one of those, whole() or not.
+    """
+    return not torch.compiler.is_dynamo_compiling() and _WHOLE.get()
 
 
-def interpreted(kernel: Any) -> bool:
-    """Whether a kernel was made by Triton's interpreter rather than its compiler."""
-    if not INSTALLED:
-        return False
-    from triton.runtime.interpreter import InterpretedFunction
-
-    return isinstance(kernel, InterpretedFunction)
-
-
-def runs(kernel: Any, x: Tensor) -> bool:
-    """Whether x goes through the kernel: on a GPU, or anywhere when interpreted; otherwise the reference takes it.
+def runs(x: Tensor) -> bool:
+    """Whether x goes through the kernels: on a GPU, or anywhere when interpreted; otherwise the reference takes it.
 
     The interpreter has no bfloat16 arithmetic (it computes on the bits), so there bfloat16 takes the reference.
     """
     if whole_calls():
         return True
-    if interpreted(kernel):
+    if INTERPRETED:
         return x.dtype in (torch.float16, torch.float32)
     return INSTALLED and x.is_cuda and x.dtype in DTYPES
 

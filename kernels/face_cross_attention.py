@@ -215,7 +215,7 @@ def face_cross_attention(
     Returns:
         [B, S, C] in hidden's dtype. The softmax is float32.
     """
-    if runs(face_scores_kernel, hidden) and supported(hidden, keys, heads, text_length):
+    if runs(hidden) and supported(hidden, keys, heads, text_length):
         from . import ops
 
         return ops.face_cross_attention(hidden, keys, values, weight, bias, heads, text_length, eps)

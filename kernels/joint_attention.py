@@ -11,10 +11,11 @@ Hopper (16 exponentials against 4096 bf16 FLOP per cycle and multiprocessor), an
 of the kernel are about that: a share of the exponentials runs as a polynomial on the FMA units (as FlashAttention-4
 does), and the scores of the next block are begun before the exponentials of this one (as FlashAttention-3 does within
 a warpgroup; Shah et al., arXiv:2407.08608): in the code for sm_90 the exponentials then stand between the issue of
-those products and the wait for them, at 252 registers instead of 172. The way tiles are read (plain loads, or the copy
-engine by tensor descriptors), sizes, pipelining and warp specialisation (Triton: Blackwell only; for Hopper it compiles
-to the same code) are further options of a Config, from tuning.json. A persistent grid is not one of them: 13,344
-programs are a hundred waves of a large GPU, whose last costs less than 1 %.
+those products and the wait for them. Two blocks in an iteration save the moves that this costs, 64 of 517 instructions.
+The way tiles are read (plain loads, or the copy engine by tensor descriptors), sizes, pipelining and warp
+specialisation (Triton: Blackwell only; for Hopper it compiles to the same code) are further options of a Config, from
+tuning.json. What each costs in instructions is in instructions.json (instructions.py). A persistent grid is not one of
+them: 13,344 programs are a hundred waves of a large GPU, whose last costs less than 1 %.
 """
 
 from collections.abc import Sequence
@@ -50,10 +51,10 @@ def _exp2_on_fma(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _exp2(x, POLYNOMIAL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """2 ** x of a block; one in POLYNOMIAL columns (2 or 4; 0: none) on the FMA units.
+    """2 ** x of a block; one in POLYNOMIAL columns (2, 4 or 8; 0: none) on the FMA units.
 
-    Eights of columns alternate: in the accumulators of every tensor core the columns c and c + 8 belong to one thread,
-    so taking a block apart moves nothing between threads.
+    Eights of columns alternate: in the accumulators of wgmma the columns c and c + 8 belong to one thread, so taking a
+    block apart moves nothing between threads. With mma it does (16 more shuffles a block, see instructions.json).
     """
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
@@ -62,7 +63,7 @@ def _exp2(x, POLYNOMIAL: tl.constexpr):  # type: ignore[no-untyped-def]
     else:
         left, right = tl.split(tl.permute(tl.reshape(x, (rows, columns // 16, 2, 8)), (0, 1, 3, 2)))
         left, right = tl.exp2(left), tl.reshape(right, (rows, columns // 2))
-        right = _exp2(right, 2) if POLYNOMIAL == 4 else _exp2_on_fma(right)
+        right = _exp2(right, POLYNOMIAL // 2) if POLYNOMIAL > 2 else _exp2_on_fma(right)
         power = tl.join(left, tl.reshape(right, (rows, columns // 16, 8)))
         power = tl.reshape(tl.permute(power, (0, 1, 3, 2)), (rows, columns))
     return power
@@ -104,10 +105,12 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,
     FACTOR: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, POLYNOMIAL: tl.constexpr, AHEAD: tl.constexpr,
+    UNROLLED: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head of one sample. q, k, v are pointers or descriptors; FACTOR > 0.
 
-    AHEAD: the scores of the next block are begun before the exponentials of this one.
+    AHEAD: the scores of the next block are begun before the exponentials of this one. UNROLLED, with AHEAD: two blocks
+    in an iteration, so that the scores of the next become those of this one by their names and not by moving them.
     """
     first, head, sample = tl.program_id(0) * BLOCK_M, tl.program_id(1), tl.program_id(2)
     rows = _tile(q, sample, head, first, queries, q_b, q_s, q_h, D, BLOCK_M, True, DESCRIPTORS)
@@ -118,17 +121,35 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
     if AHEAD:
         keys = _tile(k, sample, head, 0, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
         scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
-    for start in tl.range(0, last, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        values = _tile(v, sample, head, start, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
-        if AHEAD:
-            keys = _tile(k, sample, head, start + BLOCK_N, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+    if AHEAD and UNROLLED:
+        paired = last // (2 * BLOCK_N) * (2 * BLOCK_N)
+        for start in tl.range(0, paired, 2 * BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+            second = start + BLOCK_N
+            keys = _tile(k, sample, head, second, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
             following = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+            values = _tile(v, sample, head, start, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
             total, highest, result = _absorb(scores, values, total, highest, result, FACTOR, POLYNOMIAL)
-            scores = following
-        else:
-            keys = _tile(k, sample, head, start, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
-            now = tl.dot(rows, tl.trans(keys), input_precision="ieee")
-            total, highest, result = _absorb(now, values, total, highest, result, FACTOR, POLYNOMIAL)
+            keys = _tile(k, sample, head, second + BLOCK_N, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+            scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+            values = _tile(v, sample, head, second, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
+            total, highest, result = _absorb(following, values, total, highest, result, FACTOR, POLYNOMIAL)
+        if paired < last:  # one whole block is left over
+            values = _tile(v, sample, head, paired, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
+            total, highest, result = _absorb(scores, values, total, highest, result, FACTOR, POLYNOMIAL)
+            keys = _tile(k, sample, head, last, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+            scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+    else:
+        for start in tl.range(0, last, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+            values = _tile(v, sample, head, start, length, v_b, v_s, v_h, D, BLOCK_N, False, DESCRIPTORS)
+            if AHEAD:
+                keys = _tile(k, sample, head, start + BLOCK_N, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
+                following = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+                total, highest, result = _absorb(scores, values, total, highest, result, FACTOR, POLYNOMIAL)
+                scores = following
+            else:
+                keys = _tile(k, sample, head, start, length, k_b, k_s, k_h, D, BLOCK_N, False, DESCRIPTORS)
+                now = tl.dot(rows, tl.trans(keys), input_precision="ieee")
+                total, highest, result = _absorb(now, values, total, highest, result, FACTOR, POLYNOMIAL)
     if not AHEAD:
         keys = _tile(k, sample, head, last, length, k_b, k_s, k_h, D, BLOCK_N, True, DESCRIPTORS)
         scores = tl.dot(rows, tl.trans(keys), input_precision="ieee")
@@ -157,6 +178,7 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Conf
         *sources, out, queries, k.shape[1], heads, *strides,
         FACTOR=scale * LOG2_E, D=dim, BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIPTORS=config.descriptors,
         WARP_SPECIALIZE=config.warp_specialize, POLYNOMIAL=config.polynomial, AHEAD=config.ahead,
+        UNROLLED=config.unrolled,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
@@ -212,7 +234,7 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Returns:
         [B, Sq, H, D] in q's dtype. Accumulated in float32.
     """
-    if runs(joint_attention_kernel, q):
+    if runs(q):
         from . import ops
 
         return ops.joint_attention(q, k, v, scale)

@@ -165,7 +165,7 @@ def modulated_norm(
     Returns:
         [B, S, C] in hidden's dtype.
     """
-    if runs(modulated_norm_kernel, hidden):
+    if runs(hidden):
         from . import ops
 
         return ops.modulated_norm(hidden, modulation, weight, bias, text_length, eps)
@@ -174,7 +174,7 @@ def modulated_norm(
 
 def gated_residual(hidden: Tensor, update: Tensor, modulation: Tensor, text_length: int) -> Tensor:
     """hidden + gate * update; shapes as in modulated_norm, update is [B, S, C]."""
-    if runs(modulated_norm_kernel, hidden):
+    if runs(hidden):
         from . import ops
 
         return ops.gated_residual(hidden, update, modulation, text_length)
@@ -190,7 +190,7 @@ def gated_modulated_norm(
     Returns:
         The new hidden state and its modulated norm, each [B, S, C].
     """
-    if runs(modulated_norm_kernel, hidden):
+    if runs(hidden):
         from . import ops
 
         return ops.gated_modulated_norm(hidden, update, gate_modulation, modulation, weight, bias, text_length, eps)

@@ -130,7 +130,7 @@ def qk_norm_rope(
     Returns:
         q and k, each [B, S, H, D] in qkv's dtype.
     """
-    if runs(qk_norm_rope_kernel, qkv):
+    if runs(qkv):
         from . import ops
 
         return ops.qk_norm_rope(qkv, q_weight, q_bias, k_weight, k_bias, cos, sin, heads, eps)
