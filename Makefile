@@ -33,9 +33,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compile every kernel for every architecture, with no GPU, and write kernels/resources.json; CI compares.
+# Compile every kernel for every architecture, with no GPU, and write kernels/resources.json, and what attention's loop
+# executes with each option, kernels/instructions.json; CI compares.
 kernels: $(READY)
 	$(BIN)/python -m consisid.kernels.resources
+	$(BIN)/python -m consisid.kernels.instructions
 
 # Measure joint attention on the GPU of this machine and write its rows of kernels/tuning.json, after each group of
 # candidates; an interrupted run goes on. OUTPUT=file writes the table there too.

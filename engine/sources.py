@@ -13,7 +13,8 @@ SOURCES = {
 }
 # Names of files and folders that measure, tune or describe kernels and are in no graph.
 TOOLS = frozenset(
-    {"tools", "cases.py", "measure.py", "resources.json", "timing.py", "tune.py", "benchmark.py", "autotune.py"}
+    {"tools", "cases.py", "instructions.json", "instructions.py", "measure.py", "resources.json", "sass.py"}
+    | {"timing.py", "tune.py", "benchmark.py", "autotune.py"}
 )
 SUFFIXES = (".py", ".json")
 

@@ -51,7 +51,7 @@ def _exp2_on_fma(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _exp2(x, POLYNOMIAL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """2 ** x of a block; one in POLYNOMIAL columns (2, 4 or 8; 0: none) on the FMA units.
+    """2 ** x of a block; one in POLYNOMIAL columns (2, 4 or, of 64, 8; 0: none) on the FMA units.
 
     Eights of columns alternate: in the accumulators of wgmma the columns c and c + 8 belong to one thread, so taking a
     block apart moves nothing between threads. With mma it does (16 more shuffles a block, see instructions.json).

@@ -94,7 +94,7 @@ def compile_for(launch: Launch, arch: int, parameters: Sequence[str] | None = No
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
 
 
-def _run(tool: str, *arguments: str) -> str:
+def run_tool(tool: str, *arguments: str) -> str:
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     # Captured and left aside: nvdisasm warns of the file format each time, and disassembles nevertheless.
     return subprocess.run([path, *arguments], capture_output=True, check=True, text=True).stdout
@@ -105,8 +105,8 @@ def measure(launch: Launch, arch: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        code = _run("nvdisasm", "-c", "-ndf", file.name)  # without its analysis of the data flow: the same, sooner
+        usage = run_tool("cuobjdump", "-res-usage", file.name)
+        code = run_tool("nvdisasm", "-c", "-ndf", file.name)  # without its analysis of the data flow: the same, sooner
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, f"cuobjdump reported no registers: {usage}"
     return Resources(

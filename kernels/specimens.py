@@ -6,7 +6,7 @@ real call, and a launcher that changes changes them too.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -45,11 +45,13 @@ class _Recorder:
 
 
 def record(launch: Callable[..., Any], *arguments: Any) -> list[Launch]:
-    """What a launcher launches for these arguments, which may be meta tensors."""
+    """What a launcher launches of our kernels for these arguments, which may be meta tensors."""
     launches: list[Launch] = []
     module = sys.modules[launch.__module__]
     kernels = {name: value for name, value in vars(module).items() if hasattr(value, "arg_names")}
     stands_in: dict[str, Any] = {name: _Recorder(kernel, launches) for name, kernel in kernels.items()}
+    if not kernels:  # a library's
+        return launches
     if hasattr(module, "wrap_triton"):
         stands_in["wrap_triton"] = lambda kernel: kernel
     with mock.patch.multiple(module, **stands_in):
@@ -71,14 +73,11 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
 
 
 def _variants(arch: int) -> dict[str, tuning.Config]:
-    """The default, and on data-centre GPUs since Hopper, where attention is tuned, what it may have to give way to."""
-    default = tuning.default_config((arch // 10, arch % 10), torch.bfloat16)
-    found = {"joint_attention": default}
-    if arch not in (90, 100):
-        return found
-    other = "by plain loads" if default.descriptors else "by descriptors"
-    found[f"joint_attention {other}"] = replace(default, descriptors=not default.descriptors)
-    found[f"joint_attention {'not ' * default.ahead}ahead"] = replace(default, ahead=not default.ahead)
+    """The default; on data-centre GPUs since Hopper also other ways to read tiles and to divide work between warps. The
+    options of the loop are in instructions.py."""
+    found = {"joint_attention": tuning.default_config((arch // 10, arch % 10), torch.bfloat16)}
+    if arch in (90, 100):
+        found["joint_attention by plain loads"] = tuning.Config(128, 128, 8, 2)
     if arch == 100:
         found["joint_attention warp specialised"] = tuning.Config(
             128, 128, 4, 2, descriptors=True, warp_specialize=True

@@ -47,9 +47,20 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
         sizes, (2, 3), (False, True) if hopper else (False,), (False, True)
     ):
         yield tuning.Config(rows, columns, warps, stages, descriptors, ahead=ahead)
-    if capability[0] == 10:  # the only architecture on which Triton specialises warps
+        if capability[0] == 9 and descriptors and ahead:  # elsewhere it spills registers
+            yield tuning.Config(rows, columns, warps, stages, descriptors, ahead=ahead, unrolled=True)
+    if capability[0] == 10:
+        for stages, ahead in itertools.product((2, 3), (False, True)):  # a thread for each query
+            yield tuning.Config(128, 128, 4, stages, descriptors=True, ahead=ahead)
+        # The only architecture on which Triton specialises warps.
         for rows, columns, stages in itertools.product((128, 256), (64, 128), (2, 3)):
             yield tuning.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
+
+
+def polynomials(capability: tuple[int, int]) -> tuple[int, ...]:
+    """Shares of the exponentials to try on the FMA units: none where the tensor cores take longer than they do, and all
+    that a polynomial adds is instructions (instructions.json)."""
+    return (2, 4, 8) if capability[0] in (9, 10) else ()
 
 
 def does_not_fit(reason: Exception) -> bool:
@@ -124,8 +135,9 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Ke
             keep_so_far()
 
     keep_so_far()
-    try_all(list(candidates(torch.cuda.get_device_capability(q.device))))
-    try_all([replace(config, polynomial=share) for config in fastest(4) for share in (2, 4)])
+    capability = torch.cuda.get_device_capability(q.device)
+    try_all(list(candidates(capability)))
+    try_all([replace(config, polynomial=share) for config in fastest(4) for share in polynomials(capability)])
     best = next(iter(fastest(1)), None)
     if best is not None:
         theirs["ours"] = partial(by_kernel, q, k, v, scale, best)

@@ -29,8 +29,13 @@ LONG = 4096  # tokens from which a shape counts as long: many blocks of keys for
 
 @dataclass(frozen=True)
 class Config:
-    """Options of our kernel. polynomial: one in how many exponentials runs on the FMA units; 0 is none. ahead: the
-    scores of the next block are begun before the exponentials of this one."""
+    """Options of our kernel; joint_attention.py says why there are these.
+
+    Attributes:
+        polynomial: one in how many exponentials runs on the FMA units (2, 4 or 8); 0 is none.
+        ahead: the scores of the next block are begun before the exponentials of this one.
+        unrolled: with `ahead`, two blocks in an iteration.
+    """
 
     block_m: int
     block_n: int
@@ -40,6 +45,7 @@ class Config:
     warp_specialize: bool = False
     polynomial: int = 0
     ahead: bool = False
+    unrolled: bool = False
 
     def __str__(self) -> str:
         """In a few words, the same for no two: what a measurement of it is kept under."""

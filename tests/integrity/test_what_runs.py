@@ -182,7 +182,7 @@ def test_the_sources_that_decide_a_graph():
     [
         ("kernels/deep/er/new.py", True), ("engine/networks/deep/new.py", True), ("engine/graphs.py", True),
         ("export/onnx_functions.py", True), ("kernels/tuning.json", True), ("kernels/tools/benchmark.py", False),
-        ("kernels/measure.py", False), ("engine/text.py", False), ("export/cli.py", False),
+        ("kernels/measure.py", False), ("kernels/sass.py", False), ("engine/text.py", False), ("export/cli.py", False),
     ],
 )  # fmt: skip
 def test_a_change_of_a_source_changes_the_hash(tmp_path, monkeypatch, changed, differs):

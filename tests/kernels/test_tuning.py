@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
-from consisid.kernels import describe, measure, tune, tuning
+from consisid.kernels import describe, instructions, measure, tune, tuning
 from consisid.kernels.attention_others import BACKENDS, PACKAGES, reference
 from consisid.kernels.cases import SMALL, cases
 
@@ -131,6 +131,18 @@ def test_candidates_are_distinct_and_valid():
         assert len(configs) == len(set(configs))
         assert any(config.descriptors for config in configs) == (capability >= (9, 0))
         assert any(config.warp_specialize for config in configs) == (capability == (10, 0))
+        assert any(config.unrolled for config in configs) == (capability == (9, 0))
+        assert all(config.ahead for config in configs if config.unrolled)
+
+
+def test_polynomials_are_tried_where_the_exponentials_are_the_limit():
+    """With the tensor cores of Ampere, Ada and Blackwell's RTX cards they are not, and a polynomial is more to do."""
+    for arch, rows in json.loads(instructions.PATH.read_text())["rows"].items():
+        capability = divmod(int(arch.removeprefix("sm_")), 10)
+        row = rows[str(replace(tuning.default_config(capability, BF16), polynomial=0))]
+        assert bool(tune.polynomials(capability)) == (row["exps"] > row["tensor"]), arch
+        if not tune.polynomials(capability):
+            assert tuning.default_config(capability, BF16).polynomial == 0
 
 
 @pytest.fixture
@@ -213,7 +225,7 @@ def test_only_what_is_right_can_win(bench, own, capsys):
     assert row["milliseconds"] == {"flash": 10.0, "cudnn": 3.5, "efficient": 10.0, "ours": 3.0}
     assert (row["fastest"], row["complete"], row["shape"]) == ("ours", True, [1, 33, 3, 2, 16])
     assert row["tried"][str(WRONG)] is row["tried"][str(BROKEN)] is None
-    assert len(row["tried"]) == len(CONFIGS) + 8
+    assert len(row["tried"]) == len(CONFIGS) + 4 * 3
     assert "does not run: out of resource" in capsys.readouterr().out
 
 
@@ -288,7 +300,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured
 
 def test_no_two_options_have_one_name():
     for capability in ((8, 0), (9, 0), (10, 0), (12, 0)):
-        configs = [replace(c, polynomial=share) for c in tune.candidates(capability) for share in (0, 2, 4)]
+        configs = [replace(c, polynomial=share) for c in tune.candidates(capability) for share in (0, 2, 4, 8)]
         assert len({str(config) for config in configs}) == len(configs)
     named = tuning.Config(64, 128, 4, 2, descriptors=True, polynomial=2, ahead=True)
     assert str(named) == "64x128, 4 warps, 2 stages, polynomial 2, descriptors, ahead"

@@ -12,11 +12,13 @@ PLAIN = Config(16, 32, 4, 1)
 CONFIGS = {
     "plain": PLAIN,
     "ahead": Config(16, 32, 4, 1, ahead=True),
+    "two blocks ahead": Config(16, 32, 4, 1, ahead=True, unrolled=True),
     "descriptors": Config(16, 32, 4, 1, descriptors=True),
     "warp specialised": Config(32, 16, 4, 1, descriptors=True, warp_specialize=True, ahead=True),
 }
 # batch, queries, keys, heads, head_dim; 226 text tokens are what a prompt has
-SHAPES = [(2, 13, 37, 3, 64), (1, 1, 1, 1, 64), (1, 31, 64, 2, 32), (1, 5, 33, 48, 32), (1, 17, 226 + 5, 1, 128)]
+SHAPES = [(2, 13, 37, 3, 64), (1, 1, 1, 1, 64), (1, 31, 64, 2, 32), (1, 5, 33, 48, 32), (1, 17, 226 + 5, 1, 128),
+          (1, 6, 70, 1, 32)]  # fmt: skip
 
 
 def arguments(batch, queries, keys, heads, dim, dtype):
@@ -52,12 +54,20 @@ def test_default_rows_of_the_table(capability):
     assert error <= (2 * 7.5e-5 + torch.finfo(torch.float16).eps) * float(v.abs().max())
 
 
-@pytest.mark.parametrize("polynomial", [2, 4])
+def test_two_blocks_in_an_iteration_change_no_bit():
+    """The same blocks in the same order, for even and odd numbers of them."""
+    for keys in (1, 32, 33, 64, 65, 96, 97, 128, 130, 170):
+        given = arguments(1, 9, keys, 1, 32, torch.float32)
+        one, two = (by_kernel(*given, CONFIGS[name]) for name in ("ahead", "two blocks ahead"))
+        assert torch.equal(one, two), keys
+
+
+@pytest.mark.parametrize("polynomial", [2, 4, 8])
 def test_polynomial(polynomial):
     """The cubic is right to 7.5e-5 for each weight, and so is a weighted mean, times two for numerator and sum."""
-    q, k, v, scale = arguments(1, 19, 67, 2, 64, torch.float32)
+    q, k, v, scale = arguments(1, 19, 131, 2, 64, torch.float32)
     exact = reference(q.double(), k.double(), v.double(), scale)
-    config = Config(16, 32, 4, 1, polynomial=polynomial)
+    config = Config(16, 64, 4, 1, polynomial=polynomial)
     error = float((by_kernel(q, k, v, scale, config) - exact).abs().max())
     assert 1e-7 < error <= 2 * 7.5e-5 * float(v.abs().max())
 
@@ -67,6 +77,28 @@ def test_scores_far_from_zero(assert_close):
     q, k, v, scale = arguments(1, 8, 50, 1, 32, torch.float32)
     given = (q * 40, k * 10, v, scale)
     assert_close(by_kernel(*given, PLAIN), reference, given)
+
+
+UNROLLED = {
+    "one block too few": ("        if paired < last:", "        if paired < 0:"),
+    "one block twice": ("        if paired < last:", "        if paired <= last:"),
+    "values of the first twice": ("sample, head, second, length, v_b", "sample, head, start, length, v_b"),
+}
+
+
+@pytest.mark.parametrize("fault", UNROLLED)
+def test_a_fault_of_two_blocks_is_caught(assert_close, broken, fault):
+    config = CONFIGS["two blocks ahead"]
+    module = broken("joint_attention", *UNROLLED[fault])
+    caught = []
+    for keys in (97, 130):  # an odd and an even number of whole blocks before the last
+        given = arguments(1, 8, keys, 2, 32, torch.float16)
+        assert_close(by_kernel(*given, config), reference, given)
+        try:
+            assert_close(module.by_kernel(*given, config), reference, given)
+        except AssertionError:
+            caught.append(keys)
+    assert caught
 
 
 FAULTS = {
