@@ -33,7 +33,7 @@ import torch
 from . import tuning
 from ._triton import INSTALLED, triton
 from .cases import FULL, cases
-from .joint_attention import by_kernel
+from .joint_attention import LOG2_E, by_kernel
 from .resources import SHARED, TENSOR, compile_for, run_tool
 from .sass import count_products, main_loop, product_flops
 from .specimens import record
@@ -102,14 +102,22 @@ def variants(arch: int) -> Iterator[tuning.Config]:
         found += [replace(wide, num_stages=3, polynomial=4, ahead=True), unrolled, replace(unrolled, polynomial=8)]
         found += [replace(unrolled, descriptors=False), tuning.Config(64, 128, 4, 2, descriptors=True)]
         found += [replace(wide, block_n=256), replace(wide, block_m=256)]
+        found += [replace(wide, num_stages=3, ahead=True, producer=True)]
     else:
         found += [replace(wide, polynomial=4), replace(default, polynomial=0), replace(default, ahead=False)]
     yield from (config for config in found if config != default)
 
 
 def measure(config: tuning.Config, arch: int) -> Row:
-    case = next(case for case in cases(FULL, "meta") if case.name == "joint_attention")
-    compiled = compile_for(record(by_kernel, *case.arguments, config)[0], arch)
+    q, k, v, scale = next(case for case in cases(FULL, "meta") if case.name == "joint_attention").arguments
+    if config.producer:
+        from .joint_attention_gluon import launch_gluon
+
+        options = (scale * LOG2_E, config.block_n, config.num_stages)
+        launches = record(launch_gluon, q, k, v, torch.empty_like(q), *options)
+    else:
+        launches = record(by_kernel, q, k, v, scale, config)
+    compiled = compile_for(launches[0], arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -117,9 +125,12 @@ def measure(config: tuning.Config, arch: int) -> Row:
         code = run_tool("nvdisasm", "-c", "-ndf", file.name)
     found = re.search(r"REG:(\d+)", usage)
     assert found is not None, f"cuobjdump reported no registers: {usage}"
-    registers, warps, loop = int(found[1]), compiled.metadata.num_warps, main_loop(code)
+    registers, loop = int(found[1]), main_loop(code)
     blocks = 2 if config.ahead and config.unrolled else 1
-    scores = config.block_m * config.block_n * blocks
+    # With a producer the loop is that of one of two groups of warps, and there are the producer's warps besides.
+    warps, scores = config.num_warps, config.block_m * config.block_n * blocks
+    if config.producer:
+        warps, scores = warps // 2, scores // 2
     flops = product_flops(loop, warps)
     if flops not in (0, 4 * DIM * scores) or not count_products(loop):
         raise ValueError(f"The loop of {config} on sm_{arch} is not what it was taken for: {flops} FLOPs of products.")
@@ -143,10 +154,10 @@ def measure(config: tuning.Config, arch: int) -> Row:
         registers=registers,
         spills=len(re.findall(r"\b(?:STL|LDL)\b", code)),
         shared=compiled.metadata.shared,
-        programs=count_programs(arch, registers, warps, compiled.metadata.shared),
+        programs=count_programs(arch, registers, compiled.metadata.num_warps, compiled.metadata.shared),
         **{unit: round(spent) for unit, spent in cycles.items()},
         bound=round(bound),
-        loads=round(SCORES / config.block_m * 2 * DIM * case.arguments[0].element_size() / bound),
+        loads=round(SCORES / config.block_m * 2 * DIM * q.element_size() / bound),
     )
 
 

@@ -14,8 +14,9 @@ a warpgroup; Shah et al., arXiv:2407.08608): in the code for sm_90 the exponenti
 those products and the wait for them. Two blocks in an iteration save the moves that this costs, 64 of 517 instructions.
 The way tiles are read (plain loads, or the copy engine by tensor descriptors), sizes, pipelining and warp
 specialisation (Triton: Blackwell only; for Hopper it compiles to the same code) are further options of a Config, from
-tuning.json. What each costs in instructions is in instructions.json (instructions.py). A persistent grid is not one of
-them: 13,344 programs are a hundred waves of a large GPU, whose last costs less than 1 %.
+tuning.json; so is another kernel for Hopper, whose warps have different tasks (joint_attention_gluon.py). What each
+costs in instructions is in instructions.json (instructions.py). A persistent grid is not one of them: 13,344 programs
+are a hundred waves of a large GPU, whose last costs less than 1 %.
 """
 
 from collections.abc import Sequence
@@ -165,6 +166,11 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Conf
     """Our kernel. The head dimension is a power of two from 16 to 128, the scale positive, no length is zero."""
     batch, queries, heads, dim = q.shape
     out = q.new_empty(q.shape)
+    if config.producer:
+        from .joint_attention_gluon import launch_gluon
+
+        launch_gluon(q, k, v, out, scale * LOG2_E, config.block_n, config.num_stages)
+        return out
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
     sources: tuple[Any, ...] = (q, k, v)
     if config.descriptors:

@@ -65,7 +65,8 @@ def _type(value: Any) -> str:
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     block = ",".join(map(str, value.block_shape))
-    return f"tensordesc<{TYPES[str(value.base.dtype).removeprefix('torch.')]}[{block}]>"
+    layout = f",{value.layout!r}" if hasattr(value, "layout") else ""  # Gluon's says how it lies in shared memory
+    return f"tensordesc<{TYPES[str(value.base.dtype).removeprefix('torch.')]}[{block}]{layout}>"
 
 
 def compile_for(launch: Launch, arch: int, parameters: Sequence[str] | None = None) -> Any:
@@ -90,7 +91,12 @@ def compile_for(launch: Launch, arch: int, parameters: Sequence[str] | None = No
         signature[parameter.name] = _type(value)
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    kind: Any = ASTSource
+    if launch.kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        kind = GluonASTSource
+    source = kind(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
 
 

@@ -113,9 +113,14 @@ def count_products(instructions: Sequence[Instruction]) -> int:
 
 
 def main_loop(code: str) -> list[Instruction]:
-    """The loop with the most matrix products, the smallest of several; empty where there is none."""
-    found = [loop for loop in loops(parse(code)) if count_products(loop)]
-    return max(found, key=lambda loop: (count_products(loop), -len(loop)), default=[])
+    """The innermost loop with the most matrix products; empty where there is none."""
+    found = sorted((loop for loop in loops(parse(code)) if count_products(loop)), key=len)
+    innermost: list[list[Instruction]] = []
+    for loop in found:
+        inside = {id(one) for one in loop}
+        if not any(inside.issuperset(map(id, smaller)) for smaller in innermost):
+            innermost.append(loop)
+    return max(innermost, key=count_products, default=[])
 
 
 def product_flops(instructions: Sequence[Instruction], warps: int) -> int:

@@ -57,6 +57,13 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
             yield tuning.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
 
 
+def producers(capability: tuple[int, int], head_dim: int) -> Iterator[tuning.Config]:
+    """Ours in Gluon. Tried last: where its barriers were wrong, it would not end, and all else is written by then."""
+    if capability[0] == 9 and head_dim in (64, 128):
+        for columns, stages in itertools.product((64, 128), (2, 3)):
+            yield tuning.Config(128, columns, 8, stages, descriptors=True, ahead=True, producer=True)
+
+
 def polynomials(capability: tuple[int, int]) -> tuple[int, ...]:
     """Shares of the exponentials to try on the FMA units: none where the tensor cores take longer than they do, and all
     that a polynomial adds is instructions (instructions.json)."""
@@ -138,6 +145,7 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Ke
     capability = torch.cuda.get_device_capability(q.device)
     try_all(list(candidates(capability)))
     try_all([replace(config, polynomial=share) for config in fastest(4) for share in polynomials(capability)])
+    try_all(list(producers(capability, q.shape[-1])))
     best = next(iter(fastest(1)), None)
     if best is not None:
         theirs["ours"] = partial(by_kernel, q, k, v, scale, best)

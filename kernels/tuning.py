@@ -35,6 +35,8 @@ class Config:
         polynomial: one in how many exponentials runs on the FMA units (2, 4 or 8); 0 is none.
         ahead: the scores of the next block are begun before the exponentials of this one.
         unrolled: with `ahead`, two blocks in an iteration.
+        producer: a warp of its own loads, and 2 x 64 queries are `ahead` (joint_attention_gluon.py): Hopper, head
+            dimensions of 64 and 128 in half precision; `num_stages` blocks are loaded ahead.
     """
 
     block_m: int
@@ -46,6 +48,7 @@ class Config:
     polynomial: int = 0
     ahead: bool = False
     unrolled: bool = False
+    producer: bool = False
 
     def __str__(self) -> str:
         """In a few words, the same for no two: what a measurement of it is kept under."""

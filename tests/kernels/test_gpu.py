@@ -33,7 +33,8 @@ def test_every_option_of_attention(assert_close, dim, lengths):
     from triton.runtime.errors import OutOfResources
 
     ran = 0
-    for config in tune.candidates(torch.cuda.get_device_capability()):
+    capability = torch.cuda.get_device_capability()
+    for config in (*tune.candidates(capability), *tune.producers(capability, dim)):
         try:
             result = by_kernel(*given, config)
         except OutOfResources:  # what does not fit is passed over by the tuner too

@@ -135,6 +135,12 @@ def test_candidates_are_distinct_and_valid():
         assert all(config.ahead for config in configs if config.unrolled)
 
 
+def test_what_might_not_end_is_tried_last():
+    assert [config.producer for config in tune.producers((9, 0), 64)] == [True] * 4
+    assert not [*tune.producers((9, 0), 32), *tune.producers((8, 9), 64), *tune.producers((10, 0), 64)]
+    assert not any(config.producer for config in tune.candidates((9, 0)))
+
+
 def test_polynomials_are_tried_where_the_exponentials_are_the_limit():
     """With the tensor cores of Ampere, Ada and Blackwell's RTX cards they are not, and a polynomial is more to do."""
     for arch, rows in json.loads(instructions.PATH.read_text())["rows"].items():
@@ -301,6 +307,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured
 def test_no_two_options_have_one_name():
     for capability in ((8, 0), (9, 0), (10, 0), (12, 0)):
         configs = [replace(c, polynomial=share) for c in tune.candidates(capability) for share in (0, 2, 4, 8)]
+        configs += tune.producers(capability, 64)
         assert len({str(config) for config in configs}) == len(configs)
     named = tuning.Config(64, 128, 4, 2, descriptors=True, polynomial=2, ahead=True)
     assert str(named) == "64x128, 4 warps, 2 stages, polynomial 2, descriptors, ahead"
