@@ -6,12 +6,14 @@ import sys
 import pytest
 import torch
 from conftest import random_identity
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from consisid.engine import ConsisID
-from consisid.engine.backends import backend
-from consisid.engine.backends.inductor import trace
+from consisid.engine.backends import backend, inductor
+from consisid.engine.backends.inductor import INT32, most_samples, trace
 from consisid.engine.errors import EngineError
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.graphs import Graph, Spec, graph_table, weight_shapes
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 
@@ -87,6 +89,67 @@ def test_every_full_size_graph_traces_on_the_meta_device(name):
     # Weights are arguments: nothing of the model is in the program itself.
     assert not program.state_dict
     assert not program.constants
+
+
+def elements(graph, samples):
+    """Of the largest tensor of a graph that is traced for up to that many, with that many."""
+    program = trace(graph, torch.device("meta"), torch.bfloat16, samples)
+    (symbol,) = program.range_constraints
+    counts = [v.numel() for n in program.graph.nodes for v in tree_leaves(n.meta.get("val")) if isinstance(v, Tensor)]
+    return max(int(count.node.expr.subs({symbol: samples})) for count in counts if isinstance(count, torch.SymInt))
+
+
+BATCHED = {"text_project", "image_embed", "embed", "block", "last_block", "head", "face"}
+
+
+def test_a_graph_is_compiled_for_as_many_samples_as_indices_of_32_bits_reach():
+    """Inductor takes 64-bit indices where the range of a size does not exclude larger tensors."""
+    batched = {name for name, graph in PREVIEW_GRAPHS.items() if any("B" in s.shape for s in graph.inputs.values())}
+    assert batched == BATCHED
+    found = {}
+    for name in BATCHED:
+        graph = PREVIEW_GRAPHS[name]
+        found[name] = most_samples(graph, trace(graph, torch.device("meta"), torch.bfloat16))
+        assert elements(graph, found[name]) <= INT32 < elements(graph, found[name] + 1)
+    assert found["block"] == INT32 // (17776 * 4 * 3072)
+
+
+class _Wide(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+def test_what_32_bits_do_not_reach_takes_any_batch():
+    graph = Graph("wide", "", _Wide, {"x": Spec(("B", 2**15, 2**15))})
+    program = trace(graph, torch.device("meta"), torch.bfloat16)
+    assert most_samples(graph, program) == inductor.SIZES["B"][2]
+
+
+def test_more_samples_than_a_graph_is_compiled_for_go_in_pieces(tmp_path, monkeypatch):
+    graph, device = graph_table(TINY, VideoShape.of(TINY, None, None, None))["face"], torch.device("cpu")
+    wide = max(spec.shape[1] * spec.shape[2] for spec in graph.inputs.values())
+    monkeypatch.setattr(inductor, "INT32", 3 * wide - 1)  # as if two samples were all that the indices reach
+    path = tmp_path / "face.pt2"
+    inductor.compile(graph, path, device, torch.float32)
+    names, loader, called = list(weight_shapes(graph.module())), torch._C._aoti.AOTIModelPackageLoader, []
+
+    class Loader:
+        def __init__(self, *given):
+            self.package = loader(*given)
+            self.get_metadata = self.package.get_metadata
+
+        def run(self, tensors):
+            called.append(len(tensors[0]))
+            return self.package.run(tensors)
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", Loader)
+    run, eager = inductor.load(graph, path, device, names), backend("eager").load(graph, None, device, names)
+    weights = [torch.randn(shape) for shape in weight_shapes(graph.module()).values()]
+    for batch in (1, 2, 3, 5):
+        inputs = [spec.example({"B": batch}, torch.float32, "cpu") for spec in graph.inputs.values()]
+        expected = eager(inputs, weights)
+        assert (run(inputs, weights) - expected).norm() / expected.norm() < 1e-5
+    assert called == [1, 2, 2, 1, 2, 2, 1]
 
 
 def test_warm_up_runs_every_graph_and_changes_nothing(compiled_folder):
