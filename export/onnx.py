@@ -23,7 +23,7 @@ from torch.fx.traceback import preserve_node_meta
 from consisid import kernels
 from consisid.engine.backends.inductor import EXAMPLE_SIZES, SIZES, trace
 from consisid.engine.graphs import Graph, weight_shapes
-from consisid.engine.networks.vae import Upsample
+from consisid.engine.networks.vae import SpatialNorm, Upsample
 
 from .onnx_functions import DOMAIN, OPSET, attention, protos
 
@@ -84,7 +84,7 @@ def fixed(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, Any]:
 def _without_writes(graph: Graph) -> nn.Module:
     module = graph.make()
     for part in module.modules():
-        if isinstance(part, Upsample):
+        if isinstance(part, Upsample | SpatialNorm):
             part.in_place = False
     return module
 
@@ -132,7 +132,7 @@ class _Calls(_OnCpu):
         outputs = ops.FAKES[name](*args)
         several = isinstance(outputs, tuple)
         likes = outputs if several else (outputs,)
-        given = list(zip(target._schema.arguments, args, strict=True))
+        given = list(zip(target._schema.arguments, args, strict=False))  # those at their defaults are left out
         found = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN.domain}::{name}",
             [value for _, value in given if isinstance(value, Tensor)],

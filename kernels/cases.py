@@ -112,8 +112,9 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
     ):
         x = random(1, size.channels, *size.frames).to(memory_format=layout)
         low = random(1, size.channels, *size.latents).to(memory_format=layout)
+        before = random(1, size.channels, 2, *size.frames[1:]).to(memory_format=layout)
         yield Case(
             name, silu.group_norm_silu, silu.reference, silu.launch,
-            (x, random(size.channels), random(size.channels), low, low, size.groups, 1e-6),
-            silu.cost(1, size.channels, size.frames, size.latents, item),
+            (x, random(size.channels), random(size.channels), low, low, size.groups, 1e-6, 2, before),
+            silu.cost(1, size.channels, size.frames, size.latents, item, 2),
         )  # fmt: skip

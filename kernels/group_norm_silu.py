@@ -9,6 +9,9 @@ Three kernels. The first reduces chunks of x to a mean and a sum of squared devi
 of a group, the third normalises, scales, shifts and applies SiLU. A group of the decoder at full size has 12 million
 elements, so it cannot stay on chip between statistics and result: x is read twice and written once, 6 bytes an
 element in bfloat16. Tensors may have more than 2^31 elements. Bound by memory.
+
+A causal convolution follows, which wants some frames in front. The third kernel writes them too, so that the result
+is not copied behind them: of five passes over memory that leaves three, and the result exists once.
 """
 
 import math
@@ -35,9 +38,15 @@ def upsample(z: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(z, size=tuple(size))
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, lead: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     normed = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(normed * upsample(scale, x.shape[2:]) + upsample(shift, x.shape[2:]))
+    result = F.silu(normed * upsample(scale, x.shape[2:]) + upsample(shift, x.shape[2:]))
+    if lead == 0:
+        return result
+    return torch.cat((result[:, :, :1].expand(-1, -1, lead, -1, -1) if before is None else before, result), dim=2)
 
 
 @triton.jit
@@ -101,34 +110,42 @@ def group_combine_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def group_norm_silu_kernel(  # type: ignore[no-untyped-def]
-    x, out, weight, bias, scale, shift, mean, rstd, x_c, x_p, s_b, s_c, s_t, s_y, s_x,
-    GROUPS: tl.constexpr, C: tl.constexpr,
+    x, before, out, weight, bias, scale, shift, mean, rstd, s_b, s_c, s_t, s_y, s_x,
+    GROUPS: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, LEAD: tl.constexpr, BEFORE: tl.constexpr,
     FRAMES: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     LOW_FRAMES: tl.constexpr, LOW_HEIGHT: tl.constexpr, LOW_WIDTH: tl.constexpr,
     RUN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_R runs of RUN positions, BLOCK_C channels of one sample.
+    """One program: BLOCK_R runs of RUN positions, BLOCK_C channels of one sample. LAST: channels last.
+
+    LEAD frames of the result come before those of x. BEFORE: a tensor has them; else they are the first frame's again.
 
     The positions of a run have the same latent, so its index and its values are worked out once a run. With the sizes
     constant, the divisions in it are multiplications: otherwise they, not memory, would limit the kernel.
     """
-    positions: tl.constexpr = FRAMES * HEIGHT * WIDTH
+    area: tl.constexpr = HEIGHT * WIDTH
+    positions: tl.constexpr = (LEAD + FRAMES) * area  # of the result
+    step: tl.constexpr = C if LAST else 1  # from one position to the next
     sample = tl.program_id(2)
     run = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < C
     real = (run < positions // RUN)[:, None, None] & known[None, None, :]
+    position = (run.to(tl.int64) * RUN)[:, None, None] + tl.arange(0, RUN)[None, :, None]
 
     row, u = run // (WIDTH // RUN), run % (WIDTH // RUN) * RUN
-    t, y = row // HEIGHT, row % HEIGHT
+    frame, y = row // HEIGHT, row % HEIGHT
+    t = tl.maximum(frame - LEAD, 0)
+    source = position - (tl.minimum(frame, LEAD) * area)[:, None, None]
+    computed = real & (frame >= LEAD)[:, None, None] if BEFORE else real
     if FRAMES > 1 and FRAMES % 2 == 1:  # frame 0 has a latent frame of its own
         low_t = tl.where(t == 0, 0, 1 + (t - 1) * (LOW_FRAMES - 1) // (FRAMES - 1))
     else:
         low_t = t * LOW_FRAMES // FRAMES
     low = low_t * s_t + y * LOW_HEIGHT // HEIGHT * s_y + u * LOW_WIDTH // WIDTH * s_x
     low = sample.to(tl.int64) * s_b + channel[None, None, :].to(tl.int64) * s_c + low[:, None, None]
-    factor = tl.load(scale + low, mask=real, other=0.0).to(tl.float32)
-    summand = tl.load(shift + low, mask=real, other=0.0).to(tl.float32)
+    factor = tl.load(scale + low, mask=computed, other=0.0).to(tl.float32)
+    summand = tl.load(shift + low, mask=computed, other=0.0).to(tl.float32)
 
     group = sample * GROUPS + channel // (C // GROUPS)
     gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
@@ -136,12 +153,18 @@ def group_norm_silu_kernel(  # type: ignore[no-untyped-def]
     base = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
     centre = tl.load(mean + group, mask=known, other=0.0)
 
-    position = (run.to(tl.int64) * RUN)[:, None, None] + tl.arange(0, RUN)[None, :, None]
-    offset = sample.to(tl.int64) * C * positions + position * x_p + channel[None, None, :].to(tl.int64) * x_c
-    value = tl.load(x + offset, mask=real, other=0.0).to(tl.float32)
+    wide = channel[None, None, :].to(tl.int64)
+    offset = sample.to(tl.int64) * C * (FRAMES * area) + source * step + wide * (1 if LAST else FRAMES * area)
+    value = tl.load(x + offset, mask=computed, other=0.0).to(tl.float32)
     value = (value - centre[None, None, :]) * gain[None, None, :] + base[None, None, :]
     value = value * factor + summand
-    tl.store(out + offset, value / (1.0 + tl.exp(-value)), mask=real)
+    value = value / (1.0 + tl.exp(-value))
+    if BEFORE:
+        offset = sample.to(tl.int64) * C * (LEAD * area) + position * step + wide * (1 if LAST else LEAD * area)
+        given = tl.load(before + offset, mask=real & (frame < LEAD)[:, None, None], other=0.0).to(tl.float32)
+        value = tl.where((frame < LEAD)[:, None, None], given, value)
+    offset = sample.to(tl.int64) * C * positions + position * step + wide * (1 if LAST else positions)
+    tl.store(out + offset, value, mask=real)
 
 
 def _power_of_two(n: int) -> bool:
@@ -161,16 +184,29 @@ def _channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def fake(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
-    layout = torch.channels_last_3d if _channels_last(x) else torch.contiguous_format
-    return torch.empty_like(x, memory_format=layout)
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if _channels_last(x) else torch.contiguous_format
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+def fake(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, lead: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    batch, channels, frames, height, width = x.shape
+    shape = (batch, channels, lead + frames, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+
+
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, lead: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The operator consisid::group_norm_silu. The result is channels last where x is, otherwise contiguous."""
     batch, channels, frames, height, width = x.shape
-    out = fake(x, weight, bias, scale, shift, groups, eps)
+    out = fake(x, weight, bias, scale, shift, groups, eps, lead, before)
     last = _channels_last(x)
+    if before is not None:
+        before = before.contiguous(memory_format=_layout(x))
     if not last:
         x = x.contiguous()
     members, positions = channels // groups, frames * height * width
@@ -200,28 +236,34 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
     run = min(ratio & -ratio, 16)  # the largest power of two in the ratio
     block_c = min(padded(channels), 64) if last else 1
     block_r = 2048 // block_c // run
-    grid = (triton.cdiv(positions // run, block_r), triton.cdiv(channels, block_c), batch)
+    runs_of_out = (lead + frames) * height * width // run
+    grid = (triton.cdiv(runs_of_out, block_r), triton.cdiv(channels, block_c), batch)
     wrap_triton(group_norm_silu_kernel)[grid](
-        x, out, weight, bias, scale, shift, mean, rstd,
-        1 if last else positions, channels if last else 1, *scale.stride(),
-        GROUPS=groups, C=channels, FRAMES=frames, HEIGHT=height, WIDTH=width,
+        x, x if before is None else before, out, weight, bias, scale, shift, mean, rstd, *scale.stride(),
+        GROUPS=groups, C=channels, LAST=last, LEAD=lead, BEFORE=before is not None,
+        FRAMES=frames, HEIGHT=height, WIDTH=width,
         LOW_FRAMES=low_frames, LOW_HEIGHT=low_height, LOW_WIDTH=low_width,
         RUN=run, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def cost(batch: int, channels: int, size: tuple[int, int, int], low: tuple[int, int, int], width: int) -> Cost:
-    """x is read twice (statistics, then result) and written once, at `width` bytes an element."""
+def cost(
+    batch: int, channels: int, size: tuple[int, int, int], low: tuple[int, int, int], width: int, lead: int = 0
+) -> Cost:
+    """x is read twice (statistics, then result) and written once, the frames in front once each way, at `width` bytes
+    an element."""
     elements = batch * channels * math.prod(size)
     latents = batch * channels * math.prod(low)
-    return Cost(flops=elements * (5 + 9), bytes=(3 * elements + 2 * latents) * width)
+    front = batch * channels * lead * size[1] * size[2]
+    return Cost(flops=elements * (5 + 9), bytes=(3 * elements + 2 * front + 2 * latents) * width)
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
-) -> Tensor:
-    """silu(GroupNorm(x) * upsample(scale) + upsample(shift)).
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, lead: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """silu(GroupNorm(x) * upsample(scale) + upsample(shift)), behind `lead` other frames.
 
     Args:
         x: [B, C, F, H, W]. The statistics are over a group's channels and all of F, H, W.
@@ -229,12 +271,14 @@ def group_norm_silu(
         scale, shift: [B, C, f, h, w], the conditioning at the size of the latents.
         groups: of the GroupNorm; divides C.
         eps: of the GroupNorm.
+        lead: frames of the result in front of those of x.
+        before: [B, C, lead, H, W], what they are; None for the first frame's result, repeated.
 
     Returns:
-        [B, C, F, H, W] in x's dtype and memory format. Statistics in float32.
+        [B, C, lead + F, H, W] in x's dtype and memory format. Statistics in float32.
     """
     if runs(x) and whole_ratios(x.shape[2:], scale.shape[2:]):
         from . import ops
 
-        return ops.group_norm_silu(x, weight, bias, scale, shift, groups, eps)
-    return reference(x, weight, bias, scale, shift, groups, eps)
+        return ops.group_norm_silu(x, weight, bias, scale, shift, groups, eps, lead, before)
+    return reference(x, weight, bias, scale, shift, groups, eps, lead, before)

@@ -22,10 +22,18 @@ class Tape:
 
     def lead(self, x: Tensor, frames: int) -> Tensor:
         """x [B, C, F, H, W] -> [B, C, frames + F, H, W], and its last `frames` onto the tape."""
-        before = x[:, :, :1].expand(-1, -1, frames, -1, -1) if self._old is None else next(self._old)
-        x = torch.cat((before, x), dim=2)
-        self.new.append(x[:, :, -frames:].clone())  # a copy, so that the whole does not stay alive
+        before = self.before()
+        x = torch.cat((x[:, :, :1].expand(-1, -1, frames, -1, -1) if before is None else before, x), dim=2)
+        self.keep(x, frames)
         return x
+
+    def before(self) -> Tensor | None:
+        """What the next convolution reads of the chunk before; None where its first frame stands for that."""
+        return None if self._old is None else next(self._old)
+
+    def keep(self, x: Tensor, frames: int) -> None:
+        """The last `frames` of x onto the tape."""
+        self.new.append(x[:, :, -frames:].clone())  # a copy, so that the whole does not stay alive
 
 
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
@@ -69,7 +77,11 @@ class CausalConv(nn.Module):
         return self.conv.kernel_size[0] - 1
 
     def forward(self, x: Tensor, tape: Tape) -> Tensor:
-        return convolve(self.conv, tape.lead(x, self.lead))
+        return self.of_led(tape.lead(x, self.lead))
+
+    def of_led(self, x: Tensor) -> Tensor:
+        """The same for x [B, C, lead + F, H, W] with the frames before it in front."""
+        return convolve(self.conv, x)
 
     def still(self, x: Tensor) -> Tensor:
         """The same for a first and only frame [B, C, H, W], which stands in for those before it."""

@@ -34,18 +34,29 @@ class Pointwise(nn.Module):
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm with scale and shift from the latents, then SiLU; see kernels/group_norm_silu.py."""
+    """GroupNorm with scale and shift from the latents, then SiLU; see kernels/group_norm_silu.py.
+
+    Attributes:
+        in_place: as in Upsample.
+    """
 
     def __init__(self, channels: int, latent_channels: int, groups: int):
         super().__init__()
         self.norm_layer = nn.GroupNorm(groups, channels, NORM_EPS)
         self.conv_y = Pointwise(latent_channels, channels)
         self.conv_b = Pointwise(latent_channels, channels)
+        self.in_place = True
 
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, x: Tensor, latents: Tensor, tape: Tape, lead: int) -> Tensor:
+        """x [B, C, F, H, W] -> [B, C, lead + F, H, W]: behind the frames that a convolution with this lead reads."""
         norm = self.norm_layer
         scale, shift = self.conv_y(latents), self.conv_b(latents)
-        return group_norm_silu(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
+        given = (x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
+        if not self.in_place:
+            return tape.lead(group_norm_silu(*given), lead)
+        normed = group_norm_silu(*given, lead, tape.before())
+        tape.keep(normed, lead)
+        return normed
 
 
 class UpResnet(nn.Module):
@@ -60,9 +71,9 @@ class UpResnet(nn.Module):
         self.conv_shortcut = None if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, latents: Tensor, tape: Tape) -> Tensor:
-        h = self.conv1(self.norm1(x, latents), tape)
-        h = self.norm2(h, latents)
-        h = self.conv2(h, tape)
+        h = self.conv1.of_led(self.norm1(x, latents, tape, self.conv1.lead))
+        h = self.norm2(h, latents, tape, self.conv2.lead)
+        h = self.conv2.of_led(h)
         h += self.shortcut(x)
         return h
 
@@ -180,7 +191,7 @@ class Decoder(nn.Module):
         x = self.conv_in(latents, tape)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, latents, tape)
-        return self.conv_out(self.norm_out(x, latents), tape)
+        return self.conv_out.of_led(self.norm_out(x, latents, tape, self.conv_out.lead))
 
 
 def live_caches(decoder: nn.Module) -> list[str]:

@@ -40,6 +40,28 @@ def test_equals_reference(assert_close, shape, dtype, memory_format):
     assert result.is_contiguous(memory_format=memory_format)
 
 
+def in_front(x, lead):
+    """Frames of another tensor, which is what a chunk hands on."""
+    frames = torch.randn(x.shape[0], x.shape[1], lead + 1, *x.shape[3:]).to(x.dtype)
+    return frames[:, :, 1:]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("given", [True, False], ids=["before", "repeated"])
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_frames_in_front_are_those_of_before_or_the_first_again(assert_close, shape, given, memory_format):
+    """To the bit; and the others are what they are without any in front."""
+    arguments_ = arguments(*shape, torch.float16, memory_format)
+    for lead in (1, 2):
+        before = in_front(arguments_[0], lead) if given else None
+        result = ops.group_norm_silu(*arguments_, lead, before)
+        alone = ops.group_norm_silu(*arguments_)
+        assert torch.equal(result[:, :, lead:], alone)
+        assert torch.equal(result[:, :, :lead], before if given else alone[:, :, :1].expand(-1, -1, lead, -1, -1))
+        assert result.is_contiguous(memory_format=memory_format)
+        assert_close(result, reference, (*arguments_, lead, before))
+
+
 def test_takes_a_slice(assert_close):
     x, *rest = arguments(1, 8, 2, (4, 6, 10), (2, 3, 5), torch.float32)
     wide = torch.cat((x, x), dim=4)
@@ -67,12 +89,16 @@ FAULTS = {
         "group = sample * GROUPS + channel // C",
     ),
     "no activation": ("value / (1.0 + tl.exp(-value))", "value"),
+    "read from the lead": ("source = position - (tl.minimum(frame, LEAD)", "source = position - (tl.minimum(frame, 0)"),
+    "latents of the lead": ("t = tl.maximum(frame - LEAD, 0)", "t = tl.minimum(frame, FRAMES - 1)"),
+    "lead of the first frame": ("value = tl.where((frame < LEAD)", "value = tl.where((frame < 0)"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_caught(assert_close, broken, fault):
     given = arguments(1, 4, 2, (5, 120, 121), (3, 60, 121), torch.float16)
+    given = (*given, 2, in_front(given[0], 2))
     result = broken("group_norm_silu", *FAULTS[fault]).launch(*given)
     with pytest.raises(AssertionError, match=r"allowed|finite"):
         assert_close(result, reference, given)
@@ -84,3 +110,4 @@ def test_operator(memory_format):
     # Not test_aot_dispatch_dynamic: it decomposes the operator into its kernel, which the interpreter does not have.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     opcheck(ops.group_norm_silu, given, test_utils=checks)
+    opcheck(ops.group_norm_silu, (*given, 2, in_front(given[0], 2)), test_utils=checks)
