@@ -50,12 +50,12 @@ def test_the_last_rows_are_not_lost():
 
 
 def test_pieces_hold_less():
-    """At full size the wide rows are what a block holds most of, and no more in pieces."""
+    """At full size the wide rows are what a block holds most of, once, and no more in pieces."""
     graph = graph_table(PREVIEW, PREVIEW_SHAPE)["block"]
     whole, pieces = (count(g, {"B": 1}, torch.bfloat16, True) for g in (graph, in_rows(graph, ROWS)))
     wide = 4 * PREVIEW.transformer.inner_dim * (PREVIEW_SHAPE.video_tokens + 226) * 2
-    assert whole.peak >= 2 * wide
-    assert pieces.peak < 0.8 * whole.peak
+    assert wide < whole.peak <= 2 * wide
+    assert pieces.peak < 0.9 * whole.peak
     assert whole.flops == pieces.flops
 
 
@@ -64,7 +64,7 @@ def test_three_gigabytes_are_enough():
     for machine in MACHINES.values():
         found = plan(3 * 10**9, sizes_of("preview"), machine, tiling=True)
         assert found.peak <= 3 * 10**9
-        smaller = plan(int(2.5 * 10**9 * 1.04), sizes_of("preview"), machine, tiling=True)
+        smaller = plan(24 * 10**8, sizes_of("preview"), machine, tiling=True)
         assert smaller.rows == ROWS
         assert f"{ROWS} row pieces" in str(smaller)
 
