@@ -111,8 +111,7 @@ class Latency:
         stranger = identity(engine.variant, seed=1000 + index)
 
         def meet() -> None:
-            stranger.features(networks)
-            stranger.moments(networks, engine.shape.height, engine.shape.width)
+            engine.conditioner.images(networks, stranger, engine.shape.height, engine.shape.width)
 
         with torch.no_grad():
             self.person.append(seconds_of(meet, engine.device))

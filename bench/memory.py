@@ -12,7 +12,6 @@ import torch
 
 from consisid.engine import ConsisID
 from consisid.engine.memory import MemoryPlan
-from consisid.engine.sizes import OVERHEAD
 
 PERIOD = 0.02  # seconds between samples
 KINDS = {
@@ -97,15 +96,14 @@ def planned(engine: ConsisID, steps: int, stages: Mapping[str, float]) -> dict[s
     """
     # Without a budget generate() runs both halves of guidance at once.
     plan = engine.plan(engine.memory, steps=steps, cfg=None if engine.memory else "batched")
-    allowance = OVERHEAD.get(engine.device.type, 0)
     return {
         "budget": plan.budget,
         "mode": plan.mode,
         "cfg": plan.cfg,
         "tile": plan.tile and list(plan.tile),
         "peak": plan.peak,
-        "allowance": allowance,
-        "stages": {name: _peak(plan, PLANNED[name]) - allowance for name in stages},
+        "allowance": plan.context,
+        "stages": {name: _peak(plan, PLANNED[name]) - plan.context for name in stages},
     }
 
 

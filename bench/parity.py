@@ -109,8 +109,9 @@ class Comparison:
         engine = self.engine
         person, networks = identity(engine.variant), engine.networks()
         size = engine.shape.height, engine.shape.width
-        mean, variance = person.moments(networks, *size)[0].chunk(2, dim=1)
-        person.features(networks).moments[*size, None] = [torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)]
+        mean, variance = engine.conditioner.images(networks, person, *size)[0].chunk(2, dim=1)
+        certain = torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)
+        engine.conditioner.known(networks, person).moments[*size, None] = [certain.cpu()]
         made = []
         with scheduler(engine, ddim(engine)):
             for noise in self.noises:

@@ -12,8 +12,8 @@ from torch import Tensor
 from consisid.engine import ConsisID, Identity, decode
 from consisid.engine.backends import backend
 from consisid.engine.chunks import with_runners
-from consisid.engine.denoise import TimeTable, condition, guidance_weight, predict, time_table
-from consisid.engine.identity import FaceFeatures
+from consisid.engine.conditioning import condition, extract_face
+from consisid.engine.denoise import TimeTable, guidance_weight, predict, time_table
 from consisid.engine.noise import draw
 from consisid.engine.runtime import Networks
 from consisid.engine.schedulers import Stepper
@@ -69,11 +69,11 @@ class Unhoisted:
         engine, shape, networks = self.engine, self.engine.shape, self._networks
         generator = torch.Generator().manual_seed(seed)
         stepper = Stepper(engine.scheduler, self.steps, 0.0, generator)
-        moments = self.person.moments(networks, shape.height, shape.width)
+        moments = engine.conditioner.images(networks, self.person, shape.height, shape.width)
         image = decode.first_frames(moments, 1, generator, shape) * engine.image_scale
         size = (1, shape.latent_frames, image.shape[2], shape.latent_height, shape.latent_width)
         latents = draw(size, generator, engine.device, engine.dtype) * engine.scheduler.init_noise_sigma
-        positions = engine.positions(shape)
+        positions = engine.conditioner.positions(shape)
         face = self._placed(FACE, self._features)
         given = self._placed(INPUTS, lambda: condition(networks, positions, embeds, image, face()))
         whole = None if MODULATION in self.in_loop else time_table(networks, stepper.timesteps)
@@ -95,10 +95,9 @@ class Unhoisted:
         made = make()
         return lambda: made
 
-    def _features(self) -> FaceFeatures:
+    def _features(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of an identity without a memory of its features in this engine."""
-        person = self.person
-        return Identity.from_embeddings(person.id_cond, person.id_vit_hidden, person.image).features(self._networks)
+        return extract_face(self._networks, self.person)
 
     def _row(self, stepper: Stepper, step: int) -> tuple[TimeTable, int]:
         """The modulation of one step alone."""

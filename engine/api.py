@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditioning import condition
 from .decode import finish, first_frames
-from .denoise import condition, denoise
+from .denoise import denoise
 from .device_memory import photo_guarded
 from .face import Photo
 from .identity import Identity
@@ -86,11 +87,21 @@ class ConsisID(Opened):
         return guarded(self, request, lambda run: self._make(run, request, identity, aligned))
 
     def _make(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Any:
-        networks, shape, options = run.networks, request.shape, request.options
+        final = self._latents(run, request, identity, aligned)
+        with run.stage("decode"):
+            latents = final / self.variant.vae.scaling_factor
+            output_type = request.options["output_type"]
+            frames = run.decoded(lambda: finish(run.networks, latents, output_type, *run.decoding))
+        videos = Video.several(frames, final, self.variant.fps, run.stats)
+        return videos[0] if request.single else videos
+
+    def _latents(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Tensor:
+        """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
+        networks, shape, options, conditioner = run.networks, request.shape, request.options, self.conditioner
         with run.stage("identify"):
             person = identity if isinstance(identity, Identity) else self.faces.identify(identity, aligned=aligned)
-            features = person.features(networks)
-            moments = person.moments(networks, shape.height, shape.width, run.image_tile)
+            face = conditioner.face(networks, person)
+            moments = conditioner.images(networks, person, shape.height, shape.width, run.image_tile)
         self.release_faces()
         with run.stage("text"):
             embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
@@ -99,18 +110,13 @@ class ConsisID(Opened):
             self._interrupt, self.num_timesteps = False, len(stepper.timesteps)
             image = first_frames(moments, request.batch, request.generator, shape)
             noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
-            positions = self.positions(shape)
-            given = condition(networks, positions, embeds, image * self.image_scale, features)
+            positions = conditioner.positions(shape)
+            given = condition(networks, positions, embeds, image * self.image_scale, face)
         with run.stage("denoise"):
-            final = denoise(
+            return denoise(
                 run.loop, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
                 on_step=request.callback(self), watch=run.watch,
                 state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
                 stop=lambda: self._interrupt,
             )  # fmt: skip
-        with run.stage("decode"):
-            latents = final / self.variant.vae.scaling_factor
-            frames = run.decoded(lambda: finish(networks, latents, options["output_type"], *run.decoding))
-        videos = Video.several(frames, final, self.variant.fps, run.stats)
-        return videos[0] if request.single else videos

@@ -98,8 +98,13 @@ def frames_in_order(
     networks: Networks, latents: Tensor, convert: Convert, mode: str | None = None, tile: Tile | None = None
 ) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, in order, from latents [1, F, 16, h, w] (unscaled)."""
-    config = networks.variant.vae
-    yield from MODES[mode or "whole"](networks, latents, check_tile(tile, config), convert)
+    frames = MODES[mode or "whole"](networks, latents, check_tile(tile, networks.variant.vae), convert)
+    while True:
+        with networks.weights.scratch("decode"):
+            chunk = next(frames, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def finish(

@@ -8,31 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditioning import Conditioning, Positions, project_text
 from .errors import InputError, NumericalError
-from .identity import FaceFeatures
-from .positions import additive_positions, rotary_tables
 from .runtime import Networks
 from .schedulers import Stepper
-from .shapes import VideoShape
+from .steps import join_tokens
 
 Callback = Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]]
 CFG_MODES = ("batched", "sequential")
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """All that the loop reads besides the latents. G is 2 with classifier-free guidance (unconditional first), else 1.
-
-    text: [G * b, T, C]; image: [b, V, C]; cos, sin: [V, D / 2] float32; keys, values: one [1, H * N, C] per face
-    attention.
-    """
-
-    text: Tensor
-    image: Tensor
-    cos: Tensor
-    sin: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,44 +41,6 @@ class LoopState:
     stepper: dict[str, Any]
 
 
-class Positions:
-    """What a shape alone determines: rotary tables, and positions that are added to the tokens (or None)."""
-
-    def __init__(self, networks: Networks, shape: VideoShape, config: Any, learned: Tensor | None):
-        device, dtype = networks.device, networks.dtype
-        self.cos, self.sin = (table.to(device) for table in rotary_tables(config, shape))
-        added = additive_positions(config, shape, learned)
-        length = config.max_text_seq_length
-        self.text = None if added is None else added[:length].to(device, dtype)
-        self.video = None if added is None else added[length:].to(device, dtype)
-
-
-def project_text(networks: Networks, positions: Positions, prompt_embeds: Tensor) -> Tensor:
-    """Text tokens [B, T, C]: once per prompt."""
-    tokens = networks.one("text_project", prompt_embeds)
-    return tokens if positions.text is None else tokens + positions.text
-
-
-def embed_image(networks: Networks, positions: Positions, image_latents: Tensor) -> Tensor:
-    """The image's share of the video tokens [b, V, C], from image latents [b, F, 16, h, w]: once per video."""
-    tokens = networks.one("image_embed", image_latents)
-    return tokens if positions.video is None else tokens + positions.video
-
-
-def condition(
-    networks: Networks, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor, face: FaceFeatures
-) -> Conditioning:
-    """Everything that is the same in all steps of a video."""
-    return Conditioning(
-        text=project_text(networks, positions, prompt_embeds),
-        image=embed_image(networks, positions, image_latents),
-        cos=positions.cos,
-        sin=positions.sin,
-        keys=face.keys,
-        values=face.values,
-    )
-
-
 def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
     """The modulation of every block at every step: once per schedule."""
     temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
@@ -104,12 +49,16 @@ def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
 
 
 def predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
-    """The predicted noise [G * b, F, 16, h, w] for latents [b, F, 16, h, w]."""
-    video = networks.one("embed", latents, given.image)
-    groups = given.text.shape[0] // video.shape[0]
-    hidden = torch.cat((given.text, video.repeat(groups, 1, 1)), dim=1)
+    """The predicted noise, float32 [G * b, F, 16, h, w], for latents [b, F, 16, h, w]."""
+    with networks.weights.scratch("denoise"):
+        noise = _predict(networks, latents, step, times, given)
+    return networks.weights.keep(noise).float()
+
+
+def _predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
+    tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
     video = networks.spans.trunk(
-        networks, hidden, times.modulation[step], given.cos, given.sin, given.keys, given.values
+        networks, tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values
     )
     return networks.one("head", video, times.out[step])
 
@@ -182,11 +131,8 @@ def denoise(
     for step in range(first, steps):
         networks.weights.expect("denoise", (steps - step) * halves_apart)
         inputs = stepper.scale(latents, step)
-        if cfg == "sequential":
-            halves = [replace(given, text=text) for text in given.text.split(batch)]
-            noise = torch.cat([predict(networks, inputs, step, times, half) for half in halves]).float()
-        else:
-            noise = predict(networks, inputs, step, times, given).float()
+        halves = [replace(given, text=text) for text in given.text.split(batch)] if cfg == "sequential" else [given]
+        noise = torch.cat([predict(networks, inputs, step, times, half) for half in halves])
         if guided:
             weight = guidance_weight(guidance_scale, dynamic, step, times.timesteps[step], steps)
             unconditional, prompted = noise.chunk(2)

@@ -10,6 +10,7 @@ import torch
 from .device import current
 from .errors import DeviceMemoryError
 from .memory import MemoryPlan, show
+from .sizes import CONTEXT
 
 if TYPE_CHECKING:
     from .opening import Opened
@@ -49,16 +50,47 @@ def explain(plan: MemoryPlan, before: DeviceMemory, after: DeviceMemory) -> str:
             f"Before the run {show(before.free + before.reserved)} were to be had of the device, less than the plan's "
             f"{show(plan.peak)}: other processes had the rest."
         )
-    if after.reserved > plan.peak:
+    if after.reserved > plan.reserved:
         return f"The plan's prediction was too low: {show(after.reserved)} are reserved. Please report this plan."
     return "Neither another process nor the plan's prediction explains it; the memory may be in pieces too small."
 
 
-def limit(device: torch.device, budget: int | None) -> None:
-    """Let PyTorch reserve no more of a GPU than the budget; None lifts the limit."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)
+class DeviceShare:
+    """What of a GPU an engine may reserve through PyTorch, beside what the rest of the process has reserved there: the
+    limit is one of the process, so it is moved when the engine begins to compute and put back when it ends.
+
+    Attributes:
+        others: bytes that were reserved by others when the engine last began.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.others = device, 0
+        self._own = 0
+        self._fraction: float | None = None
+
+    def begin(self, reserved: int | None) -> None:
+        """Let the engine reserve so many bytes; None for no limit."""
+        if self.device.type != "cuda":
+            return
+        if self._fraction is None:
+            self._fraction = torch.cuda.get_per_process_memory_fraction(self.device)
+            torch.cuda.empty_cache()  # free memory that others keep counts as theirs
+            self.others = max(0, torch.cuda.memory_reserved(self.device) - self._own)
+        fraction = self._fraction
+        if reserved is not None:
+            fraction = min(fraction, (self.others + reserved) / _total(self.device))
+        torch.cuda.set_per_process_memory_fraction(fraction, self.device)
+
+    def end(self) -> None:
+        """The engine computes no more; what it still holds is its own when it begins again."""
+        if self.device.type == "cuda" and self._fraction is not None:
+            self._own = max(0, torch.cuda.memory_reserved(self.device) - self.others)
+            torch.cuda.set_per_process_memory_fraction(self._fraction, self.device)
+            self._fraction = None
+
+
+def _total(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 class OutOfMemory:
@@ -95,7 +127,7 @@ def photo_guarded(engine: "Opened") -> Iterator[None]:
     before, message = DeviceMemory.now(engine.device), None
     with current(engine.device):
         ran_out = OutOfMemory(engine.device)
-        limit(engine.device, engine.memory)
+        engine.share.begin(None if engine.memory is None else engine.memory - CONTEXT["cuda"])
         try:
             yield
         except RuntimeError as error:
@@ -104,7 +136,7 @@ def photo_guarded(engine: "Opened") -> Iterator[None]:
             message = first_line(error)
         finally:
             engine.weights.leave()
-            limit(engine.device, None)
+            engine.share.end()
     if message is not None:
         plan = engine.plan(engine.memory)
         reason = explain(plan, before, DeviceMemory.now(engine.device))

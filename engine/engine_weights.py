@@ -5,6 +5,7 @@ is the share of a stage's weights that stay on the device.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,6 @@ from .checkpoint import Checkpoint
 from .graphs import Graph
 from .lora import PART
 from .memory import MemoryPlan
-from .random_weights import RandomWeights
 from .residency import Residency
 from .shards import TEXT, TRUNK
 from .sizes import STAGE_OF
@@ -77,9 +77,7 @@ class EngineWeights(Residency):
         self._graphs[graph.name] = (graph, names)
 
     def _renew(self, changed: frozenset[str]) -> None:
-        # Random weights differ from device to device, and these were built in on this one.
-        place = self.device if isinstance(self.tensors.checkpoint, RandomWeights) else torch.device("cpu")
-        store, now = WeightStore(self.tensors, place, self.dtype), self.tensors.names
+        store, now = WeightStore(self.tensors, torch.device("cpu"), self.dtype), self.tensors.names
         for name, engine in self.engines.items():
             graph, _ = self._graphs[name]
             if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
@@ -104,6 +102,10 @@ class EngineWeights(Residency):
 
     def done(self, name: str, layer: int) -> None:
         """The engine keeps them."""
+
+    def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
+        """TensorRT has memory of its own."""
+        return nullcontext()
 
     def leave(self) -> None:
         """End the present stage: its engines give their memory back, and what was recorded of them is void."""

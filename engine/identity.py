@@ -1,10 +1,8 @@
 """A person, as the model knows one: computed from a photo once, usable for any number of videos, saved and loaded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,16 +11,11 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from .decode import encode_image
 from .errors import InputError, shown
 from .files import as_path, check_place
-from .keypoints import draw_points
 from .parsing import Unreadable, has_numbers, validate
 from .photo import Source, take_photo
-from .runtime import Networks
 from .sealed import load_sealed, save_sealed
-from .tiling import Tile
-from .variants import Variant
 
 KIND = "consisid identity 2"
 SIDE = 16384  # pixels of a picture at most
@@ -34,21 +27,6 @@ class Header(TypedDict):
     kind: str
     hidden: Annotated[int, Ge(1), Le(64)]
     source: dict[str, str]
-
-
-@dataclass(eq=False)
-class FaceFeatures:
-    """What an engine keeps of an identity.
-
-    Keys and values [1, H * N, C] of every face attention, and the moments of the posterior of its images per (height,
-    width, tile): the face, and the drawn key points where the model takes them. version: of the weights that made keys
-    and values.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    version: int = 0
-    moments: dict[tuple[int, int, Tile | None], list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -70,9 +48,6 @@ class Identity:
     key_points: np.ndarray | None = None
     crop: Image.Image | None = None
     source: dict[str, str] = field(default_factory=dict)
-    _features: "WeakKeyDictionary[Networks, FaceFeatures]" = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False
-    )
 
     @classmethod
     def from_embeddings(cls, id_cond: Any, id_vit_hidden: Any, image: Source, key_points: Any = None) -> "Identity":
@@ -97,13 +72,6 @@ class Identity:
                 f"id_vit_hidden has to be a list of [1, tokens, width], this is {[list(h.shape) for h in hidden]}."
             )
         return cls(cond, hidden, _face_image(image), _points(key_points))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: not what engines of this process keep."""
-        return {name: value for name, value in vars(self).items() if name != "_features"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _features=WeakKeyDictionary())
 
     def preview(self) -> Image.Image:
         """The aligned face, cut out onto white; the given image where the identity was made from embeddings."""
@@ -150,53 +118,6 @@ class Identity:
             raise InputError(f"{path} cannot be read as an identity ({error}); {again}.") from None
         identity.crop, identity.source = pictures.get("crop"), header["source"]
         return identity
-
-    def features(self, networks: Networks) -> FaceFeatures:
-        """The face attention's matrices in an engine; computed at the first call, and anew with other LoRAs."""
-        known, version = self._features.get(networks), networks.weights.version
-        if known is None or known.version != version:
-            self._check_fits(networks.variant)
-            device, dtype = networks.device, networks.dtype
-            inputs = [x.to(device, dtype) for x in (self.id_cond, *self.id_vit_hidden)]
-            keys: list[Tensor] = []
-            values: list[Tensor] = []
-            if networks.variant.transformer.is_train_face:
-                tokens = networks.one("face_extract", *inputs)
-                keys, values = networks.spans.faces(networks, tokens)
-            moments = {} if known is None else known.moments
-            self._features[networks] = FaceFeatures(keys, values, version, moments)
-        return self._features[networks]
-
-    def _check_fits(self, variant: Variant) -> None:
-        """Raises InputError where the model takes embeddings of other sizes."""
-        config, eva = variant.transformer, variant.eva
-        if not config.is_train_face:
-            return
-        tokens = (eva.image_size // eva.patch_size) ** 2 + 1
-        wanted = [[1, config.LFE_id_dim], *[[1, tokens, config.LFE_vit_dim]] * config.LFE_num_scale]
-        given = [list(x.shape) for x in (self.id_cond, *self.id_vit_hidden)]
-        if given != wanted:
-            raise InputError(
-                f"The identity has an id_cond of {given[0]} and {len(given) - 1} hidden states of "
-                f"{_kinds(given[1:])}; this model takes {wanted[0]} and {len(wanted) - 1} of {_kinds(wanted[1:])}. "
-                "Identify the photo with an engine of this model."
-            )
-
-    def moments(self, networks: Networks, height: int, width: int, tile: Tile | None = None) -> list[Tensor]:
-        """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key
-        points where the model takes them; computed once per size and tile (None: encoded whole)."""
-        features, key = self.features(networks), (height, width, tile)
-        if key not in features.moments:
-            images = [self.image]
-            if networks.variant.transformer.is_kps and self.key_points is not None:
-                points = draw_points(self.key_points, self.image.height, self.image.width)
-                images.append(Image.fromarray(points))
-            features.moments[key] = [encode_image(networks, image, height, width, tile) for image in images]
-        return features.moments[key]
-
-
-def _kinds(shapes: Sequence[list[int]]) -> str:
-    return " and ".join(str(list(shape)) for shape in dict.fromkeys(tuple(shape) for shape in shapes))
 
 
 def _embedding(name: str, given: Any) -> Tensor:

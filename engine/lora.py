@@ -19,7 +19,6 @@ from .checkpoint import Checkpoint
 from .errors import InputError
 from .lora_files import PEFT, LoraFile
 from .lora_names import sort_factors
-from .random_weights import RandomWeights
 
 PART = "transformer"
 
@@ -153,9 +152,7 @@ class Merged:
         """A tensor, rounded once."""
         if not self.differs(part, name):
             return self.checkpoint.tensor(part, name, device).to(dtype)
-        # Random weights differ from device to device, files do not.
-        where = device if isinstance(self.checkpoint, RandomWeights) else "cpu"
-        merged = self.checkpoint.tensor(part, name, where).to("cpu", torch.float32)
+        merged = self.checkpoint.tensor(part, name).to(torch.float32)
         for lora, weight in self.active:
             if name in lora.changes:
                 merged = merged + lora.changes[name].delta(weight).view(merged.shape)

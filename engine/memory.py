@@ -6,7 +6,7 @@ smaller one, is never slower.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,6 +14,7 @@ from itertools import pairwise, product
 from math import ceil
 from numbers import Integral
 
+from .allocator import aligned
 from .errors import InputError, MemoryBudgetError, shown
 from .schedule import MACHINES, Machine, replay, spread
 from .sizes import ROWS, Key, Sizes, StageSizes
@@ -25,9 +26,6 @@ UNITS = {"": 1, "b": 1} | {
     for form in ("", "b", "i", "ib")
 }
 BUFFERS = (2, 3, 4)
-SPLITS = (1, 2, 3, 4, 6)  # tiles of the decoder per side
-OVERLAP = 0.25  # of a tile's side, shared with its neighbour
-SMALLEST_TILE = 8  # latent pixels
 # What blocks in rows are assumed to take, against compiled ones, until a GPU has told: they run operator by operator.
 ROWS_PRICE = 1.1
 MARGIN = 2**30  # bytes that "auto" leaves to others
@@ -79,6 +77,7 @@ class StagePlan:
         tile: height and width of the decoder's tiles in latent pixels, None for whole frames.
         rows: pieces of the blocks' feed-forward, 1 for whole.
         peak: predicted bytes of device memory.
+        arena: those of them in which calls find room for what they make.
         seconds: predicted, copies that nothing hides included.
         stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
         copied: bytes from host to device per video.
@@ -93,6 +92,7 @@ class StagePlan:
     cfg: str
     tile: tuple[int, int] | None
     peak: int
+    arena: int
     seconds: float
     stall: float
     copied: int
@@ -111,6 +111,7 @@ class MemoryPlan:
 
     Attributes:
         budget: bytes, None for no limit.
+        context: bytes of the peak that are CUDA's own, and that PyTorch neither counts nor limits.
         held: all weights stay on the device between stages and videos.
         machine: whose speeds the seconds are computed with.
     """
@@ -120,6 +121,7 @@ class MemoryPlan:
     machine: Machine
     stages: tuple[StagePlan, ...]
     held: bool
+    context: int = 0
 
     def stage(self, name: str) -> StagePlan:
         """The stage called `name`."""
@@ -129,6 +131,11 @@ class MemoryPlan:
     def peak(self) -> int:
         """Predicted peak, bytes."""
         return max(stage.peak for stage in self.stages)
+
+    @property
+    def reserved(self) -> int:
+        """Predicted peak of what PyTorch reserves, bytes."""
+        return self.peak - self.context
 
     @property
     def seconds(self) -> float:
@@ -181,52 +188,40 @@ class MemoryPlan:
         return "\n".join([*lines, f"  {kept}; resident and streams count layers"])
 
 
-def tiles(
-    stage: StageSizes, latent: tuple[int, int], tiling: bool
-) -> Iterator[tuple[tuple[int, int] | None, int, float]]:
-    """Ways to cut a frame: the tile, the bytes that decoding it holds, and the arithmetic against whole frames.
-
-    What a decoder holds is in proportion to its pixels; the frames that tiles are blended into come on top, twice.
-    """
-    ((_, working), *_) = stage.working
-    height, width = latent
-    for split in SPLITS if tiling and stage.name == "decode" else (1,):
-        if split == 1:
-            yield None, working, 1.0
-            continue
-        sides = [min(side, ceil(side / (split - (split - 1) * OVERLAP))) for side in latent]
-        if min(sides) >= SMALLEST_TILE:
-            share = sides[0] * sides[1] / (height * width)
-            yield (sides[0], sides[1]), ceil(working * share) + 2 * stage.frames, split**2 * share
-
-
 @lru_cache(maxsize=4096)
 def candidates(
-    stage: StageSizes, latent: tuple[int, int], machine: Machine, cfg: str | None, tiling: bool, held: bool
+    stage: StageSizes, granule: int, machine: Machine, cfg: str | None, tiling: bool, held: bool
 ) -> tuple[StagePlan, ...]:
-    """Every way to run a stage; the peak is without the sizes' overhead, and when `held` without weights."""
+    """Every way to run a stage; the peak is without the sizes' overhead, and when `held` without weights.
+
+    Args:
+        granule: memory for weights is reserved in multiples of it.
+    """
     found = []
     modes = [mode for mode, _ in stage.working if cfg in (None, mode) or len(stage.working) == 1]
-    largest = max((unit.bytes for unit in stage.units), default=0)
-    total = sum(unit.bytes for unit in stage.units)
+    reserved = {unit.key: aligned(unit.bytes, granule) for unit in stage.units}
+    largest = max(reserved.values(), default=0)
+    total = sum(reserved.values())
     counts = [0] if held else [0, *range(2, len(stage.units) + 1)]
     cuts = [(1, stage.working), (ROWS, stage.rows)] if stage.rows else [(1, stage.working)]
-    for mode, (tile, decoding, more), (rows, held_by) in product(modes, tiles(stage, latent, tiling), cuts):
-        working = decoding if stage.name == "decode" else dict(held_by)[mode]
+    for mode, cut, (rows, held_by) in product(modes, (None, *stage.tiles) if tiling else (None,), cuts):
+        working = dict(held_by)[mode] if cut is None else cut.working
+        more = 1.0 if cut is None else cut.arithmetic
         samples = 2 if mode == "batched" and len(stage.working) > 1 else 1
         price = ROWS_PRICE if rows > 1 else 1.0
         for count, buffers in product(counts, BUFFERS):
             if buffers > max(count, BUFFERS[0]) or (count == 0 and buffers > BUFFERS[0]):
                 continue
             streamed = spread(stage.units, count)
-            moving = sum(unit.bytes for unit in stage.units if unit.key in streamed)
+            moving = sum(reserved[key] for key in streamed)
             units = [] if held else stage.units
             flops = stage.flops * more + (sum(unit.flops for unit in stage.units) if held else 0.0)
             run = replay(
                 units, streamed, buffers, stage.passes // samples, machine,
                 fixed=0 if held else stage.fixed, flops=price * flops, samples=price * samples,
             )  # fmt: skip
-            weights = 0 if held else stage.fixed + total - moving + (buffers * largest if count else 0)
+            ring = buffers * largest if count else 0
+            weights = 0 if held else aligned(stage.fixed, granule) + total - moving + ring
             found.append(
                 StagePlan(
                     name=stage.name,
@@ -235,8 +230,9 @@ def candidates(
                     buffers=buffers if count else 0,
                     buffer_bytes=largest if count else 0,
                     cfg=mode,
-                    tile=tile,
+                    tile=None if cut is None else cut.tile,
                     peak=weights + stage.data + working,
+                    arena=working,
                     seconds=run.seconds,
                     stall=run.stall[1],
                     copied=run.bytes,
@@ -262,17 +258,17 @@ def plan(
         MemoryBudgetError: not even the smallest plan fits; the message names its budget.
     """
     options = {
-        held: [candidates(stage, sizes.latent, machine, cfg, tiling, held) for stage in sizes.stages]
+        held: [candidates(stage, sizes.granule, machine, cfg, tiling, held) for stage in sizes.stages]
         for held in (True, False)
     }
     found = []
     for held, stages in options.items():
-        extra = sizes.overhead + (sizes.weights if held else 0)
+        extra = sizes.overhead + (aligned(sizes.weights, sizes.granule) if held else 0)
         chosen = _choose(stages, extra, budget)
         if chosen is not None:
             if budget is not None and not held:
                 chosen = look_ahead(chosen, sizes, budget)
-            found.append(MemoryPlan(sizes.label, budget, machine, chosen, held))
+            found.append(MemoryPlan(sizes.label, budget, machine, chosen, held, sizes.context))
     if not found:
         worst, bytes_needed = smallest(sizes, machine, cfg, tiling)
         needed = show(bytes_needed)
@@ -286,7 +282,7 @@ def plan(
 def smallest(sizes: Sizes, machine: Machine, cfg: str | None, tiling: bool) -> tuple[str, int]:
     """The stage that no plan can make smaller, and the bytes that it needs: the smallest budget."""
     least = {
-        stage.name: min(way.peak for way in candidates(stage, sizes.latent, machine, cfg, tiling, False))
+        stage.name: min(way.peak for way in candidates(stage, sizes.granule, machine, cfg, tiling, False))
         for stage in sizes.stages
     }
     worst = max(least, key=lambda name: least[name])
@@ -315,18 +311,18 @@ def look_ahead(stages: Sequence[StagePlan], sizes: Sizes, budget: int) -> tuple[
     """
     found = []
     for stage, following, size in zip(stages, stages[1:], sizes.stages[1:], strict=False):
-        keys, taken = _leading(following, size, budget - stage.peak)
+        keys, taken = _leading(following, size, budget - stage.peak, sizes.granule)
         found.append(_raised(stage, taken, keys))
     return (*found, *stages[-1:])
 
 
-def _leading(stage: StagePlan, size: StageSizes, room: int) -> tuple[tuple[Key, ...], int]:
+def _leading(stage: StagePlan, size: StageSizes, room: int, granule: int) -> tuple[tuple[Key, ...], int]:
     """The first units of a stage whose buffers fit into `room` bytes, and the bytes of those buffers."""
     keys: list[Key] = []
     taken, free = 0, stage.buffers
     for unit in size.units:
         streams = unit.key in stage.streamed
-        needed = stage.buffer_bytes if streams else unit.bytes
+        needed = stage.buffer_bytes if streams else aligned(unit.bytes, granule)
         if taken + needed > room or (streams and not free):
             break
         free -= streams

@@ -13,8 +13,9 @@ from .adapters import Adapters
 from .backends import backend
 from .capture import Captures
 from .chunks import with_runners
-from .denoise import Positions
+from .conditioning import Conditioner
 from .device import check_device, current
+from .device_memory import DeviceShare
 from .engine_weights import EngineWeights
 from .errors import EngineError, InputError
 from .face import Faces
@@ -29,7 +30,7 @@ from .shapes import VideoShape
 from .sizes import Sizes, sizes
 from .spans import LayerByLayer, Shards
 from .stream import lane_of
-from .text import TextEncoder, Tokenizer
+from .text import TextEncoder
 from .weight_store import device_memory_free
 
 # Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
@@ -66,13 +67,18 @@ class Opened(Adapters):
         kind = EngineWeights if manifest.spec.layers_per_shard else Residency
         self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
         self.weights.captures = captures
+        self.share = DeviceShare(device)
         self.memory = memory_plan.parse(memory, device_memory_free(device))
-        self.weights.use(None if self.memory is None else self.plan(self.memory))
+        plan = None if self.memory is None else self.plan(self.memory)
+        self.weights.use(plan)
         self.num_timesteps, self._interrupt = 0, False
         self.warmed: Mapping[str, float] = {}
         self._networks: dict[VideoShape, Networks] = {}
-        self._positions: dict[VideoShape, Positions] = {}
-        self.networks(self.shape)
+        self.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
+        try:
+            self.networks(self.shape)
+        finally:
+            self.share.end()
 
     @classmethod
     def open(
@@ -221,18 +227,14 @@ class Opened(Adapters):
         self.weights.leave()
         return seconds
 
-    def positions(self, shape: VideoShape) -> Positions:
-        """Rotary tables and additive positions of a shape: once per shape."""
-        if shape not in self._positions:
-            config, learned = self.variant.transformer, None
-            if config.use_learned_positional_embeddings:
-                learned = self.checkpoint.tensor("transformer", "patch_embed.pos_embedding")
-            self._positions[shape] = Positions(self.networks(shape), shape, config, learned)
-        return self._positions[shape]
-
     @cached_property
+    def conditioner(self) -> Conditioner:
+        """What is computed before the loop, and kept for the next video."""
+        return Conditioner(self.checkpoint, self.variant)
+
+    @property
     def text_encoder(self) -> TextEncoder:
-        return TextEncoder(Tokenizer(self.checkpoint.tokenizer, self.variant.transformer.max_text_seq_length))
+        return self.conditioner.text_encoder
 
     @cached_property
     def scheduler(self) -> Any:

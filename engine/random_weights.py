@@ -1,4 +1,4 @@
-"""Full-size models without a checkpoint: seeded random weights that are made on the device and stored nowhere.
+"""Full-size models without a checkpoint: seeded random weights that are made when asked for and stored nowhere.
 
 Time and memory do not depend on the values, so an engine can be measured on a machine that has no checkpoint.
 """
@@ -21,18 +21,25 @@ from .variants import Variant
 
 PREFIX = "random:"
 BIAS = 0.02  # scale of biases and positions
+PERIOD = 2**22 - 3  # numbers that are drawn; odd, so that rows of a matrix do not repeat
 
 
 class RandomTensors:
-    """Every tensor that the graphs of a model read, by part and name, drawn when it is asked for.
+    """Every tensor that the graphs of a model read, by part and name, made when it is asked for.
 
-    A tensor's seed follows from its name in the checkpoint, so whoever asks for it, in whatever order, gets the same
-    numbers on one kind of device. Matrices and convolutions are normal / sqrt(fan in), so that activations keep their
-    size; norms are neutral.
+    All take their numbers from one table of PERIOD, each from a place that follows from its name in the checkpoint: at
+    the speed of a copy, and the same on every device and in whatever order they are asked for. Matrices and
+    convolutions are normal / sqrt(fan in), so that activations keep their size; norms are neutral.
     """
 
     def __init__(self, variant: Variant, seed: int = 0):
         self.model, self.seed = variant, seed
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        """Normal, float32 [2 * PERIOD]: the table twice, so that every stretch of it is in one piece."""
+        drawn = torch.randn(PERIOD, generator=torch.Generator().manual_seed(self.seed))
+        return torch.cat((drawn, drawn))
 
     @cached_property
     def shapes(self) -> dict[tuple[str, str], tuple[torch.Size, bool]]:
@@ -72,9 +79,15 @@ class RandomTensors:
         if neutral:
             fill = torch.ones if kind in ("weight", "running_var") else torch.zeros
             return fill(size, device=device, dtype=dtype)
-        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self.seed} {part} {name}".encode()))
+        first = zlib.crc32(f"{part} {name}".encode()) % PERIOD
         scale = BIAS if kind in ("bias", "pos_embedding") else 1 / math.sqrt(max(1, size[1:].numel()))
-        return torch.randn(size, generator=generator, device=device, dtype=torch.float32).mul_(scale).to(dtype)
+        stretch = (self._numbers[first : first + min(size.numel(), PERIOD)] * scale).to(dtype)
+        if size.numel() <= PERIOD:
+            return stretch.view(size).to(device)
+        drawn = torch.empty(size, dtype=dtype)
+        for piece in drawn.view(-1).split(PERIOD):
+            piece.copy_(stretch[: len(piece)])
+        return drawn.to(device)
 
 
 class RandomWeights(Checkpoint):

@@ -14,7 +14,7 @@ from consisid.kernels import describe
 from . import memory
 from .denoise import LoopState, not_finite
 from .device import current
-from .device_memory import DeviceMemory, OutOfMemory, explain, first_line, limit
+from .device_memory import DeviceMemory, OutOfMemory, explain, first_line
 from .errors import DeviceMemoryError, InputError, WriteError
 from .frame_stream import FrameStream
 from .lora import key_of
@@ -115,12 +115,14 @@ class Run:
             generator.set_state(state)
         self.clock = Clock(self.engine.device, self.networks.calls)
         self._copied = self.engine.weights.copied
+        self.engine.weights.peaks.clear()
         self._stalls: list[float] = []
 
     def enter(self) -> None:
         """The device is this run's from now on, as its plan says."""
         self.engine.weights.use(self.plan)
-        limit(self.engine.device, None if self.plan is None else self.plan.budget)
+        plan = self.plan
+        self.engine.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
 
     def attempt(self, work: Callable[[], Any], again: Callable[[], None] = lambda: None) -> Any:
         """What `work` gives; after running out of memory `again` prepares the next attempt, under a smaller plan.
@@ -225,7 +227,11 @@ class Run:
         stats = self.clock.stats(self.modes)
         stats.streamed_bytes = self.engine.weights.copied - self._copied
         stats.stalls = self._stalls
-        stats.predicted_bytes = self.plan.peak if self.plan is not None else None
+        self.engine.weights.note_peak()
+        others, peaks = self.engine.share.others, self.engine.weights.peaks
+        stats.peak_bytes = max(stats.peak_bytes, *peaks.values(), 0) - others
+        stats.stage_bytes = {name: peak - others for name, peak in peaks.items()}
+        stats.predicted_bytes = self.plan.reserved if self.plan is not None else None
         return stats
 
     def decoded(self, decode: Callable[[], Any]) -> Any:
@@ -257,7 +263,7 @@ class Run:
         if self._complete and self.path is not None:
             self.path.unlink(missing_ok=True)
         self.engine.weights.leave()
-        limit(self.engine.device, None)
+        self.engine.share.end()
 
     def _release(self) -> None:
         self.engine.weights.leave()

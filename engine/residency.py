@@ -5,6 +5,7 @@ wherever they come from.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from .checkpoint import Checkpoint
 from .graphs import Graph
 from .lora import Active, Merged
 from .memory import MemoryPlan
+from .scratch import Arena, prepare_libraries
 from .sizes import STAGE_OF, STREAMABLE, Key
 from .stream import Conveyor, Lane
 from .weight_store import HostWeights, WeightStore, reads
@@ -24,6 +26,7 @@ class Residency:
 
     Attributes:
         version: another number when other LoRAs are in the weights.
+        peaks: the most that was reserved of a GPU in each stage that has ended, bytes; whoever reads them clears them.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, lane: Lane):
@@ -31,6 +34,7 @@ class Residency:
         self.tensors = Merged(checkpoint)
         self.host = HostWeights(self.tensors, dtype, device, lane)
         self.version = 0
+        self.peaks: dict[str, int] = {}
         self.plan: MemoryPlan | None = None
         self.captures: Captures | None = None  # recordings that know addresses of weights
         self.copied = 0
@@ -42,11 +46,15 @@ class Residency:
         self._prepared: tuple[str, Conveyor] | None = None  # the next stage, whose first weights are on their way
         self._bound: dict[Key, tuple[Tensor, ...]] = {}
         self._passes: dict[str, int] = {}
+        self._arena: Arena | None = None
+        self._prepared_libraries = False
 
     def bind(self, graph: Graph, names: Sequence[str]) -> None:
         """Make a graph known; `names` is the order of its weights in a call."""
         self._graphs[graph.name] = (graph, names)
         if self.plan is None or self.plan.held:
+            if self.device.type == "cuda":
+                self._store.pack({graph.name: (graph, names)}, self.host.shapes, self.lane.buffer)
             for layer in range(len(graph.layers)):
                 self._resident((graph.name, layer))
 
@@ -72,7 +80,7 @@ class Residency:
         """These tensors of the transformer are others now."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # nothing reads what is written now
-        self._store.forget(changed)
+        self._store.renew(changed)
         others = [key for key in self._bound if reads(*self._graphs[key[0]], key[1], changed)]
         for key in others:
             del self._bound[key]
@@ -96,22 +104,64 @@ class Residency:
         if self._conveyor is not None and name in STREAMABLE:
             self._conveyor.done((name, layer))
 
+    def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
+        """What is made inside comes from memory that the plan has for it, and is gone at the end of the stage.
+
+        Args:
+            stage: which begins if it has not; None for the present one.
+        """
+        return self._arena_of(stage) or nullcontext()
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What scratch memory holds, where it is not gone at the end of the stage: a copy, unless nothing was planned,
+        or a block of `scratch` is open."""
+        return tensor if self._arena is None or self._arena.depth else tensor.clone()
+
+    def _arena_of(self, stage: str | None) -> Arena | None:
+        plan = self.plan
+        if plan is None or self.device.type != "cuda" or self.captures is not None:
+            return None
+        if plan.held:
+            return self._arena or self._open_arena(max(each.arena for each in plan.stages))
+        if stage is not None and stage != self._stage:
+            self._enter(stage)
+        return self._arena
+
+    def _open_arena(self, size: int) -> Arena:
+        if not self._prepared_libraries:
+            prepare_libraries(self.device, self.dtype)
+            self._prepared_libraries = True
+        torch.cuda.empty_cache()  # what loading weights has left
+        self._arena = Arena(self.device, size)
+        return self._arena
+
     def expect(self, stage: str, passes: int) -> None:
         """How often a stage will go through its weights when it begins; 1 where nobody says."""
         self._passes[stage] = passes
 
     def leave(self) -> None:
         """End the present stage: its weights leave the device, and what was prepared of the next."""
+        self.note_peak()
         self._drop()
         if self.captures is not None:
             self.captures.clear()
         if self._conveyor is not None:
             self._conveyor.close()
-        if self._stage is not None:
-            self._conveyor, self._stage, self._bound = None, None, {}
-            self._store = WeightStore(self.tensors, self.device, self.dtype)
+        ended, self._arena = self._arena is not None, None
+        if ended or self._stage is not None:
+            if self.plan is None or not self.plan.held:
+                self._conveyor, self._stage, self._bound = None, None, {}
+                self._store = WeightStore(self.tensors, self.device, self.dtype)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # what the next stage asks for has other sizes
+
+    def note_peak(self) -> None:
+        """Remember what the present stage reserved, and count anew."""
+        if self.device.type == "cuda":
+            if self._stage is not None:
+                peak = torch.cuda.max_memory_reserved(self.device)
+                self.peaks[self._stage] = max(peak, self.peaks.get(self._stage, 0))
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def _resident(self, key: Key) -> tuple[Tensor, ...]:
         if key not in self._bound:
@@ -124,16 +174,26 @@ class Residency:
         if ready is not None:
             self._prepared = None
         self.leave()
+        self.note_peak()
         self._stage, self._conveyor = stage, ready or self._conveyor_of(stage)
-        for name, (graph, _) in self._graphs.items():
-            if STAGE_OF[name] == stage and name not in STREAMABLE:
-                for layer in range(len(graph.layers)):
-                    self._resident((name, layer))
+        fixed = {
+            name: entry
+            for name, entry in self._graphs.items()
+            if STAGE_OF[name] == stage and name not in STREAMABLE
+        }  # fmt: skip
+        if fixed:
+            self._store.pack(fixed, self.host.shapes, self.lane.buffer)
+        for name, (graph, _) in fixed.items():
+            for layer in range(len(graph.layers)):
+                self._resident((name, layer))
         self.copied += self._store.bytes
+        if self._conveyor is not None:
+            self._conveyor.begin(self._passes.get(stage, 1))
+        if self.device.type == "cuda" and self.captures is None:
+            assert self.plan is not None
+            self._open_arena(self.plan.stage(stage).arena)
         if self._conveyor is None:
             self._ahead()
-        else:
-            self._conveyor.begin(self._passes.get(stage, 1))
 
     def _conveyor_of(self, stage: str) -> Conveyor | None:
         """What brings the units of a stage, with nothing allocated; None where no weights may stream."""

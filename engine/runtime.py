@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -26,6 +27,12 @@ class Weights(Protocol):
     def done(self, name: str, layer: int) -> None:
         """The call that used them is queued."""
 
+    def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
+        """What is made inside is gone at the end of the stage; see residency.py."""
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What `scratch` has made, for longer."""
+
     def expect(self, stage: str, passes: int) -> None:
         """From now on a stage of sizes.STAGES that begins goes through its weights so many times; else once."""
 
@@ -40,6 +47,13 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     def done(self, name: str, layer: int) -> None:
         """They stay."""
+
+    def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
+        """There is no plan of the memory."""
+        return nullcontext()
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def expect(self, stage: str, passes: int) -> None:
         """They stay, however often they are used."""
@@ -74,9 +88,11 @@ class Networks:
 
     def __call__(self, name: str, *inputs: Tensor, layer: int = 0) -> Outputs:
         self.calls[name] += 1
-        outputs = self.runners[name](inputs, self.weights.take(name, layer))
+        tensors = self.weights.take(name, layer)
+        with self.weights.scratch():
+            outputs = self.runners[name](inputs, tensors)
         self.weights.done(name, layer)
-        return outputs
+        return self.weights.keep(outputs) if isinstance(outputs, Tensor) else tuple(map(self.weights.keep, outputs))
 
     def one(self, name: str, *inputs: Tensor, layer: int = 0) -> Tensor:
         """A graph with a single output."""

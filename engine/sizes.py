@@ -3,19 +3,33 @@
 Bytes throughout; FLOP count a multiply and an add as two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import torch
 
+from .allocator import (
+    FIRST_OWN,
+    GRANULE,
+    SHARED_SEGMENT,
+    SMALL,
+    SMALL_SEGMENT,
+    Event,
+    aligned,
+    arena_bytes,
+    peak_bytes,
+)
 from .chunks import chunks
-from .graphs import IN_ROWS, Graph, graph_table, in_rows, weight_shapes
+from .graphs import Graph, graph_table, weight_shapes
 from .shapes import VideoShape
 from .variants import Variant
 
 PHOTO = 1024  # pixels: the largest side that photo.py leaves
-ALIGN = 512  # bytes: what PyTorch's allocator rounds to, and more than any kernel asks of an address
+SPLITS = (2, 3, 4, 6)  # tiles of the decoder per side
+OVERLAP = 0.25  # of a tile's side, shared with its neighbour
+SMALLEST_TILE = 8  # latent pixels
 
 # In the order of a video. A call of a graph of another stage ends the one before.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +45,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 STREAMABLE = ("face_fold", "text_layer", "modulation", "block", "last_block")  # one layer after the other, each large
 STAGE_OF: Mapping[str, str] = {graph: stage for stage, graphs in STAGES.items() for graph in graphs}
 ROWS = 4  # pieces of the feed-forward: with them attention is what holds most, and smaller ones would save nothing
-KEPT_PROMPTS = 16  # text.TextEncoder.KEPT
 
 Key = tuple[str, int]
 """A graph and a layer: the weights of one call."""
@@ -51,14 +64,15 @@ class StageSizes:
     """One stage.
 
     Attributes:
-        fixed: bytes of weights that stay for the whole stage; what graphs share counts once.
+        fixed: bytes of weights that stay for the whole stage, in one piece; what graphs share counts once.
         units: what may stream, in the order of execution.
         flops: of all other calls, per pass.
         passes: how often the units are gone through with one sample per guidance half at a time.
-        working: by CFG mode, the most bytes that calls hold beside weights; one entry where there is no choice.
+        working: by CFG mode, the bytes in which calls find room for all that they make; one entry where there is no
+            choice.
         rows: `working` with the feed-forward in ROWS pieces; empty where it cannot be cut.
+        tiles: of the decoder, what frames can be cut into.
         data: bytes that other stages made and that live on.
-        frames: bytes of a decoded chunk, which tiles are put together in; only of the decoder.
     """
 
     name: str
@@ -68,8 +82,18 @@ class StageSizes:
     passes: int
     working: tuple[tuple[str, int], ...]
     data: int
-    frames: int = 0
     rows: tuple[tuple[str, int], ...] = ()
+    tiles: tuple["TileSizes", ...] = ()
+
+
+@dataclass(frozen=True)
+class TileSizes:
+    """A way to cut frames. tile: height and width in latent pixels; working: bytes in which decoding one finds room;
+    arithmetic: that of all tiles against that of whole frames."""
+
+    tile: tuple[int, int]
+    working: int
+    arithmetic: float
 
 
 @dataclass(frozen=True)
@@ -78,26 +102,31 @@ class Sizes:
 
     Attributes:
         label: what it is the size of, for people.
-        overhead: bytes that are gone before anything is loaded (see OVERHEAD).
-        latent: height and width of the latents, which tiles divide.
-        weights: bytes of all weights, each once.
+        context: bytes that a process takes of the device before it allocates anything (see CONTEXT).
+        pieces: bytes that PyTorch reserves besides what is counted one by one (see PIECES).
+        weights: bytes of all weights, a piece of memory for each graph.
+        granule: memory for weights is reserved in multiples of it.
     """
 
     label: str
     stages: tuple[StageSizes, ...]
-    overhead: int
-    latent: tuple[int, int]
+    context: int
+    pieces: int
     weights: int
+    granule: int
+
+    @property
+    def overhead(self) -> int:
+        """What every stage needs whatever it does."""
+        return self.context + self.pieces
 
 
-# The CUDA context, libraries' workspaces and what the allocator loses between blocks: an assumption until it is
-# measured on a GPU. A process without CUDA has none of it.
-OVERHEAD: Mapping[str, int] = {"cuda": 640 * 2**20, "cpu": 0}
-
-
-def aligned(count: int) -> int:
-    """Bytes rounded up to ALIGN."""
-    return -(-count // ALIGN) * ALIGN
+# The CUDA context and the code of libraries, which PyTorch's allocator does not see: an assumption until it is measured
+# on a GPU. A process without CUDA has none of it.
+CONTEXT: Mapping[str, int] = {"cuda": 512 * 2**20, "cpu": 0}
+# What PyTorch reserves for cuBLAS to work in (32 MiB on Hopper, which both of its interfaces share), the small segments
+# of scalars and norms, and what is left over in one of 20 MiB.
+PIECES: Mapping[str, int] = {"cuda": (32 + 8 + 20) * 2**20, "cpu": 0}
 
 
 @lru_cache(maxsize=64)
@@ -123,21 +152,23 @@ def sizes(
         rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
     """
     table = graph_table(variant, shape)
-    data = _data(variant, shape, dtype.itemsize, batch, steps, guided)
+    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda")
     stages = []
     for name, graphs in STAGES.items():
         present = [table[graph] for graph in graphs if graph in table]
         if present:
-            stages.append(_stage(name, present, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda"))
-    weights = _fixed(list(table.values()), dtype.itemsize)
+            stages.append(
+                _stage(name, present, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda")
+            )
+    granule = GRANULE if device == "cuda" else 1
+    weights = sum(aligned(_fixed([graph], dtype.itemsize), granule) for graph in table.values())
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
     label += f", {batch} videos" if batch > 1 else ""
-    latent = (shape.latent_height, shape.latent_width)
-    return Sizes(label, tuple(stages), OVERHEAD.get(device, 0), latent, weights)
+    return Sizes(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
 
 
 def packed_bytes(shapes: Mapping[str, torch.Size], itemsize: int) -> int:
-    """Bytes of tensors in one piece of memory, when each starts at a multiple of ALIGN."""
+    """Bytes of tensors in one piece of memory, when each starts at a multiple of allocator.BLOCK."""
     return sum(aligned(shape.numel() * itemsize) for shape in shapes.values())
 
 
@@ -152,24 +183,33 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
 
 
 def _stage(
-    name: str, graphs: list[Graph], dtype: torch.dtype, shape: VideoShape, data: int,
+    name: str, graphs: list[Graph], variant: Variant, dtype: torch.dtype, shape: VideoShape, data: int,
     batch: int, steps: int, guided: bool, rows: bool, fused: bool,
 ) -> StageSizes:  # fmt: skip
-    from .counting import count  # PyTorch's fake tensors take a while to import
+    from .counting import count, count_decode, count_step  # PyTorch's fake tensors take a while to import
 
+    room = arena_bytes if fused else peak_bytes
     halves = 2 if guided else 1
     modes = {"batched": halves * batch, "sequential": batch} if name == "denoise" and guided else {"batched": batch}
     beside = batch if name == "text" else 1  # prompts are encoded beside each other
-    working, pieces, counts = {}, {}, {}
+    working, pieces, counts, cut = {}, {}, {}, tuple[TileSizes, ...]()
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
         free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
         counts = {graph.name: count(graph, free, dtype, fused) for graph in graphs}
-        working[mode] = beside * max(counted.working for counted in counts.values())
-        if rows and name == "denoise":
-            cut = [count(in_rows(graph, ROWS), free, dtype, fused) if graph.name in IN_ROWS else counts[graph.name]
-                   for graph in graphs]  # fmt: skip
-            pieces[mode] = max(counted.working for counted in cut)
+        if name == "denoise":
+            working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused))
+            if rows:
+                pieces[mode] = room(count_step(variant, shape, batch, samples, dtype, ROWS, fused))
+        elif name == "decode":
+            latent = shape.latent_height, shape.latent_width
+            events = count_decode(variant, latent, shape.latent_frames, dtype, fused)
+            working[mode] = room(events)
+            frame = 3 * 9 * shape.height * shape.width * dtype.itemsize
+            cut = tuple(_tiles(latent, events, 2 * frame, fused))
+        else:
+            found = (beside * room(each.events) + _held([each.inputs], fused) for each in counts.values())
+            working[mode] = max(found)
     calls = {graph.name: len(graph.layers) * beside for graph in graphs}  # of a pass; with a pass per half
     if name == "decode":
         calls = {"decode_first": batch, "decode_next": batch * (len(chunks(shape.latent_frames)) - 1)}
@@ -193,26 +233,52 @@ def _stage(
         working=tuple(working.items()),
         rows=tuple(pieces.items()),
         data=data,
-        frames=3 * 9 * shape.height * shape.width * dtype.itemsize if name == "decode" else 0,
+        tiles=cut,
     )
 
 
-def _data(variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool) -> dict[str, int]:
+def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused: bool) -> Iterator[TileSizes]:
+    """Ways to cut a frame. What a decoder holds is in proportion to its pixels; `frames` bytes, in which tiles are
+    blended, come on top."""
+    for split in SPLITS:
+        sides = [min(side, ceil(side / (split - (split - 1) * OVERLAP))) for side in latent]
+        if min(sides) >= SMALLEST_TILE:
+            share = sides[0] * sides[1] / (latent[0] * latent[1])
+            scaled = [(request, ceil(count * share)) for request, count in events]
+            working = (arena_bytes if fused else peak_bytes)(scaled) + frames
+            yield TileSizes((sides[0], sides[1]), working, split**2 * share)
+
+
+def _held(tensors: Sequence[int], fused: bool) -> int:
+    """Bytes that tensors of these sizes take of a device, each on its own."""
+    if not fused:
+        return sum(tensors)
+    own = sum(aligned(size, GRANULE) for size in tensors if size >= FIRST_OWN)
+    small = aligned(sum(aligned(size) for size in tensors if size <= SMALL), SMALL_SEGMENT)
+    shared: list[int] = []  # what is free in segments of those between
+    for size in sorted((aligned(size) for size in tensors if SMALL < size < FIRST_OWN), reverse=True):
+        place = next((i for i, free in enumerate(shared) if free >= size), len(shared))
+        shared[place:] = shared[place:] or [SHARED_SEGMENT]
+        shared[place] -= size
+    return own + small + len(shared) * SHARED_SEGMENT
+
+
+def _data(
+    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool
+) -> dict[str, int]:
     """Bytes of what stages hand on, by the stage in which they are alive."""
     t, halves = variant.transformer, 2 if guided else 1
     dim, tokens = t.inner_dim, t.max_text_seq_length
-    face = 2 * t.num_cross_attn * t.cross_attn_num_heads * t.LFE_num_querie * dim * width
-    text = (KEPT_PROMPTS + halves * batch) * tokens * t.text_embed_dim * width
-    rotary = 2 * shape.video_tokens * t.attention_head_dim // 2 * 4
-    image = batch * shape.video_tokens * dim * width
-    given = halves * batch * tokens * dim * width + image
+    face = 2 * t.num_cross_attn * [t.cross_attn_num_heads * t.LFE_num_querie * dim * width]
+    text = [halves * batch * tokens * t.text_embed_dim * width]
+    rotary = 2 * [shape.video_tokens * t.attention_head_dim // 2 * 4]
+    given = [halves * batch * tokens * dim * width, batch * shape.video_tokens * dim * width, *face, *rotary]
     pixels = shape.latent_frames * variant.vae.latent_channels * shape.latent_height * shape.latent_width
-    latents = 8 * batch * pixels * 4  # noise, prediction and what a scheduler keeps of both, in float32
-    table = steps * t.num_layers * 12 * dim * width
-    before = face + text + rotary
-    return {
-        "photo": 0, "face": text + rotary, "image": before, "text": before, "prepare": before + latents,
-        "schedule": before + given + latents + 2 * table,  # the rows, and the stack of them
-        "denoise": before + given + latents + table,
-        "decode": before + given + latents,
+    latents = 8 * [batch * pixels * 4]  # noise, prediction and what a scheduler keeps of both, in float32
+    table = [steps * t.num_layers * 12 * dim * width]
+    before = [*text, *latents, *given]
+    found = {
+        "photo": [], "face": face, "image": [], "text": text, "prepare": before, "schedule": [*before, *table],
+        "denoise": [*before, *table], "decode": latents,
     }  # fmt: skip
+    return {stage: _held(tensors, fused) for stage, tensors in found.items()}

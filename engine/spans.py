@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .shards import TEXT, TRUNK, faces_of, spread
+from .steps import run_blocks
 
 if TYPE_CHECKING:
     from .runtime import Networks
@@ -28,10 +29,11 @@ class Spans(Protocol):
         """Keys and values, E of each, from face tokens [1, N, kv_dim]."""
 
     def trunk(
-        self, networks: "Networks", hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor,
+        self, networks: "Networks", tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
         keys: Sequence[Tensor], values: Sequence[Tensor],
     ) -> Tensor:  # fmt: skip
-        """Video tokens [B, V, C] after all blocks, from hidden [B, S, C] and modulation [layers, 2, 2, 3, C]."""
+        """Video tokens [B, V, C] after all blocks, from one hidden state [B, S, C], which is taken out of `tokens`, and
+        modulation [layers, 2, 2, 3, C]."""
 
 
 class LayerByLayer:
@@ -46,8 +48,13 @@ class LayerByLayer:
         return hidden
 
     def modulation(self, networks: "Networks", temb: Tensor) -> Tensor:
-        layers = range(networks.variant.transformer.num_layers)
-        return torch.stack([networks.one("modulation", temb, layer=layer) for layer in layers], dim=1)
+        layers, table = networks.variant.transformer.num_layers, torch.empty(0)
+        for layer in range(layers):
+            rows = networks.one("modulation", temb, layer=layer)
+            if layer == 0:
+                table = rows.new_empty((len(rows), layers, *rows.shape[1:]))
+            table[:, layer] = rows
+        return table
 
     def faces(self, networks: "Networks", tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         layers = range(networks.variant.transformer.num_cross_attn)
@@ -55,20 +62,12 @@ class LayerByLayer:
         return [key for key, _ in folded], [value for _, value in folded]
 
     def trunk(
-        self, networks: "Networks", hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor,
+        self, networks: "Networks", tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
         keys: Sequence[Tensor], values: Sequence[Tensor],
     ) -> Tensor:  # fmt: skip
-        config = networks.variant.transformer
-        last = config.num_layers - 1
-        for layer in range(last):
-            hidden = networks.one("block", hidden, modulation[layer], cos, sin, layer=layer)
-            face = config.face_index(layer)
-            if face is not None:
-                hidden = networks.one("face", hidden, keys[face], values[face], layer=face)
-        video = networks.one("last_block", hidden, modulation[last], cos, sin)
-        if config.face_index(last) is not None:
-            video = networks.one("last_face", video, keys[-1], values[-1])
-        return video
+        return run_blocks(
+            networks.one, networks.variant.transformer, tokens, modulation, cos, sin, keys, values
+        )  # fmt: skip
 
 
 class Shards:
@@ -95,10 +94,10 @@ class Shards:
         return list(folded[::2]), list(folded[1::2])
 
     def trunk(
-        self, networks: "Networks", hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor,
+        self, networks: "Networks", tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
         keys: Sequence[Tensor], values: Sequence[Tensor],
     ) -> Tensor:  # fmt: skip
-        config = networks.variant.transformer
+        config, hidden = networks.variant.transformer, tokens.pop()
         for i, layers in enumerate(spread(config.num_layers, self.count)):
             given = [x for face in faces_of(config, layers) for x in (keys[face], values[face])]
             rows = modulation[layers.start : layers.stop]

@@ -23,6 +23,8 @@ class Stats:
         peak_bytes: the most device memory reserved during the run; on a CPU the peak resident set of the process.
         allocated_bytes: the most of it that tensors took at once; 0 on a CPU.
         predicted_bytes: the peak that the plan predicted; None without a plan.
+        stage_bytes: the most device memory reserved in each stage of the plan of the memory; empty where weights stay
+            on the device, and on a CPU.
         streamed_bytes: weights copied to the device.
         stalls: seconds of each denoising step in which it waited for weights.
     """
@@ -34,6 +36,7 @@ class Stats:
     peak_bytes: int = 0
     allocated_bytes: int = 0
     predicted_bytes: int | None = None
+    stage_bytes: dict[str, int] = field(default_factory=dict)
     streamed_bytes: int = 0
     stalls: list[float] = field(default_factory=list)
 
@@ -64,6 +67,7 @@ class Clock:
         self._before = Counter(calls)
         self._seconds: dict[str, float] = {}
         self._marks: list[float | torch.cuda.Event] = []
+        self._reserved = self._allocated = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -86,6 +90,10 @@ class Clock:
             self._marks = [self._mark()]
         yield
         self._seconds[name] = self._wait() - start
+        if self.device.type == "cuda":
+            # Whoever manages the weights counts anew at the borders of its own stages.
+            self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self.device))
+            self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(self.device))
 
     def step(self, index: int) -> None:
         self._marks.append(self._mark())
@@ -99,9 +107,8 @@ class Clock:
             elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
                 steps.append(before.elapsed_time(after) / 1000)
         calls = dict(self._calls - self._before)
-        return Stats(
-            dict(self._seconds), steps, calls, modes, peak_bytes(self.device), allocated_bytes(self.device)
-        )  # fmt: skip
+        peak = self._reserved if self.device.type == "cuda" else peak_bytes(self.device)
+        return Stats(dict(self._seconds), steps, calls, modes, peak, self._allocated)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -110,8 +117,3 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
-
-
-def allocated_bytes(device: torch.device) -> int:
-    """The most bytes of tensors so far on a GPU; 0 on a CPU, where nobody counts them."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

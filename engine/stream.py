@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .allocator import GRANULE, aligned
 from .errors import DeviceMemoryError
 from .sizes import Key
 
@@ -97,7 +98,8 @@ class CudaLane:
         self._waits: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[]]
 
     def buffer(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
+        # The whole segment, whose rest would else go to tensors that live longer, and keep the segment with them.
+        return torch.empty(aligned(size, GRANULE), dtype=torch.uint8, device=self.device)[:size]
 
     def host(self, size: int) -> Tensor:
         # Registered rather than allocated pinned: PyTorch rounds pinned memory up to a power of two.

@@ -97,7 +97,7 @@ def check_unicode(name: str, text: str) -> None:
 
 
 class TextEncoder:
-    """Prompts -> text embeddings; the last few are kept, so that a prompt is encoded once.
+    """Prompts -> text embeddings; the last few are kept, on the host, so that a prompt is encoded once.
 
     Each prompt runs by itself, layer by layer beside the others: what it becomes does not depend on its neighbours,
     and a layer's weights are needed once for all of them.
@@ -114,7 +114,7 @@ class TextEncoder:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         states = [networks.many("text_embed", self.tokenizer([prompt]).to(networks.device)) for prompt in new]
         hidden = networks.spans.text(networks, [(state[0], state[1]) for state in states])
-        found = {p: self._kept[p] for p in prompts if p in self._kept}
-        found |= {prompt: networks.one("text_norm", x) for prompt, x in zip(new, hidden, strict=True)}
+        made = {prompt: networks.one("text_norm", x).cpu() for prompt, x in zip(new, hidden, strict=True)}
+        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept} | made
         self._kept = dict(list((self._kept | found).items())[-self.KEPT :])
-        return torch.cat([found[prompt] for prompt in prompts])
+        return torch.cat([found[prompt] for prompt in prompts]).to(networks.device)

@@ -1,16 +1,17 @@
 """The tensors that calls take: put together from a checkpoint, with LoRAs in them, on the device or on the host."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .allocator import aligned
 from .graphs import Graph, weight_shapes
 from .lora import PART, Merged
 from .random_weights import RandomWeights
-from .sizes import Key, aligned, packed_bytes
+from .sizes import Key, packed_bytes
 from .stream import Lane
 from .weight_files import to_aligned
 
@@ -24,23 +25,60 @@ class WeightStore:
         self.tensors, self.device, self.dtype = tensors, device, dtype
         self._held: dict[tuple[str, ...], Tensor] = {}
 
-    def _tensor(self, part: str, sources: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-        key = (part, *sources)
-        if key not in self._held:
-            pieces = [self.tensors.tensor(part, s, self.device, dtype) for s in sources]
-            self._held[key] = to_aligned(pieces[0].contiguous()) if len(pieces) == 1 else torch.cat(pieces)
-        return self._held[key]
-
     def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:
         """The tensors of one layer's call, in the order of `names`."""
-        dtype = graph.dtype(self.dtype)
-        return tuple(self._tensor(graph.part, graph.sources(name, layer), dtype) for name in names)
+        dtype, found = graph.dtype(self.dtype), []
+        for name in names:
+            key = (graph.part, *graph.sources(name, layer))
+            if key not in self._held:
+                self._held[key] = self._load(key, dtype)
+            found.append(self._held[key])
+        return tuple(found)
 
-    def forget(self, changed: frozenset[str]) -> None:
-        """Hold no tensor of the transformer that comes from one of these."""
-        self._held = {
-            key: tensor for key, tensor in self._held.items() if key[0] != PART or changed.isdisjoint(key[1:])
+    def pack(
+        self, graphs: Mapping[str, tuple[Graph, Sequence[str]]],
+        shapes: Callable[[Graph], Mapping[str, torch.Size]], buffer: Callable[[int], Tensor],
+    ) -> None:  # fmt: skip
+        """Hold all layers of these graphs, so far as they are not, in one piece of memory: the allocator rounds once.
+
+        Args:
+            shapes: of a graph's weights.
+            buffer: makes uint8 [n] on the device.
+        """
+        wanted = {
+            (graph.part, *graph.sources(name, layer)): (shapes(graph)[name], graph.dtype(self.dtype))
+            for graph, names in graphs.values()
+            for layer in range(len(graph.layers))
+            for name in names
         }
+        wanted = {key: kind for key, kind in wanted.items() if key not in self._held}
+        offset, flat = 0, buffer(sum(aligned(shape.numel() * dtype.itemsize) for shape, dtype in wanted.values()))
+        for key, (shape, dtype) in wanted.items():
+            size = shape.numel() * dtype.itemsize
+            place = flat[offset : offset + size].view(dtype).view(shape)
+            offset += aligned(size)
+            self._held[key] = self._load(key, dtype, place)
+
+    def _load(self, key: tuple[str, ...], dtype: torch.dtype, place: Tensor | None = None) -> Tensor:
+        part, *sources = key
+        if place is None:
+            pieces = [self.tensors.tensor(part, source, self.device, dtype) for source in sources]
+            return to_aligned(pieces[0].contiguous()) if len(pieces) == 1 else torch.cat(pieces)
+        first = 0
+        for source in sources:
+            piece = self.tensors.tensor(part, source, "cpu", dtype)  # converted where the file is read
+            (place if len(sources) == 1 else place[first : first + len(piece)]).copy_(piece)
+            first += len(piece) if len(sources) > 1 else 0
+        return place
+
+    def renew(self, changed: frozenset[str]) -> None:
+        """These tensors of the transformer are others now; nothing reads what is made of them. On a GPU it is written
+        where it was; on a CPU, where it may be a file's, it is forgotten."""
+        others = [key for key in self._held if key[0] == PART and not changed.isdisjoint(key[1:])]
+        for key in others:
+            place = self._held.pop(key)
+            if self.device.type == "cuda":
+                self._held[key] = self._load(key, place.dtype, place)
 
     @property
     def bytes(self) -> int:
@@ -75,7 +113,7 @@ class HostWeights:
         return packed_bytes(self.shapes(graph), graph.dtype(self.dtype).itemsize)
 
     def views(self, graph: Graph, names: Sequence[str], buffer: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of ALIGN."""
+        """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of allocator.BLOCK."""
         found, offset = [], 0
         for name in names:
             shape, dtype = self.shapes(graph)[name], graph.dtype(self.dtype)
@@ -127,9 +165,7 @@ class HostWeights:
         return self.size(graph)
 
     def _read(self, part: str, source: str, dtype: torch.dtype) -> Tensor:
-        # Random weights differ from device to device; what a resident engine would have is drawn here too.
-        where = self.device if isinstance(self.tensors.checkpoint, RandomWeights) else "cpu"
-        return self.tensors.tensor(part, source, where, dtype).cpu()
+        return self.tensors.tensor(part, source, "cpu", dtype)
 
     def _kept(self, part: str, source: str, dtype: torch.dtype) -> Tensor:
         """A tensor that may be read again; with LoRAs in it it is kept while the host has room: a sum takes longer than

@@ -10,6 +10,7 @@ from .joint_attention import describe, joint_attention
 from .linear_gelu import linear_gelu
 from .modulated_norm import gated_modulated_norm, gated_residual, modulated_norm
 from .qk_norm_rope import qk_norm_rope
+from .workspace import workspace
 
 __all__ = [
     "describe",
@@ -22,4 +23,5 @@ __all__ = [
     "modulated_norm",
     "qk_norm_rope",
     "whole",
+    "workspace",
 ]

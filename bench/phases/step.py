@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from consisid.engine.denoise import Conditioning, Positions, condition, predict, time_table
-from consisid.engine.identity import FaceFeatures
+from consisid.engine.conditioning import Conditioning, Positions, condition
+from consisid.engine.denoise import predict, time_table
 from consisid.engine.runtime import Networks
 
 from ..cost import STEP_GRAPHS, step_bytes, step_cost
@@ -33,7 +33,7 @@ class Step:
         learned = None
         if t.use_learned_positional_embeddings:
             learned = c.weights.tensor("transformer", "patch_embed.pos_embedding")
-        self.positions = Positions(self.networks, s, t, learned)
+        self.positions = Positions(t, s, learned)
         self.times = time_table(self.networks, torch.tensor([TIMESTEP]))
         self.given = self.condition()
 
@@ -43,7 +43,7 @@ class Step:
             key, value = self.networks.many("face_fold", tokens, layer=layer)
             keys.append(key)
             values.append(value)
-        return condition(self.networks, self.positions, self.embeds, self.image, FaceFeatures(keys, values))
+        return condition(self.networks, self.positions, self.embeds, self.image, (keys, values))
 
     def predict(self, networks: Networks | None = None) -> Tensor:
         return predict(networks or self.networks, self.latents, 0, self.times, self.given)

@@ -135,7 +135,7 @@ class Embed(_PatchEmbed):
 
 
 class _Attention(nn.Module):
-    """Self-attention over all tokens, from the modulated norm to the output projection."""
+    """The parameters of a self-attention over all tokens."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -146,16 +146,15 @@ class _Attention(nn.Module):
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=config.attention_bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def forward(self, normed: Tensor, cos: Tensor, sin: Tensor, skip: int = 0) -> Tensor:
-        """[B, S, C] -> [B, S - skip, C]: the first `skip` tokens are read but not asked."""
-        qkv = self.to_qkv(normed)
+    def forward(self, qkv: Tensor, cos: Tensor, sin: Tensor, skip: int = 0) -> Tensor:
+        """Attention of [B, S, 3 * C], from the fused projection -> [B, S - skip, C] before the output projection: the
+        first `skip` tokens are read but not asked."""
         q, k = qk_norm_rope(
             qkv, self.norm_q.weight, self.norm_q.bias, self.norm_k.weight, self.norm_k.bias,
             cos, sin, self.heads, QK_NORM_EPS,
         )  # fmt: skip
         v = qkv.unflatten(-1, (3, self.heads, -1))[:, :, 2]
-        out = joint_attention(q[:, skip:], k, v, q.shape[-1] ** -0.5)
-        return self.to_out[0](out.flatten(-2))
+        return joint_attention(q[:, skip:], k, v, q.shape[-1] ** -0.5).flatten(-2)
 
 
 class _Norm(nn.Module):
@@ -191,6 +190,9 @@ class _FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: hidden [B, S, C], modulation [2, 2, 3, C], cos and sin [V, D / 2] -> hidden [B, S, C].
 
+    Tensors as large as the hidden state are named only as long as they are read: what a block holds at once decides
+    which budgets of device memory it runs in.
+
     Args:
         rows: pieces that the feed-forward works through one after the other.
     """
@@ -211,13 +213,20 @@ class Block(nn.Module):
     def _run(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, skip: int) -> Tensor:
         attention_mod, ff_mod = modulation[0], modulation[1]
         norm, text = self.norm1.norm, self.text_length
-        normed = modulated_norm(hidden, attention_mod, norm.weight, norm.bias, text, self.eps)
-        attention = self.attn1(normed, cos, sin, skip)
+        attention = self.attn1.to_out[0](
+            self.attn1(
+                self.attn1.to_qkv(modulated_norm(hidden, attention_mod, norm.weight, norm.bias, text, self.eps)),
+                cos, sin, skip,
+            )
+        )  # fmt: skip
         hidden, norm, text = hidden[:, skip:], self.norm2.norm, text - skip
         hidden, normed = gated_modulated_norm(
             hidden, attention, attention_mod, ff_mod, norm.weight, norm.bias, text, self.eps
         )
-        return gated_residual(hidden, self.ff(normed), ff_mod, text)
+        del attention
+        update = self.ff(normed)
+        del normed
+        return gated_residual(hidden, update, ff_mod, text)
 
 
 class LastBlock(Block):

@@ -251,7 +251,7 @@ def test_on_every_rung_the_video_is_the_same(tiny):
 def test_a_rung_computes_once_what_it_says(tiny, name, in_loop):
     networks, person = tiny.networks(), identity(tiny.variant)
     embeds = tiny.text_encoder(networks, ["", "A man."])
-    person.moments(networks, tiny.shape.height, tiny.shape.width)
+    tiny.conditioner.images(networks, person, tiny.shape.height, tiny.shape.width)
     before = networks.calls.copy()
     rungs(tiny, person, 3)[name].latents(embeds, 0, [])
     calls = networks.calls - before

@@ -1,4 +1,4 @@
-"""linear_gelu: the bits of PyTorch's two operators on a CPU, one wide tensor on a GPU."""
+"""linear_gelu: the bits of PyTorch's two operators on a CPU, one wide tensor in a block on a GPU."""
 
 import pytest
 import torch
@@ -7,8 +7,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consisid.kernels import linear_gelu, ops
+from consisid.engine.counting import count
+from consisid.engine.graphs import graph_table, in_rows
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import PREVIEW
+from consisid.kernels import linear_gelu, ops, workspace
 from consisid.kernels.linear_gelu import launch
+
+BLOCK = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))["block"]
+TOKENS, WIDTH = 17776, 3072
 
 
 def arguments(*shape, outputs=24, dtype=torch.float32):
@@ -60,3 +67,30 @@ def test_on_a_gpu_one_wide_tensor_comes_into_being(dtype):
         assert made.calls[-1][1] == {"approximate": "tanh"}
     else:
         assert made.calls == [("_addmm_activation", {"use_gelu": True})]
+
+
+def alive(events, sizes):
+    """The most tensors of these sizes that there are at once."""
+    living, most = set(), 0
+    for number, size in events:
+        living = living | {number} if size in sizes else living - {number}
+        most = max(most, len(living))
+    return most
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (2, 1), (1, 3)])
+def test_a_block_on_a_gpu_holds_one_wide_tensor(batch, rows):
+    """Of [S, 4 C], or of a piece of it; the plain operators hold two."""
+    graph = BLOCK if rows == 1 else in_rows(BLOCK, rows)
+    wide = {batch * len(piece) * 4 * WIDTH * 2 for piece in torch.arange(TOKENS).tensor_split(rows)}
+    fused, plain = (count(graph, {"B": batch}, torch.bfloat16, fused=fused) for fused in (True, False))
+    assert [alive(counted.events, wide) for counted in (fused, plain)] == [1, 2]
+    assert fused.flops == plain.flops
+
+
+def test_a_piece_of_several_samples_is_copied():
+    """The rows of a product are evenly apart in memory; those of a piece of two samples are not."""
+    x = torch.empty(2, 6, 16, device="meta")
+    assert workspace("linear_gelu", x, None, None) == []
+    assert workspace("linear_gelu", x[:1, :3], None, None) == []
+    assert workspace("linear_gelu", x[:, :3], None, None) == [2 * 3 * 16 * 4]
