@@ -80,7 +80,7 @@ def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", 
     for stage in found.stages:
         ways = [
             way
-            for way in candidates(stage, found.latent, UNKNOWN, cfg, False, False)
+            for way in candidates(stage, found.granule, UNKNOWN, cfg, False, False)
             if len(way.streamed) <= streamed and way.buffers <= buffers
         ]
         stages.append(max(ways, key=lambda way: (len(way.streamed), way.buffers)))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consisid.engine.allocator import aligned
 from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory import UNKNOWN, machine_named, parse, plan, show, smaller
 from consisid.engine.schedule import MACHINES, Machine, replay, spread
@@ -69,7 +70,7 @@ def ahead_bytes(found, made, stage) -> int:
     if not stage.ahead:
         return 0
     following = made.stages[made.stages.index(stage) + 1]
-    units = {unit.key: unit.bytes for size in found.stages for unit in size.units}
+    units = {unit.key: aligned(unit.bytes, found.granule) for size in found.stages for unit in size.units}
     streamed = [key for key in stage.ahead if key in following.streamed]
     assert list(stage.ahead) == sorted([*following.resident, *following.streamed])[: len(stage.ahead)]
     assert len(streamed) <= following.buffers
@@ -84,9 +85,16 @@ def test_a_peak_is_the_sum_of_its_parts(kind):
         if isinstance(made, MemoryBudgetError) or made.held:
             continue
         for stage, size in zip(made.stages, found.stages, strict=True):
-            resident = sum(unit.bytes for unit in size.units if unit.key in stage.resident)
+            resident = sum(aligned(unit.bytes, found.granule) for unit in size.units if unit.key in stage.resident)
             ring = stage.buffers * stage.buffer_bytes
-            known = found.overhead + size.fixed + size.data + resident + ring + ahead_bytes(found, made, stage)
+            known = (
+                found.overhead
+                + aligned(size.fixed, found.granule)
+                + size.data
+                + resident
+                + ring
+                + ahead_bytes(found, made, stage)
+            )
             assert sorted(stage.resident + stage.streamed) == sorted(unit.key for unit in size.units)
             assert bool(stage.streamed) == bool(stage.buffers)
             if stage.tile is None:
@@ -104,7 +112,7 @@ def test_what_comes_ahead_uses_the_room_there_is():
         for stage, following, size in zip(made.stages, made.stages[1:], found.stages[1:], strict=False):
             rest = [unit for unit in size.units if unit.key not in stage.ahead]
             if rest and rest[0].key in following.resident:
-                assert stage.peak + rest[0].bytes > budget
+                assert stage.peak + aligned(rest[0].bytes, found.granule) > budget
             elif rest:
                 full = len(set(stage.ahead) & set(following.streamed)) == following.buffers
                 assert full or stage.peak + following.buffer_bytes > budget

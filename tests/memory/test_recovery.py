@@ -278,7 +278,7 @@ def test_noise_has_to_be_finite(engine):
     ],
 )
 def test_the_tile_is_that_of_the_plan(asked, used):
-    stage = StagePlan("decode", (), (), 0, 0, "batched", (8, 9), GIB, 1.0, 0.0, 0)
+    stage = StagePlan("decode", (), (), 0, 0, "batched", (8, 9), GIB, 0, 1.0, 0.0, 0)
     run = object.__new__(Run)
     run.options = dict(zip(("decode", "tile"), asked, strict=True))
     run.plan = MemoryPlan("preview", GIB, UNKNOWN, (stage,), held=False)
@@ -293,7 +293,7 @@ def test_no_smaller_plan(engine, monkeypatch):
 
 
 def test_another_process_is_told_apart():
-    stage = StagePlan("denoise", (), (), 0, 0, "batched", None, 6 * GIB, 1.0, 0.0, 0)
+    stage = StagePlan("denoise", (), (), 0, 0, "batched", None, 6 * GIB, 0, 1.0, 0.0, 0)
     plan = MemoryPlan("preview", 8 * GIB, UNKNOWN, (stage,), held=False)
     before = DeviceMemory(24 * GIB, 20 * GIB, 3 * GIB)
     foreign = DeviceMemory(24 * GIB, 0, 5 * GIB)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from consisid.engine.device_memory import DeviceShare
 from consisid.engine.errors import DeviceMemoryError
 
 from .conftest import PERSON, PROMPT
@@ -78,7 +79,8 @@ def test_killed_between_frames_and_resumed(engine, monkeypatch, whole, tmp_path)
 
 def limits(monkeypatch):
     found = []
-    monkeypatch.setattr("consisid.engine.recovery.limit", lambda device, budget: found.append(budget))
+    monkeypatch.setattr(DeviceShare, "begin", lambda self, reserved: found.append(reserved))
+    monkeypatch.setattr(DeviceShare, "end", lambda self: found.append(None))
     return found
 
 
