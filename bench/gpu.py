@@ -5,6 +5,7 @@ phase goes on where it stopped, a finished one is skipped. The check of a row co
 """
 
 import argparse
+import faulthandler
 import json
 import math
 import signal
@@ -167,10 +168,13 @@ def predicted(case: Case, tflops: float) -> float:
     return 4 * case.flops / (0.25 * tflops * 1e12)
 
 
-def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget: float, limit: float) -> Sheet:
+def run_phase(
+    phase: str, context: Context, folder: Path, *, again: bool, budget: float, limit: float, only: Sequence[str] = ()
+) -> Sheet:
     """Measure what a phase still lacks, a row at a time.
 
     Args:
+        only: parts of names; rows with none of them are passed over. Empty for all rows.
         limit: seconds after which no row begins, nor before it one that is predicted to end later, but for the first.
     """
     nvml, _ = load_nvml() if context.gpu else (None, None)
@@ -187,7 +191,7 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
     tflops = ceilings_of(folder).get("tflops", ASSUMED) if context.gpu else math.inf
     start, begun = time.monotonic(), False
     for case in cases(phase, context):
-        if sheet.has(case.name):
+        if sheet.has(case.name) or (only and not any(words in case.name for words in only)):
             continue
         passed = time.monotonic() - start
         if passed > limit or (begun and passed + predicted(case, tflops) > limit):
@@ -201,7 +205,8 @@ def run_phase(phase: str, context: Context, folder: Path, *, again: bool, budget
         print(line(row, None), flush=True)
         if context.gpu:
             torch.cuda.empty_cache()
-    sheet.finish()
+    if not only:
+        sheet.finish()
     return sheet
 
 
@@ -231,8 +236,8 @@ def line(row: dict[str, Any], ceilings: dict[str, float] | None) -> str:
     """A row for the terminal."""
     for key, words in (("unmeasured", "not measured"), ("failed", "FAILED")):
         if key in row:
-            return f"  {row['name'][:44]:<44} {words}: {row[key]}"
-    text = f"  {row['name'][:44]:<44} {row['seconds'] * 1e3:10.3f} ms"
+            return f"  {row['name'][:60]:<60} {words}: {row[key]}"
+    text = f"  {row['name'][:60]:<60} {row['seconds'] * 1e3:10.3f} ms"
     for key, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")):
         if key in row:
             share = f" ({row[key] / ceilings[key]:4.0%})" if ceilings and key in ceilings else ""
@@ -250,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=4, help="denoising steps of the e2e phase (default 4)")
     p.add_argument("--budget", type=float, help="seconds of timing per row (default 3 on a GPU, 0.1 on a CPU)")
     p.add_argument("--limit", type=float, help=f"seconds per phase (default {LIMIT:.0f}; {LIMITS})")
+    p.add_argument("--only", action="append", default=[], help="rows with this in their names; may be repeated")
     p.add_argument("--no-check", action="store_true", help="time wrong results too: for a device that computes nothing")
     p.add_argument("--again", action="store_true", help="measure what is already there too")
     return p
@@ -263,7 +269,8 @@ def work(options: argparse.Namespace) -> None:
         print(f"{phase}: {PHASES[phase]}", flush=True)
         context = Context.of(variant_named(options.variant), device, steps=options.steps, checked=not options.no_check)
         limit = options.limit or LIMITS.get(phase, LIMIT)
-        sheets.append(run_phase(phase, context, options.output, again=options.again, budget=budget, limit=limit))
+        again, only = options.again, options.only
+        sheets.append(run_phase(phase, context, options.output, again=again, budget=budget, limit=limit, only=only))
         del context
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -278,6 +285,7 @@ def work(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    faulthandler.enable()  # what crashes inside a library says at which row
     return run_command("consisid.bench.gpu", lambda: work(options))
 
 

@@ -32,15 +32,12 @@ SHORT = 0.5  # seconds of timing per row
 QUERIES = 128  # of joint attention that are compared with float64
 BUDGET, BUDGET_STEPS = "5GiB", 2
 CONFIGS = (
-    Config(128, 128, 8, 2),
-    Config(128, 128, 8, 3),
     Config(128, 128, 8, 3, ahead=True),
-    Config(128, 128, 8, 3, polynomial=4),
-    Config(128, 128, 8, 3, descriptors=True, polynomial=4, ahead=True),
-    Config(64, 128, 4, 2),
-    Config(64, 128, 4, 3),
-    Config(64, 128, 4, 2, ahead=True),
-    Config(128, 64, 4, 3),
+    Config(128, 128, 8, 3, descriptors=True, ahead=True),
+    Config(128, 128, 8, 3, descriptors=True, ahead=True, unrolled=True),
+    Config(128, 128, 8, 4, ahead=True),
+    Config(128, 64, 8, 3, ahead=True),
+    Config(64, 128, 4, 3, ahead=True),
 )
 
 
@@ -154,11 +151,8 @@ def attentions(c: Context) -> Iterator[Case]:
     for case in chosen:
         yield replace(case, repeats=10, budget=SHORT, limit=60)
     for config in CONFIGS:
-        options = [name for name in ("descriptors", "ahead") if getattr(config, name)]
-        options += [f"polynomial {config.polynomial}"] * bool(config.polynomial)
-        shape = f"{config.block_m}x{config.block_n}x{config.num_warps}, {config.num_stages} stages"
         yield replace(
-            chosen[-1], name=" ".join(["ours", shape, *options]), repeats=10, budget=SHORT, limit=40,
+            chosen[-1], name=f"ours, {config}", repeats=10, budget=SHORT, limit=40,
             make=partial(attention.work, c, partial(attention.by_config, c, config)),
         )  # fmt: skip
 
@@ -176,7 +170,7 @@ def video(c: Context, stack: ExitStack, steps: int, memory: str | None) -> Work:
 def videos(c: Context, steps: int, memory: str | None) -> Iterator[Case]:
     name = f"generate, {steps} steps" + (f", {memory}" if memory else "")
     with ExitStack() as stack:
-        yield Case(name, lambda: video(c, stack, steps, memory), once=True, limit=90)
+        yield Case(name, lambda: video(c, stack, steps, memory), once=True, limit=120)
 
 
 def packaged(c: Context, ahead: Ahead | None) -> Work:
@@ -250,13 +244,13 @@ def cases(c: Context) -> Iterator[Case]:
     try:
         yield from guarded("kernels", kernels, c)
         if ahead is not None:
-            yield Case("waiting for what compiles ahead", partial(waiting, ahead), once=True, limit=60)
+            yield Case("waiting for what compiles ahead", partial(waiting, ahead), once=True, limit=100)
         for section in (hardware, parts, attentions):
             yield from guarded(section.__name__, section, c)
         yield from guarded("videos", partial(videos, steps=c.steps, memory=None), c)
-        yield from guarded("compiling", partial(compiling, ahead=ahead), c)
         yield from guarded("decoding", decoding, c)
         yield from guarded("budgets", partial(videos, steps=BUDGET_STEPS, memory=BUDGET), c)
+        yield from guarded("compiling", partial(compiling, ahead=ahead), c)
     finally:
         if ahead is not None:
             ahead.close()
