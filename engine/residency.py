@@ -92,6 +92,7 @@ class Residency:
         """The tensors of a call. The first call of a stage ends the stage before."""
         key = (name, layer)
         if self.plan is None or self.plan.held:
+            self._arena_of(STAGE_OF[name])
             return self._resident(key)
         if STAGE_OF[name] != self._stage:
             self._enter(STAGE_OF[name])
@@ -121,19 +122,21 @@ class Residency:
         plan = self.plan
         if plan is None or self.device.type != "cuda" or self.captures is not None:
             return None
-        if plan.held:
-            return self._arena or self._open_arena(max(each.arena for each in plan.stages))
         if stage is not None and stage != self._stage:
-            self._enter(stage)
+            if plan.held:
+                self.leave()
+                self._stage = stage
+                self._open_arena(plan.stage(stage).arena)
+            else:
+                self._enter(stage)
         return self._arena
 
-    def _open_arena(self, size: int) -> Arena:
+    def _open_arena(self, size: int) -> None:
         if not self._prepared_libraries:
             prepare_libraries(self.device, self.dtype)
             self._prepared_libraries = True
         torch.cuda.empty_cache()  # what loading weights has left
         self._arena = Arena(self.device, size)
-        return self._arena
 
     def expect(self, stage: str, passes: int) -> None:
         """How often a stage will go through its weights when it begins; 1 where nobody says."""
@@ -149,11 +152,13 @@ class Residency:
             self._conveyor.close()
         ended, self._arena = self._arena is not None, None
         if ended or self._stage is not None:
+            self._stage = None
             if self.plan is None or not self.plan.held:
-                self._conveyor, self._stage, self._bound = None, None, {}
+                self._conveyor, self._bound = None, {}
                 self._store = WeightStore(self.tensors, self.device, self.dtype)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # what the next stage asks for has other sizes
+                torch.cuda.reset_peak_memory_stats(self.device)
 
     def note_peak(self) -> None:
         """Remember what the present stage reserved, and count anew."""
@@ -174,7 +179,6 @@ class Residency:
         if ready is not None:
             self._prepared = None
         self.leave()
-        self.note_peak()
         self._stage, self._conveyor = stage, ready or self._conveyor_of(stage)
         fixed = {
             name: entry

@@ -161,7 +161,7 @@ def sizes(
                 _stage(name, present, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda")
             )
     granule = GRANULE if device == "cuda" else 1
-    weights = sum(aligned(_fixed([graph], dtype.itemsize), granule) for graph in table.values())
+    weights = _held([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
     label += f", {batch} videos" if batch > 1 else ""
     return Sizes(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)

@@ -23,14 +23,16 @@ PROGRAM = """
 #include <cuda_runtime_api.h>
 int main() { return cuInit(0); }
 """
+# A library that uses what C++'s own library keeps one of in a process.
+LIBRARY = "#include <sstream>\nint digits(int x) { std::ostringstream s; s << x; return s.str().size(); }\n"
 FAULTS = ("error", "cannot find")  # of the compiler's and the linker's lines, those that say what is wrong
 
 
 def check_toolkit() -> None:
-    """Compile and link PROGRAM.
+    """Compile and link PROGRAM and LIBRARY.
 
     Raises:
-        BackendError: no toolkit, no compiler, or one that the program cannot be made with.
+        BackendError: no toolkit, no compiler, or one that they cannot be made with.
     """
     from torch.utils import cpp_extension  # looks for the toolkit when it is imported, and logs what it lacks
 
@@ -54,6 +56,7 @@ def check_toolkit() -> None:
                 "install g++, or build with --backend eager."
             ) from None
     if run.returncode == 0:
+        check_library(compiler)
         return
     lines = run.stderr.splitlines()
     said = next((line for line in lines if any(word in line for word in FAULTS)), f"{compiler} ended with an error")
@@ -63,6 +66,26 @@ def check_toolkit() -> None:
             "it; name its folder in LIBRARY_PATH, or build with --backend eager."
         )
     raise _refusal(f"the toolkit in {home} is not whole ({said})")
+
+
+def check_library(compiler: str) -> None:
+    """Whether what a compiler links shares C++'s library with PyTorch: with a copy of it inside, a package is built and
+    ends the process that loads it.
+
+    Raises:
+        BackendError: it does not.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place) / "library.so"
+        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-o", str(made)]
+        run = subprocess.run(command, input=LIBRARY, capture_output=True, text=True, check=False)
+        shared = run.returncode == 0 and b"libstdc++.so" in made.read_bytes()  # among the libraries that it needs
+    if not shared:
+        raise BackendError(
+            f"inductor cannot build here: {compiler} does not link libstdc++.so, which PyTorch uses too, into the "
+            "libraries that it makes, and they would crash where they are loaded; name another C++ compiler in CXX, or "
+            "build with --backend eager."
+        )
 
 
 def _refusal(what: str) -> BackendError:

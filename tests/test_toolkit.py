@@ -85,6 +85,17 @@ def test_a_machine_without_a_compiler(use, tmp_path, monkeypatch):
         toolkit.check_toolkit()
 
 
+def test_a_compiler_that_keeps_its_own_library(use, tmp_path, monkeypatch):
+    """Seen on a machine with an H200: the package of a block was compiled, and ended the process that loaded it."""
+    use(write_toolkit(tmp_path / "cuda"))
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" -static-libstdc++\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(BackendError, match=r"g\+\+ does not link libstdc\+\+\.so.*name another C\+\+ compiler in CXX"):
+        toolkit.check_toolkit()
+
+
 def test_pytorch_for_cuda_12(use, monkeypatch):
     """Its wheels keep every part of the toolkit in a folder of its own, which is no CUDA_HOME."""
     use(None)

@@ -10,6 +10,7 @@ import torch
 from consisid.engine.graphs import weight_shapes
 from consisid.engine.networks.vae import Encoder, FirstChunk, NextChunk
 from consisid.engine.random_checkpoint import _randomise
+from consisid.engine.runtime import Held
 from consisid.engine.variants import TINY, VaeConfig
 
 
@@ -51,20 +52,14 @@ def same_weights(module, vae):
     return module.eval().requires_grad_(False)
 
 
-class Weights(dict):
-    """By graph and layer, as an engine has them in whatever form its networks ask for them."""
+class Weights(Held):
+    """By graph and layer, as an engine has them."""
 
     def __init__(self, modules):
         super().__init__()
         for name, module in modules.items():
             parameters = dict(module.named_parameters())
             self[name] = [[parameters[weight] for weight in weight_shapes(module)]]
-
-    def take(self, name, layer):
-        return self[name][layer]
-
-    def done(self, name, layer):
-        pass
 
 
 class Decoding:
