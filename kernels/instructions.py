@@ -102,7 +102,7 @@ def variants(arch: int) -> Iterator[tuning.Config]:
         found += [replace(wide, num_stages=3, polynomial=4, ahead=True), unrolled, replace(unrolled, polynomial=8)]
         found += [replace(unrolled, descriptors=False), tuning.Config(64, 128, 4, 2, descriptors=True)]
         found += [replace(wide, block_n=256), replace(wide, block_m=256)]
-        found += [replace(wide, num_stages=3, ahead=True, producer=True)]
+        found += [replace(wide, ahead=True, producer=True)]
     else:
         found += [replace(wide, polynomial=4), replace(default, polynomial=0), replace(default, ahead=False)]
     yield from (config for config in found if config != default)

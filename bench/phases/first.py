@@ -38,6 +38,7 @@ CONFIGS = (
     Config(128, 128, 8, 4, ahead=True),
     Config(128, 64, 8, 3, ahead=True),
     Config(64, 128, 4, 3, ahead=True),
+    Config(128, 128, 8, 2, descriptors=True, ahead=True, producer=True),
 )
 
 

@@ -39,11 +39,12 @@ def test_what_the_default_of_hopper_is_better_than():
     """Until it was counted, attention on sm_90 issued more instructions than the tensor cores have cycles."""
     default, *_ = ROWS["sm_90"].values()
     before = ROWS["sm_90"]["128x128, 8 warps, 3 stages, polynomial 4, descriptors, ahead"]
-    moving = ROWS["sm_90"]["128x128, 8 warps, 2 stages, descriptors, ahead"]
+    producer = ROWS["sm_90"]["128x128, 8 warps, 2 stages, descriptors, ahead, producer"]  # what its rule takes
     narrow = ROWS["sm_90"]["64x128, 4 warps, 2 stages, descriptors"]
     assert (before["instructions"], before["bound"]) == (9.84, 1260)
-    assert default["issue"] < default["tensor"] < default["bound"] < 1.04 * default["tensor"]
-    assert default["moves"] < 8 < 60 < moving["moves"]
+    assert default["tensor"] < default["bound"] < 1.04 * default["tensor"]
+    assert producer["issue"] < 0.81 * default["tensor"] < default["issue"]
+    assert producer["moves"] < 8 < 60 < default["moves"]
     # Half the queries in a program read twice the bytes, more than an A100's cache gives.
     assert narrow["loads"] > 5120 / 108 > default["loads"]
 
@@ -59,7 +60,7 @@ def test_a_polynomial_is_more_to_do_without_gain_where_the_tensor_cores_are_the_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"instructions": 7.1}, "instructions rose from 6.9 to 7.1"),
+        ({"instructions": 8.3}, "instructions rose from 8.08 to 8.3"),
         ({"registers": 255}, "registers rose from"),
         ({"spills": 12}, "the default, spills registers (12 instructions)"),
         ({"waits": 12}, "the default, waits 12 times for products"),

@@ -50,8 +50,8 @@ def test_a_measured_row_goes_before_a_rule_and_takes_the_next_best_where_the_bes
 
 
 RULES = {
-    ("NVIDIA H100 80GB HBM3", (9, 0)): ["fa3", "cudnn", "fa4", "ours", "flash"],
-    ("NVIDIA H200", (9, 0)): ["fa3", "cudnn", "fa4", "ours", "flash"],
+    ("NVIDIA H100 80GB HBM3", (9, 0)): ["fa3", "ours", "cudnn", "fa4", "flash"],
+    ("NVIDIA H200", (9, 0)): ["fa3", "ours", "cudnn", "fa4", "flash"],
     ("NVIDIA A100-SXM4-80GB", (8, 0)): ["flash", "ours", "cudnn"],
     ("NVIDIA GeForce RTX 4090", (8, 9)): ["flash", "ours", "cudnn"],
     ("NVIDIA L40S", (8, 9)): ["flash", "ours", "cudnn"],
@@ -67,7 +67,8 @@ def test_gpus_that_nobody_measured_go_by_rule(gpu, capability):
     for name in [*RULES[gpu, capability], "torch"]:
         choice = tuning.look_up(gpu, capability, BF16, 64, 17776, lambda name: name not in missing)
         assert choice.implementation == name
-        assert choice.config == tuning.default_config(capability, BF16)
+        assert choice.config.producer == (capability == (9, 0))
+        assert choice.config.producer or choice.config == tuning.default_config(capability, BF16)
         assert choice.reason.startswith("by rule until measured: ")
         assert choice.reason.endswith(f"; not usable here: {', '.join(missing)}") == bool(missing)
         missing.append(name)
@@ -99,7 +100,8 @@ def test_the_file_holds_what_can_be_used():
             assert row["versions"], (gpu, key)
     for capability, row in table["by_rule"].items():
         assert known.issuperset(row["order"]), capability
-        assert set(row) == {"gpus", "shapes", "order", "source"}
+        assert set(row) - {"config"} == {"gpus", "shapes", "order", "source"}
+        tuning.Config(**row.get("config", table["defaults"]["9.0"]))
         assert row["source"].startswith("by rule until measured: ")
 
 
