@@ -28,6 +28,9 @@ UNITS = {"": 1, "b": 1} | {
 BUFFERS = (2, 3, 4)
 # What blocks in rows are assumed to take, against compiled ones, until a GPU has told: they run operator by operator.
 ROWS_PRICE = 1.1
+# What tiles take, against the same arithmetic in whole frames: 2.04 s for 0.875 s on an H200, where 1.35 times as many
+# pixels are decoded (bench/reports/h200.md).
+TILE_PRICE = 1.7
 MARGIN = 2**30  # bytes that "auto" leaves to others
 # For a GPU that has no row of its own: an assumption, which orders candidates and predicts nothing well.
 UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
@@ -206,7 +209,7 @@ def candidates(
     cuts = [(1, stage.working), (ROWS, stage.rows)] if stage.rows else [(1, stage.working)]
     for mode, cut, (rows, held_by) in product(modes, (None, *stage.tiles) if tiling else (None,), cuts):
         working = dict(held_by)[mode] if cut is None else cut.working
-        more = 1.0 if cut is None else cut.arithmetic
+        more = 1.0 if cut is None else TILE_PRICE * cut.arithmetic
         samples = 2 if mode == "batched" and len(stage.working) > 1 else 1
         price = ROWS_PRICE if rows > 1 else 1.0
         for count, buffers in product(counts, BUFFERS):
