@@ -285,9 +285,9 @@ def work(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    faulthandler.enable()  # what crashes inside a library says at which row
     return run_command("consisid.bench.gpu", lambda: work(options))
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # what crashes inside a library says at which row
     sys.exit(main())

@@ -118,7 +118,7 @@ def test_a_package_that_does_not_work_is_passed_over_with_a_warning(monkeypatch,
     choice = tuning.look_up(
         "NVIDIA H200", (9, 0), torch.bfloat16, 64, 17776, lambda name: attention_others.usable(name, CPU, BF16)
     )
-    assert choice.implementation == "cudnn"
+    assert choice.implementation == "ours"
     assert choice.reason.endswith("; not usable here: fa3")
 
 
