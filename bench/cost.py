@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from consisid.engine.chunks import chunks
 from consisid.engine.graphs import Graph, graph_table, weight_shapes
 from consisid.engine.shapes import VideoShape
+from consisid.engine.sizes import STAGES
 from consisid.engine.variants import Variant
 
 
@@ -64,7 +65,7 @@ def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], el
     )
 
 
-STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")
+STEP_GRAPHS = STAGES["denoise"]
 
 
 def step_bytes(variant: Variant, shape: VideoShape, element: int, *, hoisted: bool = True) -> int:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -69,14 +69,20 @@ class Sheet:
 
     A row that was made by other sources, another PyTorch or Triton, or on another GPU is measured anew, and so is one
     that failed or was left for lack of time.
+
+    Args:
+        again: whether a row is measured anew, by its name.
     """
 
-    def __init__(self, folder: Path, phase: str, head: dict[str, Any], row_stamp: dict[str, Any], again: bool):
+    def __init__(
+        self, folder: Path, phase: str, head: dict[str, Any], row_stamp: dict[str, Any], again: Callable[[str], bool]
+    ):  # fmt: skip
         self.file, self.row_stamp = folder / f"{phase}.json", row_stamp
         self.values: dict[str, Any] = {"schema": SCHEMA, "phase": phase, "finished": False, **head, "rows": []}
-        found = json.loads(self.file.read_text()) if self.file.is_file() and not again else {}
+        found = json.loads(self.file.read_text()) if self.file.is_file() else {}
         if found.get("schema") == SCHEMA and all(found[key] == head[key] for key in ("variant", "shape", "dtype")):
             kept = [row for row in found["rows"] if row["made"] == row_stamp and not open_row(row)]
+            kept = [row for row in kept if not again(row["name"])]
             self.values["rows"] = kept
             self.values["finished"] = bool(found["finished"]) and len(kept) == len(found["rows"])
 
@@ -185,13 +191,17 @@ def run_phase(
         "dtype": str(context.dtype).removeprefix("torch."),
         "made": stamp(context.device, watch.driver if watch else None),
     }
-    sheet = Sheet(folder, phase, head, short_stamp(context.device), again)
+
+    def asked(name: str) -> bool:
+        return not only or any(words in name for words in only)
+
+    sheet = Sheet(folder, phase, head, short_stamp(context.device), lambda name: again and asked(name))
     if sheet.finished:
         return sheet
     tflops = ceilings_of(folder).get("tflops", ASSUMED) if context.gpu else math.inf
     start, begun = time.monotonic(), False
     for case in cases(phase, context):
-        if sheet.has(case.name) or (only and not any(words in case.name for words in only)):
+        if sheet.has(case.name) or not asked(case.name):
             continue
         passed = time.monotonic() - start
         if passed > limit or (begun and passed + predicted(case, tflops) > limit):

@@ -28,11 +28,6 @@ def aligned(count: int, to: int = BLOCK) -> int:
     return -(-count // to) * to
 
 
-def segment_bytes(count: int) -> int:
-    """What a tensor that fits into no free block takes of the device."""
-    return aligned(count, GRANULE) if count >= FIRST_OWN else aligned(count, BLOCK)
-
-
 @dataclass
 class Arena:
     """One segment and its blocks. Free ones are kept by size, then by address: the order in which they are tried."""

@@ -26,10 +26,10 @@ from .chunks import chunks
 from .decode import to_uint8
 from .graphs import IN_ROWS, Graph, graph_table, in_rows, weight_shapes
 from .shapes import VideoShape
+from .sizes import STAGES
 from .steps import join_tokens, run_blocks
 from .variants import Variant
 
-STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the registry does not know
 
 
@@ -138,7 +138,7 @@ def count_step(
         for name, graph in graph_table(few, shape).items()
     }
     with _without_data(fused):
-        call = _Fake({name: table[name] for name in STEP_GRAPHS if name in table}, dtype)
+        call = _Fake({name: table[name] for name in STAGES["denoise"] if name in table}, dtype)
         latents, image = call.inputs(table["embed"], {"B": batch})
         hidden, modulation, cos, sin = call.inputs(table["block"], {"B": samples})
         text = hidden[:, : t.max_text_seq_length]
@@ -174,7 +174,7 @@ def count_decode(
         live = _Live([*call.known, *parts])
         with live:
             images, *caches = call.many("decode_first", parts[0])
-            for _ in range(min(4, len(chunks(frames)) - 1)):
+            for _ in range(min(4, len(chunks(frames)) - 1)):  # the rest ask for the same
                 to_uint8(images[0].transpose(0, 1))
                 images, *caches = call.many("decode_next", parts[1], *caches)
             to_uint8(images[0].transpose(0, 1))

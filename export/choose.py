@@ -19,7 +19,7 @@ from consisid.engine.errors import BackendError
 from consisid.engine.graphs import Graph, weight_shapes
 
 from .through_onnx import compile_through_onnx
-from .toolkit import check_toolkit
+from .toolkit import check_compiler, check_toolkit
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
@@ -197,10 +197,12 @@ def find_unusable(name: str, device: torch.device) -> dict[str, str]:
     Raises:
         BackendError: the backend that was asked for by name is one of them.
     """
-    if device.type != "cuda" or name not in (AUTO, "inductor"):
+    if name not in (AUTO, "inductor"):
         return {}
     try:
-        check_toolkit()
+        check_compiler()
+        if device.type == "cuda":
+            check_toolkit()
     except BackendError as error:
         if name != AUTO:
             raise

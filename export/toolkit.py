@@ -1,4 +1,4 @@
-"""What AOTInductor needs of a machine to build for CUDA beyond PyTorch's wheels, found before anything is compiled.
+"""What AOTInductor needs of a machine to build beyond PyTorch's wheels, found before anything is compiled.
 
 Kernels are compiled by Triton, which brings its own assembler. The program around them is C++ that includes CUDA's
 headers and is linked with the driver's library; PyTorch's wheels have neither the compiler nor all of the headers
@@ -29,10 +29,10 @@ FAULTS = ("error", "cannot find")  # of the compiler's and the linker's lines, t
 
 
 def check_toolkit() -> None:
-    """Compile and link PROGRAM and LIBRARY.
+    """Compile and link PROGRAM, which a build for CUDA needs besides.
 
     Raises:
-        BackendError: no toolkit, no compiler, or one that they cannot be made with.
+        BackendError: no toolkit, no compiler, or one that it cannot be made with.
     """
     from torch.utils import cpp_extension  # looks for the toolkit when it is imported, and logs what it lacks
 
@@ -42,50 +42,65 @@ def check_toolkit() -> None:
             "PyTorch finds no CUDA toolkit (CUDA_HOME is not set, nvcc is not on the path, and there is no "
             "/usr/local/cuda)"
         )
-    compiler = os.environ.get("CXX", "g++")
     folders = [f"-I{path}" for path in cpp_extension.include_paths("cuda", False)]
     for path in cpp_extension.library_paths("cuda", False):
         folders += [f"-L{path}", f"-L{path}/stubs"] if "CUDA_HOME" in os.environ else [f"-L{path}"]  # as Inductor does
     with tempfile.TemporaryDirectory() as place:
-        command = [compiler, "-x", "c++", "-", *folders, "-lcuda", "-o", f"{place}/program"]
-        try:
-            run = subprocess.run(command, input=PROGRAM, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise BackendError(
-                f"inductor cannot build for CUDA here: the C++ compiler {compiler} does not start ({error.strerror}); "
-                "install g++, or build with --backend eager."
-            ) from None
+        run = _compile(PROGRAM, *folders, "-lcuda", "-o", f"{place}/program")
     if run.returncode == 0:
-        check_library(compiler)
         return
-    lines = run.stderr.splitlines()
-    said = next((line for line in lines if any(word in line for word in FAULTS)), f"{compiler} ended with an error")
+    said = _fault(run.stderr)
     if "-lcuda" in said:
         raise BackendError(
-            f"inductor cannot build for CUDA here: the driver's library libcuda.so is not where {compiler} looks for "
-            "it; name its folder in LIBRARY_PATH, or build with --backend eager."
+            f"inductor cannot build for CUDA here: the driver's library libcuda.so is not where {compiler_name()} "
+            "looks for it; name its folder in LIBRARY_PATH, or build with --backend eager."
         )
     raise _refusal(f"the toolkit in {home} is not whole ({said})")
 
 
-def check_library(compiler: str) -> None:
-    """Whether what a compiler links shares C++'s library with PyTorch: with a copy of it inside, a package is built and
-    ends the process that loads it.
+def check_compiler() -> None:
+    """Whether the C++ compiler makes libraries that share C++'s own library with PyTorch: with a copy of it inside, a
+    package is built and ends the process that loads it.
 
     Raises:
-        BackendError: it does not.
+        BackendError: it does not, or there is no compiler.
     """
     with tempfile.TemporaryDirectory() as place:
         made = Path(place) / "library.so"
-        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-o", str(made)]
-        run = subprocess.run(command, input=LIBRARY, capture_output=True, text=True, check=False)
-        shared = run.returncode == 0 and b"libstdc++.so" in made.read_bytes()  # among the libraries that it needs
+        run = _compile(LIBRARY, "-shared", "-fPIC", "-o", str(made))
+        if run.returncode != 0:
+            raise BackendError(
+                f"inductor cannot build here: {compiler_name()} makes no library ({_fault(run.stderr)}); install "
+                "g++, or build with --backend eager."
+            )
+        shared = b"libstdc++.so" in made.read_bytes()  # among the libraries that it needs
     if not shared:
         raise BackendError(
-            f"inductor cannot build here: {compiler} does not link libstdc++.so, which PyTorch uses too, into the "
-            "libraries that it makes, and they would crash where they are loaded; name another C++ compiler in CXX, or "
-            "build with --backend eager."
+            f"inductor cannot build here: {compiler_name()} does not link libstdc++.so, which PyTorch uses too, into "
+            "the libraries that it makes, and they would crash where they are loaded; name another C++ compiler in "
+            "CXX, or build with --backend eager."
         )
+
+
+def compiler_name() -> str:
+    """The one that Inductor calls."""
+    return os.environ.get("CXX", "g++")
+
+
+def _compile(program: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [compiler_name(), "-x", "c++", "-", *options]
+    try:
+        return subprocess.run(command, input=program, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BackendError(
+            f"inductor cannot build here: the C++ compiler {compiler_name()} does not start ({error.strerror}); "
+            "install g++, or build with --backend eager."
+        ) from None
+
+
+def _fault(printed: str) -> str:
+    lines = printed.splitlines()
+    return next((line for line in lines if any(word in line for word in FAULTS)), "it ended with an error")
 
 
 def _refusal(what: str) -> BackendError:

@@ -85,15 +85,24 @@ def test_a_machine_without_a_compiler(use, tmp_path, monkeypatch):
         toolkit.check_toolkit()
 
 
-def test_a_compiler_that_keeps_its_own_library(use, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", [GPU, torch.device("cpu")])
+def test_a_compiler_that_keeps_its_own_library(tmp_path, monkeypatch, device):
     """Seen on a machine with an H200: the package of a block was compiled, and ended the process that loaded it."""
-    use(write_toolkit(tmp_path / "cuda"))
     compiler = tmp_path / "g++"
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -static-libstdc++\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(BackendError, match=r"g\+\+ does not link libstdc\+\+\.so.*name another C\+\+ compiler in CXX"):
-        toolkit.check_toolkit()
+        choose.find_unusable("inductor", device)
+
+
+@pytest.mark.parametrize("device", [GPU, torch.device("cpu")])
+def test_no_compiler_on_any_device(tmp_path, monkeypatch, device):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(BackendError, match=r"the C\+\+ compiler .*none does not start"):
+        choose.find_unusable("inductor", device)
+    with pytest.warns(UserWarning, match="leaves inductor out"):
+        assert set(choose.find_unusable("auto", device)) == {"inductor"}
 
 
 def test_pytorch_for_cuda_12(use, monkeypatch):

@@ -88,6 +88,25 @@ def test_a_finished_phase_is_skipped_unless_again(mini, tmp_path, monkeypatch):
     assert made == ["a", "b", "a", "b"]
 
 
+def test_rows_by_parts_of_their_names(mini, tmp_path, monkeypatch):
+    """The others are left as they are, measured or open."""
+    made = []
+
+    def rows(phase, context):
+        for name in ("first one", "second one", "third"):
+            yield Case(name, lambda n=name: made.append(n) or Work(lambda: None, note="nothing"))
+
+    monkeypatch.setattr(gpu, "cases", rows)
+    context, options = Context.of(mini, CPU), {"budget": 0.001, "limit": 60}
+    some = gpu.run_phase("text", context, tmp_path, again=False, only=["first", "ir"], **options)
+    assert made == ["first one", "third"]
+    assert not some.finished
+    assert gpu.run_phase("text", context, tmp_path, again=False, **options).finished
+    anew = gpu.run_phase("text", context, tmp_path, again=True, only=["third"], **options)
+    assert made == ["first one", "third", "second one", "third"]
+    assert sorted(row["name"] for row in anew.values["rows"]) == ["first one", "second one", "third"]
+
+
 def test_an_interrupted_phase_goes_on_where_it_stopped(mini, tmp_path, monkeypatch):
     made = []
 
