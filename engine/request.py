@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .decode import MODES, OUTPUT_TYPES, check_tile
+from .decode import MODES, OUTPUT_TYPES
 from .denoise import CFG_MODES
 from .errors import InputError, shown
 from .noise import generators
 from .shapes import VideoShape, whole
 from .text import check_prompt, check_unicode
+from .tiling import check_reference, check_tile
 
 if TYPE_CHECKING:
     from .opening import Opened
@@ -107,7 +108,9 @@ class Request:
             raise InputError(f"decode={options['decode']!r} is none of {', '.join(MODES)}.")
         if options["tile"] is not None and options["decode"] in (None, "whole"):
             raise InputError(f'tile={options["tile"]!r} goes with decode="tiled", "exact" or "tiled-reference".')
-        check_tile(options["tile"], variant.vae)
+        tile = check_tile(options["tile"], variant.vae)
+        if options["decode"] == "tiled-reference":
+            check_reference(shape, tile, variant.vae.spatial_ratio)
         unknown = [name for name in _wanted(options) if name not in CALLBACK_TENSORS]
         if unknown:
             raise InputError(f"Callbacks cannot have {', '.join(unknown)}; there are {', '.join(CALLBACK_TENSORS)}.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from .chunks import Convert, TileDecoder, any_size, spans
 from .errors import InputError
 from .runtime import Networks
+from .shapes import VideoShape
 from .variants import VaeConfig
 
 OVERLAP = 0.25  # of a tile; what two tiles share at least
@@ -167,6 +168,27 @@ def _reference_tiles(
         above = row
         lines.append(torch.cat(line, dim=2))
     return torch.cat(lines, dim=1)
+
+
+def check_reference(shape: VideoShape, tile: Tile, ratio: int) -> None:
+    """Whether an image is encoded to a video's size in diffusers' tiles.
+
+    Raises:
+        InputError: it is not; diffusers itself ends with an error there.
+    """
+    found = []
+    pixels = _made(tile, ratio)
+    for size, side, share, whole in zip((shape.height, shape.width), pixels, REFERENCE_OVERLAP, tile, strict=True):
+        limit = whole - int(whole * share)
+        made = [min(size - start, side) // ratio for start in range(0, size, int(side * (1 - share)))]
+        found.append(sum(min(each, limit) for each in made) if min(made) else 0)
+    wanted = shape.latent_height, shape.latent_width
+    if (shape.height > pixels[0] or shape.width > pixels[1]) and tuple(found) != wanted:
+        raise InputError(
+            f'decode="tiled-reference" with tile={tile}: diffusers would encode the image to {found[0]}x{found[1]} '
+            f"latent pixels, and a video of {shape} has {wanted[0]}x{wanted[1]}; give a tile whose height is a multiple "
+            "of 6 and whose width is one of 5."
+        )
 
 
 def _made(tile: Tile, ratio: int) -> Tile:

@@ -4,14 +4,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import random_identity
 from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
 
 from consisid.engine.chunks import Host, spans
 from consisid.engine.decode import finish, frames_in_order
+from consisid.engine.errors import InputError
 from consisid.engine.exact import ExactDecoder, host_bytes
 from consisid.engine.networks.vae import FirstChunk
-from consisid.engine.tiling import cut, encode_reference
-from consisid.engine.variants import PREVIEW
+from consisid.engine.shapes import VideoShape
+from consisid.engine.tiling import check_reference, cut, encode_reference
+from consisid.engine.variants import PREVIEW, TINY
 
 REFERENCE, EXACT = 1e-4, 1e-5
 CONFIGS = [pytest.param(SMALL, id="small"), *(pytest.param(random_config(s), id=f"random{s}") for s in (1, 2))]
@@ -167,3 +170,21 @@ def test_the_stated_cost_of_exact_at_full_size():
     with torch.device("meta"):
         decoder = FirstChunk(PREVIEW.vae).decoder
     assert round(host_bytes(decoder, (60, 90), 13, (30, 45), 2) / 1e9) == 194
+
+
+@pytest.mark.parametrize("size", [(96, 144), (96, 80), (112, 176)])
+@pytest.mark.parametrize("tile", [(6, 9), (6, 10), (5, 5), (12, 15), (4, 4), (11, 17)])
+def test_tiles_that_do_not_meet_are_refused_before_the_run(tiny, size, tile):
+    """Where diffusers' tiles encode the image to another size than the video has, it ends in an error of torch.cat."""
+    shape, ratio = VideoShape.of(TINY, *size, 9), TINY.vae.spatial_ratio
+    frame = torch.zeros(1, 3, 1, shape.height, shape.width)
+    try:
+        made = tuple(encode_reference(tiny.networks(shape), frame, tile).shape[3:])
+    except RuntimeError:
+        made = None  # a tile too narrow for the encoder
+    if made == (shape.latent_height, shape.latent_width):
+        check_reference(shape, tile, ratio)
+    else:
+        options = {"height": shape.height, "width": shape.width, "num_frames": 9, "decode": "tiled-reference"}
+        with pytest.raises(InputError, match="multiple of 6 and whose width is one of 5"):
+            tiny.generate(random_identity(TINY), "A man.", tile=tile, **options)
