@@ -2,8 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CUDA_VENV := .venv-cuda
+CUDA_PYTHON ?= $(PYTHON)
+CUDA_TORCH ?= 2.11.0
 
-.PHONY: demo test check format kernels tune face-parity clean
+.PHONY: demo test check format kernels tune face-parity cuda clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -23,6 +26,11 @@ test: $(READY)
 # The face path against the original implementations, in a venv that has them.
 face-parity: $(READY)
 	tests/face_parity/run $(BIN)/python
+
+# The CUDA path on a machine without a GPU: PyTorch's CUDA build on a device that computes nothing (tests/hollow/README.md).
+# Where that build or a C compiler cannot be had, it says so and does no more. TESTS chooses what of it runs.
+cuda:
+	tests/hollow/run $(CUDA_VENV) '$(CUDA_PYTHON)' '$(CUDA_TORCH)' $(TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -45,4 +53,4 @@ tune: $(READY)
 	$(BIN)/python -m consisid.kernels.tune $(if $(OUTPUT),--output '$(OUTPUT)')
 
 clean:
-	rm -rf $(VENV) .venv-parity out build dist *.egg-info
+	rm -rf $(VENV) .venv-parity $(CUDA_VENV) tests/hollow/build out build dist *.egg-info
