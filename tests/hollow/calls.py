@@ -54,13 +54,14 @@ WAITS = frozenset(
 class _Entry(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kind", "device", "stream", "flags")),
-        ("event", ctypes.c_int64), ("bytes", ctypes.c_uint64), ("name", ctypes.c_char_p),
+        ("event", ctypes.c_int64), ("bytes", ctypes.c_uint64), ("address", ctypes.c_uint64), ("name", ctypes.c_char_p),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call. stream: 0 is the default stream of its device; event: its number, 0 for none."""
+    """One call. stream: 0 is the default stream of its device; event: its number, 0 for none; address: where a copy
+    writes; name: of a kernel, of a library's function, or what a fault is."""
 
     kind: Kind
     device: int
@@ -68,6 +69,7 @@ class Call:
     flags: Flags
     event: int
     bytes: int
+    address: int
     name: str
 
     @property
@@ -165,7 +167,9 @@ class Device:
         count = ctypes.c_size_t()
         found = self._library.hollow_entries(ctypes.byref(count))
         return [
-            Call(Kind(e.kind), e.device, e.stream, Flags(e.flags), e.event, e.bytes, (e.name or b"").decode())
+            Call(
+                Kind(e.kind), e.device, e.stream, Flags(e.flags), e.event, e.bytes, e.address, (e.name or b"").decode()
+            )
             for e in found[: count.value]
         ]
 

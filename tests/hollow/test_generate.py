@@ -48,7 +48,7 @@ def test_a_device_by_name(hollow, folder, person, name, memory):
 
 
 def test_a_device_that_is_not_there(folder):
-    with pytest.raises(Exception, match="cuda:7.*PyTorch sees 2 CUDA GPUs") as caught:
+    with pytest.raises(Exception, match=r"cuda:7.*PyTorch sees 2 CUDA GPUs") as caught:
         ConsisID.open(folder, device="cuda:7")
     assert type(caught.value).__name__ == "InputError"
 

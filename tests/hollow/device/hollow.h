@@ -100,7 +100,7 @@ enum { BLOCKS = 1, FROM_PAGEABLE = 2, CAPTURED = 4 };
 struct entry {
     int32_t kind, device, stream, flags;
     int64_t event; /* its number, or 0 */
-    uint64_t bytes;
+    uint64_t bytes, address; /* where a copy writes */
     const char *name; /* of a kernel, a library's function or a fault */
 };
 

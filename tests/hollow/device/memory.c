@@ -150,7 +150,7 @@ int transfer(void *to, const void *from, size_t bytes, struct stream *stream, in
     int flags = (blocks_host ? BLOCKS : 0) | (pageable && kind != ON_ONE ? FROM_PAGEABLE : 0);
     if (stream->capture) stream->capture->nodes++;
     note((struct entry){.kind = kind, .device = stream->device, .stream = stream->number, .bytes = bytes,
-                        .flags = flags | (stream->capture ? CAPTURED : 0)});
+                        .address = (uintptr_t)to, .flags = flags | (stream->capture ? CAPTURED : 0)});
     move(to, from, bytes, target, source);
     return 0;
 }
