@@ -11,7 +11,6 @@ from torch import Tensor
 
 from consisid.engine import ConsisID, Identity, decode
 from consisid.engine.backends import backend
-from consisid.engine.chunks import with_runners
 from consisid.engine.conditioning import condition, extract_face
 from consisid.engine.denoise import TimeTable, guidance_weight, predict, time_table
 from consisid.engine.noise import draw
@@ -40,7 +39,7 @@ def uncompiled(engine: ConsisID) -> Networks | None:
     runners = {
         name: eager.load(graph, None, engine.device, entries[name].weights) for name, graph in spec.graphs().items()
     }
-    return with_runners(engine.networks(), runners)
+    return engine.networks().under(runners)
 
 
 @dataclass

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from os import PathLike
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from .backends import HOLDS_WEIGHTS
@@ -35,14 +36,24 @@ class Adapters:
         self._by_module: dict[str, Lora] = {}  # those that set_adapters gave weights by module, with these in them
         self._fused: list[tuple[Lora, str, Lora, float]] = []  # as loaded; name, as weighted, and weight
         self._enabled = True
+        self._changing = RLock()  # threads change and read all of the above
 
     @property
     def loras(self) -> Active:
         """What the next video is made with."""
-        fused = [(lora, weight) for _, _, lora, weight in self._fused]
-        active = [(name, weight) for name, weight in self._weights.items() if self._enabled]
-        added = [(self._as_weighted(name), weight) for name, weight in active if not self._is_fused(self._loaded[name])]
-        return (*fused, *added)
+        return self.scaled_loras(1.0)
+
+    def scaled_loras(self, scale: float) -> Active:
+        """What the next video is made with, those that are not fused at `scale` times their weight."""
+        with self._changing:
+            fused = [(lora, weight) for _, _, lora, weight in self._fused]
+            active = [(name, weight) for name, weight in self._weights.items() if self._enabled]
+            added = [
+                (self._as_weighted(name), weight * scale)
+                for name, weight in active
+                if not self._is_fused(self._loaded[name])
+            ]
+            return (*fused, *added)
 
     def _as_weighted(self, name: str) -> Lora:
         return self._by_module.get(name, self._loaded[name])
@@ -83,12 +94,13 @@ class Adapters:
             raise InputError(f"The LoRA {adapter_name} is fused; call unfuse_lora() before it is swapped.")
         lora = Lora.read(source, self.checkpoint, **where)
         self._check_takes(lora)
-        self._loaded[adapter_name] = lora
-        self._by_module.pop(adapter_name, None)
-        if not hotswap:
-            self._weights = {adapter_name: 1.0}
-        elif adapter_name in self._weights:
-            self._weights[adapter_name] = 1.0
+        with self._changing:
+            self._loaded[adapter_name] = lora
+            self._by_module.pop(adapter_name, None)
+            if not hotswap:
+                self._weights = {adapter_name: 1.0}
+            elif adapter_name in self._weights:
+                self._weights[adapter_name] = 1.0
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] = None
@@ -112,10 +124,12 @@ class Adapters:
                 "each."
             )
         found = {name: _weight(weight) for name, weight in zip(names, weights, strict=True)}
-        self._weights = {name: 1.0 if isinstance(weight, dict) else weight for name, weight in found.items()}
-        self._by_module = {
-            name: self._loaded[name].weighted(weight) for name, weight in found.items() if isinstance(weight, dict)
-        }
+        with self._changing:
+            self._known(names)
+            self._weights = {name: 1.0 if isinstance(weight, dict) else weight for name, weight in found.items()}
+            self._by_module = {
+                name: self._loaded[name].weighted(weight) for name, weight in found.items() if isinstance(weight, dict)
+            }
 
     def get_active_adapters(self) -> list[str]:
         """Names of the active LoRAs."""
@@ -131,16 +145,18 @@ class Adapters:
         Raises:
             InputError: a name that is not loaded.
         """
-        for name in self._known(adapter_names):
-            del self._loaded[name]
-            self._weights.pop(name, None)
-            self._by_module.pop(name, None)
-        if self._loaded and not self._weights:
-            self._weights = {next(iter(self._loaded)): 1.0}
+        with self._changing:
+            for name in self._known(adapter_names):
+                del self._loaded[name]
+                self._weights.pop(name, None)
+                self._by_module.pop(name, None)
+            if self._loaded and not self._weights:
+                self._weights = {next(iter(self._loaded)): 1.0}
 
     def unload_lora_weights(self) -> None:
         """Forget all of them; what was fused stays."""
-        self._loaded, self._weights, self._by_module, self._enabled = {}, {}, {}, True
+        with self._changing:
+            self._loaded, self._weights, self._by_module, self._enabled = {}, {}, {}, True
 
     def disable_lora(self) -> None:
         """Make videos without the loaded LoRAs that are not fused, until enable_lora() or until they are unloaded."""
@@ -168,11 +184,12 @@ class Adapters:
         """
         _check_components(components)
         scale = _number(lora_scale, "lora_scale")
-        names = self.get_active_adapters() if adapter_names is None else self._known(adapter_names)
-        for name in names:
-            if not self._is_fused(self._loaded[name]):
-                weight = scale * self._weights.get(name, 1.0)
-                self._fused.append((self._loaded[name], name, self._as_weighted(name), weight))
+        with self._changing:
+            names = self.get_active_adapters() if adapter_names is None else self._known(adapter_names)
+            for name in names:
+                if not self._is_fused(self._loaded[name]):
+                    weight = scale * self._weights.get(name, 1.0)
+                    self._fused.append((self._loaded[name], name, self._as_weighted(name), weight))
 
     def unfuse_lora(self, components: Sequence[str] = (PART,)) -> None:
         """Undo fuse_lora().

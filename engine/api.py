@@ -1,39 +1,41 @@
 """The path of data: a photo and a prompt become a video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .callbacks import step_callback
 from .conditioning import condition
 from .decode import finish, first_frames
 from .denoise import denoise
-from .device_memory import photo_guarded
 from .face import Photo
+from .frame_stream import decoded
 from .identity import Identity
 from .noise import draw
 from .opening import Opened
 from .people import Choice
-from .recovery import Run, guarded
-from .request import Request
+from .recovery import looking_at_photo, run_with_oom_retry
+from .request import Options, Request, person_of
+from .run import Run
 from .schedulers import Stepper
 from .video import Video
 
 
 class ConsisID(Opened):
-    """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`."""
+    """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`.
+
+    It may be used from any thread. Calls that compute take turns at the device in the order in which they come, and
+    each gives the bytes that it would give alone. A callback may call it too; that video is made before the outer one
+    goes on.
+    """
 
     def identify(
-        self,
-        photo: Photo | Sequence[Photo],
-        *,
-        face: Choice = "largest",
-        aligned: bool = False,
-        mode: str = "crop",
+        self, photo: Photo | Sequence[Photo], *, face: Choice = "largest", aligned: bool = False, mode: str = "crop",
         key_points: str = "crop",
-    ) -> Identity:
+    ) -> Identity:  # fmt: skip
         """The identity features of the person in a photo, for any number of videos; a photo seen before costs nothing.
 
         Args:
@@ -48,75 +50,86 @@ class ConsisID(Opened):
             InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
             DeviceMemoryError: out of memory.
         """
-        with photo_guarded(self):
+        with looking_at_photo(self):
             return self.faces.identify(photo, face, aligned, mode, key_points)
 
     @torch.no_grad()
     def generate(
-        self,
-        identity: Identity | Photo,
-        prompt: str | Sequence[str] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 6.0,
-        use_dynamic_cfg: bool | str = False,
-        eta: float = 0.0,
-        seed: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        output_type: str = "uint8",
-        aligned: bool = False,
-        cfg: str | None = None,
-        decode: str | None = None,
-        tile: tuple[int, int] | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 5,
+        self, identity: Identity | Photo | None = None, prompt: str | Sequence[str] | None = None, *,
+        image: Photo | None = None, id_cond: Tensor | None = None, id_vit_hidden: Sequence[Tensor] | None = None,
+        kps_cond: Any = None, aligned: bool = False, return_dict: bool = True,
+        negative_prompt: str | Sequence[str] | None = None, height: int | None = None, width: int | None = None,
+        num_frames: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 6.0,
+        use_dynamic_cfg: bool | str = False, num_videos_per_prompt: int = 1, eta: float = 0.0, seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None, latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
+        callback_on_step_end: Callable[..., Mapping[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        attention_kwargs: Mapping[str, Any] | None = None, max_sequence_length: int | None = None,
+        output_type: str = "uint8", cfg: str | None = None, decode: str | None = None,
+        tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
         on_oom: str = "raise",
-    ) -> Any:
-        """A Video of the person doing what the prompt says; a list of them for a list of prompts. See Request."""
-        options = {name: value for name, value in locals().items() if name not in ("self", "identity", "aligned")}
-        request = Request.check(self, options)
-        return guarded(self, request, lambda run: self._make(run, request, identity, aligned))
+    ) -> Any:  # fmt: skip
+        """A Video of the person doing what the prompt says; a list of them for a list of prompts.
 
-    def _make(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Any:
-        final = self._latents(run, request, identity, aligned)
+        Args:
+            identity: the person, or a photo as `identify` takes it.
+            image, id_cond, id_vit_hidden, kps_cond: the person as diffusers takes one, instead of `identity`: see
+                Identity.from_embeddings; `image` alone is a photo.
+            aligned: the photo is an aligned face crop already.
+            return_dict: False gives a tuple with what is else returned, as in diffusers.
+
+        The others are those of request.Options.
+
+        Raises:
+            InputError: an argument that cannot be used; MemoryBudgetError: a budget that is too small for this video;
+            NumericalError: NaN in the latents; DeviceMemoryError: out of memory.
+        """
+        person = person_of(identity, image, id_cond, id_vit_hidden, kps_cond)
+        options = Options(
+            prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg,
+            num_videos_per_prompt, eta, seed, generator, latents, prompt_embeds, negative_prompt_embeds,
+            callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
+            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom,
+        )  # fmt: skip
+        run = Run(self, Request.check(self, options))
+        made = run_with_oom_retry(run, lambda run: self._make(run, person, aligned))
+        return made if return_dict else (made,)
+
+    def _make(self, run: Run, person: Identity | Photo, aligned: bool) -> Any:
+        final, request = self._latents(run, person, aligned), run.request
         with run.stage("decode"):
             latents = final / self.variant.vae.scaling_factor
-            output_type = request.options["output_type"]
-            frames = run.decoded(lambda: finish(run.networks, latents, output_type, *run.decoding))
+            frames = decoded(run, lambda: finish(run.networks, latents, run.options.output_type, *run.decoding))
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos
 
-    def _latents(self, run: Run, request: Request, identity: Identity | Photo, aligned: bool) -> Tensor:
+    def _latents(self, run: Run, given: Identity | Photo, aligned: bool) -> Tensor:
         """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
-        networks, shape, options, conditioner = run.networks, request.shape, request.options, self.conditioner
+        networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
-            person = identity if isinstance(identity, Identity) else self.faces.identify(identity, aligned=aligned)
+            if isinstance(given, Identity):
+                person = given
+            else:
+                person = self.faces.within(networks).identify(given, aligned=aligned)
             face = conditioner.face(networks, person)
             moments = conditioner.images(networks, person, shape.height, shape.width, run.image_tile)
         self.release_faces()
         with run.stage("text"):
-            embeds = request.prompt_embeds(lambda prompts: self.text_encoder(networks, prompts))
+            embeds, negative = request.embeds(lambda prompts: self.text_encoder(networks, prompts))
+            both = embeds if negative is None else torch.cat((negative, embeds))
         with run.stage("prepare"):
-            stepper = Stepper(self.scheduler, options["num_inference_steps"], options["eta"], request.generator)
-            self._interrupt, self.num_timesteps = False, len(stepper.timesteps)
+            stepper = Stepper(run.scheduler, run.options.num_inference_steps, run.options.eta, request.generator)
+            run.num_timesteps = len(stepper.timesteps)
             image = first_frames(moments, request.batch, request.generator, shape)
-            noise = request.latents(lambda size: draw(size, request.generator, self.device, self.dtype))
+            draw_noise = lambda size: draw(size, request.generator, self.device, self.dtype)  # noqa: E731
+            noise = request.latents(draw_noise, image.shape[2])
             positions = conditioner.positions(shape)
-            given = condition(networks, positions, embeds, image * self.image_scale, face)
+            conditioning = condition(networks, positions, both, image * self.image_scale, face)
         with run.stage("denoise"):
             return denoise(
-                run.loop, stepper, noise * self.scheduler.init_noise_sigma, embeds, given, positions,
-                guidance_scale=options["guidance_scale"], dynamic=options["use_dynamic_cfg"], cfg=run.cfg,
-                on_step=request.callback(self), watch=run.watch,
-                state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden), keep=run.keep,
-                stop=lambda: self._interrupt,
+                run.loop, stepper, noise * run.scheduler.init_noise_sigma, both, conditioning, positions,
+                guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
+                state=run.resume(both, image, noise, person.id_cond, *person.id_vit_hidden),
+                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt,
             )  # fmt: skip

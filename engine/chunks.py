@@ -1,6 +1,6 @@
 """What every way of decoding shares: chunks of time, a decoder for any size, and tensors kept in host memory."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -51,13 +51,6 @@ def named(module: nn.Module, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(shapes, weights, strict=True))
 
 
-def with_runners(networks: Networks, runners: Mapping[str, Runner]) -> Networks:
-    """The engine's weights under other runners than the compiled ones: for sizes that no graph was compiled for."""
-    shown = Networks(networks.variant, runners, networks.weights, networks.device, networks.dtype)
-    shown.calls = networks.calls
-    return shown
-
-
 def any_size(networks: Networks) -> Networks:
     """The VAE operator by operator, whatever the backend, for tiles of any size."""
 
@@ -66,7 +59,7 @@ def any_size(networks: Networks) -> Networks:
         return lambda inputs, weights: functional_call(module, named(module, weights), tuple(inputs))
 
     kinds = {"vae_encode": Encoder, "decode_first": FirstChunk, "decode_next": NextChunk}
-    return with_runners(networks, {name: runner(kind) for name, kind in kinds.items()})
+    return networks.under({name: runner(kind) for name, kind in kinds.items()})
 
 
 class Host:

@@ -14,7 +14,6 @@ from .runtime import Networks
 from .schedulers import Stepper
 from .steps import join_tokens
 
-Callback = Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]]
 CFG_MODES = ("batched", "sequential")
 
 
@@ -92,8 +91,7 @@ def denoise(
     given: Conditioning,
     positions: Positions,
     *,
-    guidance_scale: float,
-    dynamic: bool | str = False,
+    guidance: Callable[[int, float], float],
     cfg: str = "batched",
     on_step: Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
     watch: Callable[[int], None] = lambda step: None,
@@ -105,8 +103,9 @@ def denoise(
 
     Args:
         prompt_embeds: [G * b, T, d_model], what `given.text` was made from; a callback may replace it.
+        guidance: the weight of the prompt at a step and its timestep; not asked without guidance.
         cfg: "batched" runs both halves of classifier-free guidance at once, "sequential" one after the other.
-        on_step: called with (step, timestep, {"latents", "prompt_embeds"}); what it returns replaces them.
+        on_step: called with (step, timestep, {"latents", "prompt_embeds"}); gives those that the loop goes on with.
         watch: called after each step with its index.
         state: where an earlier run of the same video stopped.
         keep: called after each step with where to go on from.
@@ -134,15 +133,16 @@ def denoise(
         halves = [replace(given, text=text) for text in given.text.split(batch)] if cfg == "sequential" else [given]
         noise = torch.cat([predict(networks, inputs, step, times, half) for half in halves])
         if guided:
-            weight = guidance_weight(guidance_scale, dynamic, step, times.timesteps[step], steps)
+            weight = guidance(step, times.timesteps[step])
             unconditional, prompted = noise.chunk(2)
             noise = unconditional + weight * (prompted - unconditional)
         latents = stepper.step(noise, step, latents).to(networks.dtype)
         if on_step is not None:
-            replaced = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
-            latents = replaced.get("latents", latents)
-            if replaced.get("prompt_embeds", prompt_embeds) is not prompt_embeds:
-                prompt_embeds = replacement = replaced["prompt_embeds"].to(networks.device, networks.dtype)
+            version = prompt_embeds._version
+            tensors = on_step(step, stepper.timesteps[step], {"latents": latents, "prompt_embeds": prompt_embeds})
+            latents = tensors["latents"]
+            if tensors["prompt_embeds"] is not prompt_embeds or prompt_embeds._version != version:
+                prompt_embeds = replacement = tensors["prompt_embeds"]
                 given = replace(given, text=project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)

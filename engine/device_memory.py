@@ -1,19 +1,10 @@
 """The memory of a device: what is free, what limits this process, and why it ran out."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from .device import current
-from .errors import DeviceMemoryError
 from .memory import MemoryPlan, show
-from .sizes import CONTEXT
-
-if TYPE_CHECKING:
-    from .opening import Opened
 
 ROUNDING = 64 * 2**20  # bytes: what the driver's figures move by on their own
 
@@ -115,32 +106,3 @@ class OutOfMemory:
 def first_line(error: RuntimeError) -> str:
     """What PyTorch says in the first place; the rest is advice about its allocator."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-@contextmanager
-def photo_guarded(engine: "Opened") -> Iterator[None]:
-    """What looks at a photo outside a run keeps to the engine's budget too, and gives the device back.
-
-    Raises:
-        DeviceMemoryError: out of memory.
-    """
-    before, message = DeviceMemory.now(engine.device), None
-    with current(engine.device):
-        ran_out = OutOfMemory(engine.device)
-        engine.share.begin(None if engine.memory is None else engine.memory - CONTEXT["cuda"])
-        try:
-            yield
-        except RuntimeError as error:
-            if not ran_out.is_it(error):
-                raise
-            message = first_line(error)
-        finally:
-            engine.weights.leave()
-            engine.share.end()
-    if message is not None:
-        plan = engine.plan(engine.memory)
-        reason = explain(plan, before, DeviceMemory.now(engine.device))
-        raise DeviceMemoryError(
-            f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open the "
-            f"engine with more memory, or give a smaller photo. ({message})"
-        )

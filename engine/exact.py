@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .chunks import Convert, Host, empty_module, named, spans, with_runners
+from .chunks import Convert, Host, empty_module, named, spans
 from .networks.causal import CausalConv, conv3d
 from .networks.vae import Decoder, FirstChunk, SpatialNorm, UpResnet, Upsample
 from .runtime import Networks
@@ -202,7 +202,7 @@ def exact(networks: Networks, latents: Tensor, tile: Tile, convert: Convert) -> 
             return run(inputs[0], last, convert)
 
         part = latents[:, begin:end].transpose(1, 2).contiguous()
-        yield with_runners(networks, {"decode_first": chunk}).one("decode_first", part)
+        yield networks.under({"decode_first": chunk}).one("decode_first", part)
 
 
 def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, width: int) -> int:

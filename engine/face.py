@@ -1,5 +1,6 @@
 """photo -> Identity: the face networks of an engine behind face_chain's protocol, and the photos already seen."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,7 +62,13 @@ class Faces:
 
     def release(self) -> None:
         """The sessions of ONNX Runtime leave the device; the next photo that is new brings them back."""
-        self._sessions = {}
+        self._sessions.clear()
+
+    def within(self, networks: Networks) -> "Faces":
+        """The same, with calls counted where these networks count theirs."""
+        found = copy.copy(self)
+        found.networks = networks
+        return found
 
     def scrfd(self, image_bgr: np.ndarray) -> Detections:
         return self._session("scrfd").detect(image_bgr)
@@ -72,7 +79,7 @@ class Faces:
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
             self._sessions[name] = SESSIONS[name](self.files[name], self.networks.device)
-        self.networks.calls[name] += 1
+        self.networks.count(name)
         return self._sessions[name]
 
     def retinaface(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +118,9 @@ class Faces:
             except FaceError as error:
                 raise FaceError(f"{raw.name}: {error}") from None
             identity.source = {"photo": raw.hash, "face_models": self.hash, **settings}
-            self._kept = dict([*self._kept.items(), (key, identity)][-KEPT:])
+            self._kept[key] = identity
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
     def _one_of(self, photos: Sequence[Any], index: int, *options: Any) -> Identity:

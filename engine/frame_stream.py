@@ -1,24 +1,44 @@
 """Frames that are read while they are decoded."""
 
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .device import current
+from .recovery import attempt
+from .run import Run
+from .turns import turn_of
 
-if TYPE_CHECKING:
-    from .recovery import Run
+Decode = Callable[[], Any]
+
+
+def decoded(run: Run, decode: Decode) -> Any:
+    """What `decode` gives, frames per video; iterators become parts of the run.
+
+    After running out of memory these go on as the next smaller plan says, behind the frames that were read.
+    """
+    if run.options.output_type != "stream":
+        return decode()
+    found = [FrameStream(run, partial(_entry, decode, index)) for index in range(run.request.batch)]
+    run.stream(found)
+    return found
+
+
+def _entry(decode: Decode, index: int) -> Iterator[Any]:
+    found: Iterator[Any] = decode()[index]
+    return found
 
 
 class FrameStream:
-    """Frames of one video, decoded as they are read, within the run that they are of. `close` ends it early; its
-    checkpoint stays then.
+    """Frames of one video, decoded as they are read, within the run that they are of. The device is taken for each
+    frame, and free for others in between. `close` ends it early; its checkpoint stays then.
 
     Args:
         decode: gives the frames from the first one on.
     """
 
-    def __init__(self, run: "Run", decode: Callable[[], Iterator[Any]]):
+    def __init__(self, run: Run, decode: Callable[[], Iterator[Any]]):
         self._run, self._decode = run, decode
         self._frames: Iterator[Any] | None = None
         self._count, self._open = 0, True
@@ -27,19 +47,19 @@ class FrameStream:
         return self
 
     def __next__(self) -> Any:
-        if not self._open:
-            raise StopIteration
-        with current(self._run.engine.device):
+        with self._run.engine.turn():
+            if not self._open:
+                raise StopIteration
             try:
-                frame = self._run.attempt(self._next, self._again)
+                frame = attempt(self._run, self._next, self._again)
             except BaseException:
-                self.close()
+                self._end(complete=False)
                 raise
             if frame is None:
                 self._end(complete=True)
                 raise StopIteration
-        self._count += 1
-        return frame
+            self._count += 1
+            return frame
 
     def _next(self) -> Any:
         self._run.enter()  # between two frames another run may have had the device
@@ -52,7 +72,9 @@ class FrameStream:
 
     def close(self) -> None:
         """Read no more."""
-        self._end(complete=False)
+        if self._open:
+            with self._run.engine.turn():
+                self._end(complete=False)
 
     def _end(self, complete: bool) -> None:
         if self._open:
@@ -60,4 +82,6 @@ class FrameStream:
             self._run.ended(self, complete)
 
     def __del__(self) -> None:
-        self.close()
+        # In whatever thread it happens: waiting for a turn there could be waiting for ever.
+        if self._open and self._run.engine.process == os.getpid():
+            turn_of(self._run.engine.device).soon(partial(self._end, complete=False))

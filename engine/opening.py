@@ -1,10 +1,12 @@
 """Opening an engine folder: verify it, load its graphs and bind its weights."""
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -12,7 +14,6 @@ from . import memory as memory_plan
 from .adapters import Adapters
 from .backends import backend
 from .capture import Captures
-from .chunks import with_runners
 from .conditioning import Conditioner
 from .device import check_device, current
 from .device_memory import DeviceShare
@@ -22,7 +23,6 @@ from .face import Faces
 from .graphs import IN_ROWS, in_rows, weight_shapes
 from .manifest import DTYPES, Manifest
 from .random_weights import open_checkpoint
-from .request import may_tile
 from .residency import Residency
 from .runtime import Networks
 from .schedulers import load_scheduler
@@ -31,13 +31,20 @@ from .sizes import Sizes, sizes
 from .spans import LayerByLayer, Shards
 from .stream import lane_of
 from .text import TextEncoder
+from .turns import turn_of
 from .weight_store import device_memory_free
 
 # Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
 WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
 
-if TYPE_CHECKING:
-    from .request import Request
+
+class Occupant(Protocol):
+    """A run, as far as an engine knows it. interrupt: its loop ends after the present step."""
+
+    interrupt: bool
+
+    def suspend(self) -> None:
+        """Another has the device from now on."""
 
 
 class Opened(Adapters):
@@ -48,10 +55,11 @@ class Opened(Adapters):
         variant: the model.
         shape: the video that it was built for.
         device, dtype: where and in what it runs.
-        scheduler: a diffusers scheduler; another can be put in its place.
+        scheduler: a diffusers scheduler, of which every run gets a copy; another can be put in its place.
         memory: the budget in bytes of device memory, None for no limit.
         weights: where they are.
-        num_timesteps: steps of the last run; diffusers' callbacks ask for it.
+        active: the run that has the device at present, or that last computed a frame of a stream.
+        process: in which the engine was opened, and in no other can be used.
         warmed: seconds that each graph took when the engine was warmed up, empty when it was not.
     """
 
@@ -71,7 +79,8 @@ class Opened(Adapters):
         self.memory = memory_plan.parse(memory, device_memory_free(device))
         plan = None if self.memory is None else self.plan(self.memory)
         self.weights.use(plan)
-        self.num_timesteps, self._interrupt = 0, False
+        self.active: Occupant | None = None
+        self.process = os.getpid()
         self.warmed: Mapping[str, float] = {}
         self._networks: dict[VideoShape, Networks] = {}
         self.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
@@ -116,7 +125,7 @@ class Opened(Adapters):
         manifest.verify(folder, place, full=verify)
         if cuda_graphs and place.type != "cuda":
             raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
-        with current(place):
+        with turn_of(place), current(place):
             engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None)
             if warm_up:
                 engine.warmed = engine.warm_up()
@@ -145,26 +154,59 @@ class Opened(Adapters):
             InputError: a budget that is none.
             MemoryBudgetError: one that is too small; the message names the smallest.
         """
-        found = sizes(
-            self.variant, shape or self.shape, self.dtype,
-            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
-        )  # fmt: skip
+        found = self.sizes(shape or self.shape, batch, steps, guided)
         machine = memory_plan.machine_named(self.manifest.provenance.get("gpu", ""))
         return memory_plan.plan(
             memory_plan.parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling
         )  # fmt: skip
 
-    def plan_of(self, request: "Request", cfg: str | None, unlimited: bool = False) -> memory_plan.MemoryPlan:
-        """The plan for a request within the engine's budget."""
-        budget = None if unlimited else self.memory
-        return self.plan(budget, cfg=cfg, tiling=may_tile(request), **_kind(request))
-
-    def sizes_of(self, request: "Request") -> Sizes:
-        """What a request's plan is made from."""
-        kind = _kind(request)
+    def sizes(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Sizes:
+        """What the plan of such videos is made from."""
         return sizes(
-            self.variant, kind.pop("shape"), self.dtype, device=self.device.type, rows=self.may_cut_rows, **kind
-        )
+            self.variant, shape, self.dtype,
+            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
+        )  # fmt: skip
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside the block the device is this thread's alone; whoever comes while it is not waits, in order.
+
+        Raises:
+            EngineError: in a process that was forked from the one which opened the engine.
+        """
+        if os.getpid() != self.process:
+            raise EngineError(
+                f"The engine of {self.folder} was opened in another process ({self.process}), and a fork of it cannot "
+                "use it; open the folder in this process, or start it by spawn."
+            )
+        with turn_of(self.device), current(self.device):
+            yield
+
+    def hand_over(self, run: Occupant | None) -> bool:
+        """The weights on the device and the limit of its memory are another run's from now on; whether they were not
+        before."""
+        if self.active is run:
+            return False
+        if self.active is not None:
+            self.active.suspend()
+        self.active = run
+        return True
+
+    def give_back(self) -> None:
+        """Nobody computes here now: weights that are not to stay leave the device, and its limit is what it was."""
+        self.active = None
+        self.weights.leave()
+        self.share.end()
+
+    @property
+    def _interrupt(self) -> bool:
+        """As in diffusers: True ends the loop of the present run after its step, set from any thread."""
+        return self.active is not None and self.active.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        if self.active is not None:
+            self.active.interrupt = bool(value)
 
     @property
     def may_cut_rows(self) -> bool:
@@ -201,15 +243,15 @@ class Opened(Adapters):
         spans = Shards(count) if count else LayerByLayer()
         return Networks(self.variant, runners, self.weights, self.device, self.dtype, spans)
 
-    def in_rows(self, shape: VideoShape, rows: int) -> Networks:
+    def in_rows(self, networks: Networks, shape: VideoShape, rows: int) -> Networks:
         """The graphs for a shape with the feed-forward of their blocks in pieces: operator by operator, under the
         engine's weights, whatever its backend."""
-        networks, entries, runners = self.networks(shape), self.manifest.graphs, {}
+        entries, runners = self.manifest.graphs, dict(networks.runners)
         for name, graph in self.manifest.spec.graphs(shape).items():
             if name in IN_ROWS:
                 names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
                 runners[name] = backend("eager").load(in_rows(graph, rows), None, self.device, names)
-        return with_runners(networks, {**networks.runners, **runners})
+        return networks.under(runners)
 
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:
@@ -253,9 +295,3 @@ class Opened(Adapters):
     def image_scale(self) -> float:
         """What the face image's latents are multiplied with."""
         return self.variant.vae.scaling_factor
-
-
-def _kind(request: "Request") -> dict[str, Any]:
-    """What the sizes of a request depend on."""
-    steps = request.options["num_inference_steps"]
-    return {"shape": request.shape, "batch": request.batch, "steps": steps, "guided": request.guided}

@@ -69,6 +69,17 @@ def sincos_positions(config: TransformerConfig, shape: VideoShape) -> Tensor:
     return torch.cat(parts, dim=-1).reshape(shape.video_tokens, dim)
 
 
+def check_positions(config: TransformerConfig, shape: VideoShape) -> None:
+    """Raises InputError for another height or width than learned positions were learned for."""
+    trained = (config.sample_height, config.sample_width)
+    if config.use_learned_positional_embeddings and trained != (shape.latent_height, shape.latent_width):
+        ratio = shape.height // shape.latent_height
+        raise InputError(
+            f"This checkpoint has learned positions for {trained[0] * ratio}x{trained[1] * ratio} (height x width) and "
+            f"cannot make {shape.height}x{shape.width}; ask for its own size."
+        )
+
+
 def additive_positions(config: TransformerConfig, shape: VideoShape, learned: Tensor | None) -> Tensor | None:
     """What is added to the tokens, [T + V, C] (text first), or None for a model with rotary embedding only.
 
@@ -81,13 +92,7 @@ def additive_positions(config: TransformerConfig, shape: VideoShape, learned: Te
     """
     if config.use_rotary_positional_embeddings and not config.use_learned_positional_embeddings:
         return None
-    trained = (config.sample_height, config.sample_width)
-    if config.use_learned_positional_embeddings and trained != (shape.latent_height, shape.latent_width):
-        ratio = shape.height // shape.latent_height
-        raise InputError(
-            f"This checkpoint has learned positions for {trained[0] * ratio}x{trained[1] * ratio} (height x width) and "
-            f"cannot make {shape.height}x{shape.width}; ask for its own size."
-        )
+    check_positions(config, shape)
     frames = (shape.latent_frames - 1) * config.temporal_compression_ratio + 1
     if learned is not None and frames == config.sample_frames:
         return learned[0]

@@ -1,5 +1,6 @@
 """The loaded graphs of an engine with their weights: what every stage calls, whatever backend runs."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -69,7 +70,8 @@ class Networks:
         spans: how networks of many layers are cut into graphs.
 
     Attributes:
-        calls: how often each graph has run, and each session of ONNX Runtime (face.py).
+        calls: how often each graph has run, and each session of ONNX Runtime (face.py); of what `counted` gave, those
+            of that alone.
     """
 
     def __init__(
@@ -85,9 +87,28 @@ class Networks:
         self.device, self.dtype = device, dtype
         self.spans = spans or LayerByLayer()
         self.calls: Counter[str] = Counter()
+        self._all: Networks | None = None
+
+    def counted(self) -> "Networks":
+        """The same, with a count of its own."""
+        found = copy.copy(self)
+        found.calls, found._all = Counter(), self
+        return found
+
+    def under(self, runners: Mapping[str, Runner]) -> "Networks":
+        """The same weights and count under other runners than the compiled ones."""
+        found = copy.copy(self)
+        found.runners, found.spans = runners, LayerByLayer()
+        return found
+
+    def count(self, name: str) -> None:
+        """Something of this name runs."""
+        self.calls[name] += 1
+        if self._all is not None:
+            self._all.count(name)
 
     def __call__(self, name: str, *inputs: Tensor, layer: int = 0) -> Outputs:
-        self.calls[name] += 1
+        self.count(name)
         tensors = self.weights.take(name, layer)
         with self.weights.scratch():
             outputs = self.runners[name](inputs, tensors)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +16,13 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from .denoise import CFG_MODES, LoopState
-from .errors import InputError
+from .errors import InputError, WriteError
+from .lora import Active, key_of
 from .parsing import Unreadable, shorten, validate
+from .request import Options
 from .sealed import load_sealed, save_sealed
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Header(TypedDict):
@@ -27,6 +31,7 @@ class Header(TypedDict):
     format: int
     request: Annotated[str, Len(64, 64)]
     cfg: str
+    guidance: float
     steps: Annotated[int, Ge(1), Le(100_000)]
     latents: dict[str, Any]
     prompt_embeds: dict[str, Any] | None
@@ -42,12 +47,14 @@ class Snapshot:
     Attributes:
         loop: where the loop goes on.
         cfg: the mode that the steps ran in; the rest has to run in it too, for the same bytes.
+        guidance: the weight of the prompt, which a callback may have changed.
         start: states of the generators before the run, from which the stages before the loop draw the same again.
         now: states of the generators after the step.
     """
 
     loop: LoopState
     cfg: str
+    guidance: float
     start: tuple[Tensor, ...]
     now: tuple[Tensor, ...]
 
@@ -59,7 +66,8 @@ class Snapshot:
         """
         tensors: dict[str, Tensor] = {}
         values = {
-            "format": FORMAT, "request": request, "cfg": self.cfg, "steps": self.loop.steps,
+            "format": FORMAT, "request": request, "cfg": self.cfg, "guidance": self.guidance,
+            "steps": self.loop.steps,
             "latents": _pack(self.loop.latents, tensors),
             "prompt_embeds": _pack(self.loop.prompt_embeds, tensors),
             "stepper": _pack(self.loop.stepper, tensors),
@@ -99,7 +107,9 @@ class Snapshot:
                 raise Unreadable("its random numbers are from other generators")
             if header["cfg"] not in CFG_MODES:
                 raise Unreadable(f"{shorten(repr(header['cfg']), 20)} is no mode of guidance")
-            return cls(loop, header["cfg"], before, now), header["request"]
+            if not isfinite(header["guidance"]):
+                raise Unreadable("its weight of the prompt is not finite")
+            return cls(loop, header["cfg"], header["guidance"], before, now), header["request"]
         except FileNotFoundError as error:
             reason = shorten(error.strerror or error)
         except Unreadable as error:
@@ -107,6 +117,55 @@ class Snapshot:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = f"its state is of another kind: {shorten(repr(error), 80)}"
         raise InputError(f"{path} is not a checkpoint of a run ({reason}); delete it, or give another path.")
+
+
+class RunFile:
+    """The file that a run's finished steps are kept in, if the caller wants one. A run goes on from the file of the
+    same request only.
+
+    Attributes:
+        path: of the file; None for a run that keeps none.
+    """
+
+    def __init__(self, path: str | Path | None):
+        self.path = None if path is None else Path(path)
+        self._expected, self._request = "", ""
+
+    def read(self, device: torch.device, start: Sequence[Tensor]) -> Snapshot | None:
+        """What the file has, None where there is none; see Snapshot.load."""
+        if self.path is None or not self.path.exists():
+            return None
+        snapshot, self._expected = Snapshot.load(self.path, device, start)
+        return snapshot
+
+    def check(self, spec: str, loras: Active, scheduler: Any, options: Options, conditions: Sequence[Any]) -> None:
+        """Raises InputError where what was read is of another request.
+
+        Args:
+            spec: of the engine.
+            conditions: all that the latents depend on besides.
+        """
+        if self.path is None:
+            return
+        names = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
+        chosen = [getattr(options, name) for name in names]
+        self._request = fingerprint(spec, key_of(loras), scheduler_key(scheduler), *chosen, *conditions)
+        if self._expected not in ("", self._request):  # nothing is expected of what this very call has kept
+            raise InputError(f"{self.path} is the checkpoint of another request; delete it, or give another path.")
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot; where it cannot be written, a warning says so: the video is worth more than what would help
+        if it were lost."""
+        if self.path is not None:
+            try:
+                snapshot.save(self.path, self._request)
+            except WriteError as error:
+                warnings.warn(f"{error} The run goes on without this checkpoint.", stacklevel=2)
+
+    def remove(self) -> None:
+        """The run is finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def scheduler_key(scheduler: Any) -> str:

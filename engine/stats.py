@@ -3,7 +3,6 @@
 import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,9 +61,8 @@ class Clock:
     On a GPU it waits for the device at the borders of stages only; steps are timed by events on its stream.
     """
 
-    def __init__(self, device: torch.device, calls: Counter[str]):
-        self.device, self._calls = device, calls
-        self._before = Counter(calls)
+    def __init__(self, device: torch.device):
+        self.device = device
         self._seconds: dict[str, float] = {}
         self._marks: list[float | torch.cuda.Event] = []
         self._reserved = self._allocated = 0
@@ -95,10 +93,11 @@ class Clock:
             self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self.device))
             self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(self.device))
 
-    def step(self, index: int) -> None:
+    def step(self) -> None:
+        """A denoising step has ended."""
         self._marks.append(self._mark())
 
-    def stats(self, modes: dict[str, str]) -> Stats:
+    def stats(self, modes: dict[str, str], calls: dict[str, int]) -> Stats:
         """What was measured so far."""
         steps = []
         for before, after in zip(self._marks, self._marks[1:], strict=False):
@@ -106,7 +105,6 @@ class Clock:
                 steps.append(after - before)
             elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
                 steps.append(before.elapsed_time(after) / 1000)
-        calls = dict(self._calls - self._before)
         peak = self._reserved if self.device.type == "cuda" else peak_bytes(self.device)
         return Stats(dict(self._seconds), steps, calls, modes, peak, self._allocated)
 

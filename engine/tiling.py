@@ -186,8 +186,8 @@ def check_reference(shape: VideoShape, tile: Tile, ratio: int) -> None:
     if (shape.height > pixels[0] or shape.width > pixels[1]) and tuple(found) != wanted:
         raise InputError(
             f'decode="tiled-reference" with tile={tile}: diffusers would encode the image to {found[0]}x{found[1]} '
-            f"latent pixels, and a video of {shape} has {wanted[0]}x{wanted[1]}; give a tile whose height is a multiple "
-            "of 6 and whose width is one of 5."
+            f"latent pixels, and a video of {shape} has {wanted[0]}x{wanted[1]}; give a tile whose height is a "
+            "multiple of 6 and whose width is one of 5."
         )
 
 

@@ -26,7 +26,7 @@ class Video:
     Attributes:
         frames: uint8 [F, H, W, 3]; with output_type "np" float32 in [0, 1], with "pt" a tensor [F, 3, H, W], with "pil"
             a list of images, with "latent" None. With "stream" an iterator over frames uint8 [H, W, 3] that decodes as
-            it is read, once.
+            it is read, once. diffusers' export_to_video takes those of "np" and "pil", and not bytes; `save` takes all.
         fps: frames per second that the model was trained at.
         stats: times and peaks; with "stream" without the decode until all frames have been read.
         latents: [F, 16, h, w], with output_type "latent", else None.

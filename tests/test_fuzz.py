@@ -324,7 +324,7 @@ def runs(main, arguments, path):
 def test_consisid_generate(extra, image, prompt, tiny, tmp_path, monkeypatch):
     """With an engine that checks what it is asked, and makes no video."""
     monkeypatch.setattr(ConsisID, "open", lambda *_, **__: tiny)
-    monkeypatch.setattr("consisid.engine.api.guarded", refuse)
+    monkeypatch.setattr("consisid.engine.api.run_with_oom_retry", refuse)
     runs(cli.main, ["engine", "--image", image, "--prompt", prompt, "--output", "out.mp4", *extra], tmp_path)
 
 

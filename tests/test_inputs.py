@@ -88,7 +88,7 @@ def test_arguments(tiny, case):
 
 
 def test_what_is_too_large_is_refused_before_anything_is_made_of_it(tiny, monkeypatch):
-    monkeypatch.setattr("consisid.engine.api.guarded", lambda *_: pytest.fail("a run has begun"))
+    monkeypatch.setattr("consisid.engine.api.run_with_oom_retry", lambda *_: pytest.fail("a run has begun"))
     for size in ({"height": 160_000}, {"num_frames": 80_000_001}):
         with pytest.raises(InputError, match=r"is more than|at most"):
             tiny.generate(random_identity(TINY), "A man.", **size)

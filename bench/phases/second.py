@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.chunks import with_runners
 from consisid.engine.graphs import weight_shapes
 from consisid.engine.runtime import Networks
 from consisid.engine.stats import Stats
@@ -132,7 +131,7 @@ def with_packages(c: Context, networks: Networks, folder: Path) -> Networks:
         graph = c.weights.table[file.stem]
         names = list(weight_shapes(graph.module()))
         runners[file.stem] = backend("inductor").load(graph, file, c.device, names)
-    return with_runners(networks, runners)
+    return networks.under(runners)
 
 
 def videos(c: Context) -> Iterator[Case]:

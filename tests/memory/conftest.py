@@ -92,7 +92,7 @@ def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", 
 def put(engine: ConsisID, plan: MemoryPlan, monkeypatch, lane=None) -> None:
     """Make an engine follow a plan, on a lane of the test's own."""
     monkeypatch.setattr(engine, "memory", plan.budget)
-    monkeypatch.setattr(engine, "plan_of", lambda *_, **__: replace(plan, label=plan.label + " "))
+    monkeypatch.setattr("consisid.engine.run.plan_of", lambda *_, **__: replace(plan, label=plan.label + " "))
     engine.text_encoder._kept.clear()
     if lane is not None:
         monkeypatch.setattr(engine.weights, "lane", lane)

@@ -13,7 +13,8 @@ from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
 from consisid.engine.device_memory import DeviceMemory, explain
 from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory import UNKNOWN, MemoryPlan, StagePlan
-from consisid.engine.recovery import Run
+from consisid.engine.request import Options
+from consisid.engine.run import Run
 from consisid.engine.sizes import STAGES
 from consisid.engine.variants import TINY
 
@@ -237,7 +238,7 @@ def test_identify_names_running_out_of_memory(engine, monkeypatch, face):
     with pytest.raises(DeviceMemoryError, match="Out of device memory while looking at the photo"):
         engine.identify(face, aligned=True)
     monkeypatch.undo()
-    fail_once(engine, monkeypatch, "eva", shape=engine.shape)
+    fail_once(engine, monkeypatch, "eva")
     options = {**OPTIONS, "aligned": True, "on_oom": "replan"}
     assert engine.generate(face, PROMPT, **options).stats.modes["restarts"].startswith("1 ")
 
@@ -280,13 +281,13 @@ def test_noise_has_to_be_finite(engine):
 def test_the_tile_is_that_of_the_plan(asked, used):
     stage = StagePlan("decode", (), (), 0, 0, "batched", (8, 9), GIB, 0, 1.0, 0.0, 0)
     run = object.__new__(Run)
-    run.options = dict(zip(("decode", "tile"), asked, strict=True))
+    run.options = Options(**dict(zip(("decode", "tile"), asked, strict=True)))
     run.plan = MemoryPlan("preview", GIB, UNKNOWN, (stage,), held=False)
     assert run.decoding == used
 
 
 def test_no_smaller_plan(engine, monkeypatch):
-    monkeypatch.setattr("consisid.engine.memory.smaller", lambda *_, **__: None)
+    monkeypatch.setattr("consisid.engine.recovery.smaller", lambda *_, **__: None)
     fail_once(engine, monkeypatch, "head")
     with pytest.raises(DeviceMemoryError, match="There is no smaller plan"):
         latents(engine, on_oom="replan")
