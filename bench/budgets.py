@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from consisid.engine import ConsisID
-from consisid.engine.memory import smallest
+from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.planner import smallest
 from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import sizes
 from consisid.engine.variants import PREVIEW
 
 from .peers import PEERS

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consisid.engine.commands import run
 from consisid.engine.errors import InputError
+from consisid.engine.util.cli import run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) -> str:
     """compare.md, which is written too."""
-    from consisid.engine.files import file_aside
+    from consisid.engine.util.files import file_aside
 
     from .compare import compare, markdown
 

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from consisid.engine.chunks import chunks
-from consisid.engine.graphs import Graph, graph_table, weight_shapes
-from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import STAGES
+from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.shapes import VideoShape, chunks
 from consisid.engine.variants import Variant
 
 
@@ -65,7 +64,7 @@ def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], el
     )
 
 
-STEP_GRAPHS = STAGES["denoise"]
+STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")  # of the stage denoise
 
 
 def step_bytes(variant: Variant, shape: VideoShape, element: int, *, hoisted: bool = True) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine import ConsisID
-from consisid.engine.commands import run
+from consisid.engine.util.cli import run
 from consisid.export import build
 
 

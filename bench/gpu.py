@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from consisid.engine.commands import run as run_command
-from consisid.engine.device import check_device
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
-from consisid.engine.files import file_aside
+from consisid.engine.util.cli import run as run_command
+from consisid.engine.util.device import check_device
+from consisid.engine.util.files import file_aside
 from consisid.engine.variants import variant_named
 
 from .machine import short_stamp, stamp

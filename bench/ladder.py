@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID, Identity
-from consisid.engine.commands import run as run_command
 from consisid.engine.errors import InputError
-from consisid.engine.files import file_aside
+from consisid.engine.util.cli import run as run_command
+from consisid.engine.util.files import file_aside
 
 from .inputs import PROMPT, identity
 from .latency import probing

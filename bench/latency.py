@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from consisid.engine import ConsisID
-from consisid.engine.checkpoint import FACE_FILES
-from consisid.engine.runtime import Networks
+from consisid.engine.checkpoint.reading import FACE_FILES
+from consisid.engine.runtime.executor import GraphExecutor
 
 from .inputs import identity
 from .runs import Ours, Row, prompt_of
@@ -66,7 +66,7 @@ class Probe:
 
 
 @contextmanager
-def probing(networks: Networks) -> Iterator[Probe]:
+def probing(networks: GraphExecutor) -> Iterator[Probe]:
     """Every graph of some networks reports its calls, inside the block."""
     probe, runners = Probe(networks.device), networks.runners
     networks.runners = {name: probe.watched(name, run) for name, run in runners.items()}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.memory import MemoryPlan
+from consisid.engine.memory.planner import MemoryPlan
 
 PERIOD = 0.02  # seconds between samples
 KINDS = {

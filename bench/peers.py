@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID, Identity
+from consisid.engine.checkpoint.random_weights import RandomWeights as RandomCheckpoint
 from consisid.engine.errors import ConsisIDError
-from consisid.engine.random_weights import RandomWeights as RandomCheckpoint
 
 from . import reference
 from .runs import Sample, prompt_of

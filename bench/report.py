@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.device import check_device
+from consisid.engine.checkpoint.random_weights import PREFIX
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError, InputError, MemoryBudgetError
-from consisid.engine.files import file_aside
 from consisid.engine.manifest import Manifest
-from consisid.engine.random_weights import PREFIX
+from consisid.engine.util.device import check_device
+from consisid.engine.util.files import file_aside
 
 from . import budgets, ceilings, checks, latency, memory, parity, rates
 from .inputs import identity

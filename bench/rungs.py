@@ -9,13 +9,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from consisid.engine import ConsisID, Identity, decode
+from consisid.engine import ConsisID, Identity
 from consisid.engine.backends import backend
 from consisid.engine.conditioning import condition, extract_face
+from consisid.engine.decode import image as decode
 from consisid.engine.denoise import TimeTable, guidance_weight, predict, time_table
-from consisid.engine.noise import draw
-from consisid.engine.runtime import Networks
-from consisid.engine.schedulers import Stepper
+from consisid.engine.runtime.executor import GraphExecutor
+from consisid.engine.sampling import Stepper, draw
 from consisid.engine.text import TextEncoder
 
 from .runs import Sample, prompt_of
@@ -29,7 +29,7 @@ HOISTED = frozenset({FACE, MODULATION, INPUTS})
 projection of the text and embedding of the image."""
 
 
-def uncompiled(engine: ConsisID) -> Networks | None:
+def uncompiled(engine: ConsisID) -> GraphExecutor | None:
     """The engine's weights under graphs that run operator by operator; None where they do anyway, or where compiled
     engines hold the weights."""
     entries, spec = engine.manifest.graphs, engine.manifest.spec
@@ -55,7 +55,7 @@ class Unhoisted:
     person: Identity
     steps: int
     in_loop: frozenset[str] = HOISTED
-    networks: Networks | None = None
+    networks: GraphExecutor | None = None
 
     def __post_init__(self) -> None:
         # Its own memory of prompts: what generate() has encoded is not to be found here.

@@ -22,10 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from consisid.engine import ConsisID
-from consisid.engine.commands import run
-from consisid.engine.decode import frames_in_order
+from consisid.engine.decode.diffusers_tiles import REFERENCE_OVERLAP
+from consisid.engine.decode.frames import frames_in_order
+from consisid.engine.decode.tile import Tile, check_tile, cut
 from consisid.engine.errors import InputError
-from consisid.engine.tiling import REFERENCE_OVERLAP, Tile, check_tile, cut
+from consisid.engine.util.cli import run
 
 MODES = ("tiled-reference", "tiled", "exact")
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from consisid.engine import ConsisID, Identity
-from consisid.engine.align import arcface_crop
 from consisid.engine.errors import FaceError, InputError
-from consisid.engine.face import Faces
-from consisid.engine.files import file_aside
+from consisid.engine.face.alignment import arcface_crop
+from consisid.engine.face.extractor import Faces
+from consisid.engine.util.files import file_aside
 
 EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
 

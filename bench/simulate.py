@@ -7,12 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from consisid.engine import memory
-from consisid.engine.commands import run
 from consisid.engine.errors import InputError
-from consisid.engine.schedule import GB, MACHINES, TFLOP, Machine, replay
+from consisid.engine.memory import planner as memory
+from consisid.engine.memory.budget import parse
+from consisid.engine.memory.costs import Sizes, sizes
+from consisid.engine.memory.simulate import GB, MACHINES, TFLOP, Machine, replay
 from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import Sizes, sizes
+from consisid.engine.util.cli import run
 from consisid.engine.variants import VARIANTS, variant_named
 
 
@@ -62,7 +63,7 @@ def simulate(options: argparse.Namespace) -> None:
             "; ".join([row.sources, *given]),
         )
         for budget in options.memory or [None]:
-            plan = memory.plan(memory.parse(budget, 0), found, machine, tiling=not options.whole_frames)
+            plan = memory.plan(parse(budget, 0), found, machine, tiling=not options.whole_frames)
             first, later = steps_of(plan, found)
             print(plan)
             print(f"  simulated stall per step: first {first:.4f} s, later {later:.4f} s\n")

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from consisid.engine.commands import run
-from consisid.engine.files import file_aside
 from consisid.engine.manifest import Manifest
+from consisid.engine.util.cli import run
+from consisid.engine.util.files import file_aside
 
 from .inputs import PROMPT, identity
 from .machine import stamp

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 
 from consisid.engine.backends import backend
-from consisid.engine.backends.tensorrt import PROFILES, BuildOptions
-from consisid.engine.backends.trt_plugins import ATTRIBUTES
-from consisid.engine.commands import run
+from consisid.engine.backends.tensorrt.library import PROFILES, BuildOptions
+from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.errors import ConsisIDError, InputError
-from consisid.engine.files import file_aside
-from consisid.engine.graphs import Graph
+from consisid.engine.graphs.graph import Graph
+from consisid.engine.graphs.grouped import LAYERS, TEXT, TRUNK, sharded_table, spread
 from consisid.engine.manifest import DTYPES
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import LAYERS, TEXT, TRUNK, sharded_table, spread
+from consisid.engine.util.cli import run
+from consisid.engine.util.files import file_aside
 from consisid.engine.variants import VARIANTS, Variant, variant_named
 
 from .machine import stamp

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from consisid.engine.backends import backend
-from consisid.engine.graphs import Graph, graph_table, weight_shapes
-from consisid.engine.random_weights import RandomTensors
-from consisid.engine.runtime import Held, Networks
+from consisid.engine.checkpoint.random_weights import RandomTensors
+from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant
 
@@ -50,7 +51,7 @@ class RandomWeights:
             bound.append(tuple(tensors))
         return bound
 
-    def networks(self, names: Iterable[str] | None = None, layers: int | None = None) -> Networks:
+    def networks(self, names: Iterable[str] | None = None, layers: int | None = None) -> GraphExecutor:
         """Graphs by the eager backend with these weights: those named, or all; of each all layers, or the first."""
         chosen = {name: self.table[name] for name in (names or self.table) if name in self.table}
         module = backend("eager")
@@ -62,10 +63,10 @@ class RandomWeights:
         # What two graphs read is held once: the second chunk's decoder is the first's.
         if "decode_next" in weights and "decode_first" in weights:
             weights["decode_next"] = weights["decode_first"]
-        return Networks(self.variant, runners, Held(weights), self.device, self.dtype)
+        return PerLayer(self.variant, runners, Held(weights), self.device, self.dtype)
 
     @staticmethod
-    def held(networks: Networks) -> Held:
+    def held(networks: GraphExecutor) -> Held:
         """The weights of networks that `networks` made."""
         assert isinstance(networks.weights, Held)
         return networks.weights

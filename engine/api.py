@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .callbacks import step_callback
 from .conditioning import condition
-from .decode import finish, first_frames
+from .decode.frames import finish
+from .decode.image import first_frames
 from .denoise import denoise
-from .face import Photo
-from .frame_stream import decoded
-from .identity import Identity
-from .noise import draw
-from .opening import Opened
-from .people import Choice
-from .recovery import looking_at_photo, run_with_oom_retry
-from .request import Options, Request, person_of
-from .run import Run
-from .schedulers import Stepper
+from .engine import Opened
+from .face.extractor import Photo
+from .face.identity import Identity
+from .face.selection import Choice
+from .run.callbacks import step_callback
+from .run.frames import decoded
+from .run.recovery import looking_at_photo, run_with_oom_retry
+from .run.request import Options, Request, person_of
+from .run.run import Run
+from .sampling import Stepper, draw
 from .video import Video
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .commands import run
+from .util.cli import run
 
 # What --dynamic-cfg means to generate().
 DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step"}
@@ -64,7 +64,7 @@ def face_choice(text: str) -> str | int | tuple[float, ...]:
 
 def person_of(engine: Any, options: argparse.Namespace) -> Any:
     """The Identity that --image and its companions mean."""
-    from .identity import Identity
+    from .face.identity import Identity
 
     photos = options.image
     if len(photos) == 1 and photos[0].endswith(".safetensors"):
@@ -138,9 +138,10 @@ def check_places(options: argparse.Namespace) -> None:
     Raises:
         InputError: it cannot, or two things would be written to one place.
     """
-    from . import identity, mp4
     from .errors import InputError
-    from .files import check_place
+    from .face import identity
+    from .util import mp4
+    from .util.files import check_place
 
     checks: dict[str, Callable[[Path], None]] = {
         "output": mp4.check_target,
@@ -179,7 +180,7 @@ def check_picture(path: Path) -> None:
     """Whether a picture can be written at `path`, tried with a small one that has no name; raises InputError."""
     from PIL import Image
 
-    from .files import check_place
+    from .util.files import check_place
 
     kind = picture_format(path)
     check_place(path, lambda file: write_picture(Image.new("RGB", (64, 64)), file, kind, path))
@@ -187,7 +188,7 @@ def check_picture(path: Path) -> None:
 
 def save_picture(picture: Any, path: Path) -> None:
     """Save a PIL image, whole or not at all; raises InputError."""
-    from .files import file_aside
+    from .util.files import file_aside
 
     with file_aside(path) as aside, aside.open("wb") as file:
         write_picture(picture, file, picture_format(path), path)
@@ -195,7 +196,7 @@ def save_picture(picture: Any, path: Path) -> None:
 
 def write_picture(picture: Any, file: Any, kind: str, path: Path) -> None:
     from .errors import InputError
-    from .files import unwritable
+    from .util.files import unwritable
 
     try:
         picture.save(file, kind)

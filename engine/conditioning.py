@@ -12,16 +12,16 @@ from weakref import WeakKeyDictionary
 from PIL import Image
 from torch import Tensor
 
-from .checkpoint import Checkpoint
-from .decode import encode_image
+from .checkpoint.reading import Checkpoint
+from .decode.image import encode_image
+from .decode.tile import Tile
 from .errors import InputError
-from .identity import Identity
-from .keypoints import draw_points
-from .positions import additive_positions, rotary_tables
-from .runtime import Networks
+from .face.identity import Identity
+from .face.keypoints import draw_points
+from .networks.positions import additive_positions, rotary_tables
+from .runtime.executor import GraphExecutor
 from .shapes import VideoShape
 from .text import TextEncoder, Tokenizer
-from .tiling import Tile
 from .variants import TransformerConfig, Variant
 
 KEPT = 8  # identities; the features of one are 126 MiB at full size
@@ -57,12 +57,12 @@ class Positions:
         self.video = None if added is None else added[length:]
 
 
-def project_text(networks: Networks, positions: Positions, prompt_embeds: Tensor) -> Tensor:
+def project_text(networks: GraphExecutor, positions: Positions, prompt_embeds: Tensor) -> Tensor:
     """Text tokens [B, T, C]: once per prompt."""
     return _with_positions(networks.one("text_project", prompt_embeds), positions.text)
 
 
-def embed_image(networks: Networks, positions: Positions, image_latents: Tensor) -> Tensor:
+def embed_image(networks: GraphExecutor, positions: Positions, image_latents: Tensor) -> Tensor:
     """The image's share of the video tokens [b, V, C], from image latents [b, F, 16, h, w]: once per video."""
     return _with_positions(networks.one("image_embed", image_latents), positions.video)
 
@@ -72,7 +72,7 @@ def _with_positions(tokens: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def condition(
-    networks: Networks, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor,
+    networks: GraphExecutor, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor,
     face: tuple[Sequence[Tensor], Sequence[Tensor]],
 ) -> Conditioning:  # fmt: skip
     """Everything that is the same in all steps of a video, on the device; face: keys and values."""
@@ -83,7 +83,7 @@ def condition(
     return Conditioning(text, image, cos, sin, keys, values)
 
 
-def extract_face(networks: Networks, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
+def extract_face(networks: GraphExecutor, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values [1, H * N, C] of every face attention, on the device.
 
     Raises:
@@ -93,10 +93,12 @@ def extract_face(networks: Networks, identity: Identity) -> tuple[list[Tensor], 
         return [], []
     _check_fits(identity, networks.variant)
     inputs = [x.to(networks.device, networks.dtype) for x in (identity.id_cond, *identity.id_vit_hidden)]
-    return networks.spans.faces(networks, networks.one("face_extract", *inputs))
+    return networks.face_keys_values(networks.one("face_extract", *inputs))
 
 
-def encode_images(networks: Networks, identity: Identity, height: int, width: int, tile: Tile | None) -> list[Tensor]:
+def encode_images(
+    networks: GraphExecutor, identity: Identity, height: int, width: int, tile: Tile | None
+) -> list[Tensor]:
     """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key points
     where the model takes them."""
     images = [identity.image]
@@ -132,7 +134,7 @@ class Conditioner:
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(Tokenizer(self.checkpoint.tokenizer, self.variant.transformer.max_text_seq_length))
 
-    def face(self, networks: Networks, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
+    def face(self, networks: GraphExecutor, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of every face attention, on the host; computed once per identity, and anew with other LoRAs.
 
         Raises:
@@ -142,7 +144,7 @@ class Conditioner:
         return known.keys, known.values
 
     def images(
-        self, networks: Networks, identity: Identity, height: int, width: int, tile: Tile | None = None
+        self, networks: GraphExecutor, identity: Identity, height: int, width: int, tile: Tile | None = None
     ) -> list[Tensor]:
         """See encode_images; on the device, computed once per identity, size and tile (None: encoded whole)."""
         moments = self.known(networks, identity).moments
@@ -151,7 +153,7 @@ class Conditioner:
             moments[key] = [x.cpu() for x in encode_images(networks, identity, height, width, tile)]
         return [x.to(networks.device) for x in moments[key]]
 
-    def known(self, networks: Networks, identity: Identity) -> Known:
+    def known(self, networks: GraphExecutor, identity: Identity) -> Known:
         """What is kept of an identity, made where it is missing."""
         known, version = self._identities.get(identity), networks.weights.version
         if known is None or known.version != version:

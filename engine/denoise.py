@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .conditioning import Conditioning, Positions, project_text
 from .errors import InputError, NumericalError
-from .runtime import Networks
-from .schedulers import Stepper
-from .steps import join_tokens
+from .graphs.trunk import join_tokens
+from .runtime.executor import GraphExecutor
+from .sampling import Stepper
 
 CFG_MODES = ("batched", "sequential")
 
@@ -40,25 +40,23 @@ class LoopState:
     stepper: dict[str, Any]
 
 
-def time_table(networks: Networks, timesteps: Tensor) -> TimeTable:
+def time_table(networks: GraphExecutor, timesteps: Tensor) -> TimeTable:
     """The modulation of every block at every step: once per schedule."""
     temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
-    modulation = networks.spans.modulation(networks, temb)
+    modulation = networks.modulation(temb)
     return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
 
 
-def predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
+def predict(networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
     """The predicted noise, float32 [G * b, F, 16, h, w], for latents [b, F, 16, h, w]."""
     with networks.weights.scratch("denoise"):
         noise = _predict(networks, latents, step, times, given)
     return networks.weights.keep(noise).float()
 
 
-def _predict(networks: Networks, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
+def _predict(networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
     tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
-    video = networks.spans.trunk(
-        networks, tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values
-    )
+    video = networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
     return networks.one("head", video, times.out[step])
 
 
@@ -84,7 +82,7 @@ def not_finite(step: int, steps: int) -> NumericalError:
 
 
 def denoise(
-    networks: Networks,
+    networks: GraphExecutor,
     stepper: Stepper,
     latents: Tensor,
     prompt_embeds: Tensor,

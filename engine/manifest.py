@@ -12,17 +12,19 @@ import torch
 from annotated_types import Ge, Le, Len
 from typing_extensions import TypedDict  # before Python 3.12 pydantic does not know typing's
 
-from .checkpoint import Checkpoint
+from .checkpoint.random_weights import PREFIX, RandomWeights
+from .checkpoint.reading import Checkpoint
+from .checkpoint.weight_files import check_inside, sample_hash
 from .errors import EngineError, InputError
-from .files import file_aside, sha256
-from .graphs import Graph, graph_table
-from .machine import executes, provenance
-from .parsing import MIB, Unreadable, read_object, shorten, validate
+from .graphs.graph import Graph
+from .graphs.grouped import sharded_table
+from .graphs.table import graph_table
 from .shapes import VideoShape
-from .shards import sharded_table
-from .sources import kernels_hash
+from .util.files import file_aside, sha256
+from .util.machine import executes, provenance
+from .util.parsing import MIB, Unreadable, read_object, shorten, validate
+from .util.sources import kernels_hash
 from .variants import Frames, Pixels, Variant
-from .weight_files import check_inside, sample_hash
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -275,3 +277,11 @@ def weights_hash(weights: Mapping[str, WeightsEntry]) -> str:
     """One hash for all weight files."""
     lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(weights.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def open_checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
+    """The checkpoint that an engine folder refers to."""
+    path, source = manifest.checkpoint_path(folder), manifest.spec.checkpoint
+    if source.startswith(PREFIX):
+        return RandomWeights(path, manifest.spec.variant, int(source.removeprefix(PREFIX)), manifest.weights)
+    return Checkpoint(path, only=manifest.weights)

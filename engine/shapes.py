@@ -1,5 +1,6 @@
 """The shape of a video, in pixels, latents and tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -99,3 +100,18 @@ class VideoShape:
             rows=height // ratio // patch,
             columns=width // ratio // patch,
         )
+
+
+def chunks(latent_frames: int) -> list[int]:
+    """How many latent frames are decoded at a time: diffusers' 3 + 2 + 2 + ..., or 2 + 2 + ... for an even number."""
+    if latent_frames < 2:
+        return [latent_frames]
+    return [2 + latent_frames % 2] + [2] * (latent_frames // 2 - 1)
+
+
+def spans(latent_frames: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each chunk."""
+    begin = 0
+    for count in chunks(latent_frames):
+        yield begin, begin + count
+        begin += count

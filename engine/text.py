@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checkpoint.sentencepiece_json import BYTES, read_tokenizer_json
 from .errors import CheckpointError, InputError, shown
-from .parsing import Unreadable, read_bounded, shorten
-from .runtime import Networks
-from .sentencepiece_json import BYTES, read_tokenizer_json
+from .runtime.executor import GraphExecutor
+from .util.parsing import Unreadable, read_bounded, shorten
 
 PAD, END = 0, 1
 
@@ -109,11 +109,11 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self._kept: dict[str, Tensor] = {}
 
-    def __call__(self, networks: Networks, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, networks: GraphExecutor, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [B, T, d_model], padding included, as the reference has them."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         states = [networks.many("text_embed", self.tokenizer([prompt]).to(networks.device)) for prompt in new]
-        hidden = networks.spans.text(networks, [(state[0], state[1]) for state in states])
+        hidden = networks.text_layers([(state[0], state[1]) for state in states])
         made = {prompt: networks.one("text_norm", x).cpu() for prompt, x in zip(new, hidden, strict=True)}
         found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept} | made
         self._kept = dict(list((self._kept | found).items())[-self.KEPT :])

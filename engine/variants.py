@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Le, Len, MultipleOf
 
 from .errors import CheckpointError
-from .parsing import Count, Positive, Size, Unreadable, shorten, validate
+from .util.parsing import Count, Positive, Size, Unreadable, shorten, validate
 
 Pixels = Annotated[int, Ge(1), Le(16384)]
 Frames = Annotated[int, Ge(1), Le(4096)]

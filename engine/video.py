@@ -1,4 +1,4 @@
-"""What generate returns, and how it is saved."""
+"""What generate returns, how it is saved, and where its time and memory went."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +11,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from . import mp4
 from .errors import InputError
-from .files import as_path, file_aside
-from .stats import Stats
+from .util import mp4
+from .util.files import as_path, file_aside
+
+
+@dataclass
+class Stats:
+    """Where the time and the memory of a video went.
+
+    Attributes:
+        seconds: per stage, in the order of the work.
+        steps: seconds of each denoising step.
+        calls: how often each graph ran.
+        modes: what was chosen: CFG mode, dtype, device.
+        peak_bytes: the most device memory reserved during the run; on a CPU the peak resident set of the process.
+        allocated_bytes: the most of it that tensors took at once; 0 on a CPU.
+        predicted_bytes: the peak that the plan predicted; None without a plan.
+        stage_bytes: the most device memory reserved in each stage of the plan of the memory; empty where weights stay
+            on the device, and on a CPU.
+        streamed_bytes: weights copied to the device.
+        stalls: seconds of each denoising step in which it waited for weights.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    modes: dict[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+    allocated_bytes: int = 0
+    predicted_bytes: int | None = None
+    stage_bytes: dict[str, int] = field(default_factory=dict)
+    streamed_bytes: int = 0
+    stalls: list[float] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line: where the time went."""
+        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        per_step = (
+            f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
+        )
+        text = f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        if "weights from" in self.modes:
+            text += f", weights from {self.modes['weights from']}"
+        if self.predicted_bytes is not None:
+            text += f" (predicted {self.predicted_bytes / 2**30:.2f} GiB)"
+        if self.streamed_bytes:
+            text += f", {self.streamed_bytes / 1e9:.2f} GB streamed, steps stalled {sum(self.stalls):.3f} s"
+        return text
 
 
 @dataclass
@@ -109,3 +154,13 @@ def as_uint8(frames: Any) -> np.ndarray:
         frames = frames.float().permute(0, 2, 3, 1).cpu().numpy()
     frames = np.stack([np.asarray(frame) for frame in frames])
     return frames if frames.dtype == np.uint8 else (frames * 255).round().astype(np.uint8)
+
+
+def to_unit(frames: Tensor) -> Tensor:
+    """Frames [n, 3, H, W] in [-1, 1] -> [n, H, W, 3] in [0, 1], clamped."""
+    return (frames * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames [n, 3, H, W] in [-1, 1] -> uint8 [n, H, W, 3], rounded, on the device that they are on."""
+    return (to_unit(frames).float() * 255).round().to(torch.uint8)

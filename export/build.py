@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from consisid.engine.backends import HOLDS_WEIGHTS
-from consisid.engine.backends.tensorrt import BuildOptions
-from consisid.engine.backends.trt_plugins import ATTRIBUTES
-from consisid.engine.device import check_device
+from consisid.engine.backends.tensorrt.library import BuildOptions
+from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.errors import InputError
-from consisid.engine.lora import Merged
+from consisid.engine.graphs.grouped import LAYERS
+from consisid.engine.lora.weights import Merged
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -22,9 +22,9 @@ from consisid.engine.manifest import (
     weights_hash,
 )
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import LAYERS
+from consisid.engine.util.device import check_device
 from consisid.engine.variants import Variant
-from consisid.engine.weight_store import WeightStore
+from consisid.engine.weights.device import WeightStore
 
 from .choose import check_backend, check_targets, find_unusable
 from .entries import compiled

@@ -6,17 +6,18 @@ import numpy as np
 import onnx
 import torch
 
-from consisid.engine.checkpoint import PARTS, Checkpoint
-from consisid.engine.detect import Scrfd
+from consisid.engine.checkpoint.face_files import FACE_FILES, FACE_STATES
+from consisid.engine.checkpoint.random_weights import RandomTensors
+from consisid.engine.checkpoint.reading import PARTS, Checkpoint
 from consisid.engine.errors import CheckpointError, InputError
-from consisid.engine.face_files import FACE_FILES, FACE_STATES
-from consisid.engine.face_models import ArcFace
-from consisid.engine.graphs import Graph, graph_table
-from consisid.engine.parsing import Unreadable, refuse_pointer, shorten
-from consisid.engine.random_weights import RandomTensors
-from consisid.engine.schedulers import load_scheduler
+from consisid.engine.face.detection import Scrfd
+from consisid.engine.face.recognition import ArcFace
+from consisid.engine.graphs.graph import Graph
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.sampling import load_scheduler
 from consisid.engine.shapes import VideoShape
 from consisid.engine.text import Tokenizer
+from consisid.engine.util.parsing import Unreadable, refuse_pointer, shorten
 from consisid.engine.variants import FACE_EMBEDDING
 
 SIZES = {"B": 2, "N": 2, "H": 64, "W": 64}  # of the trial runs, where a graph leaves sizes open

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
-from consisid.engine.backends.tensorrt import BuildOptions
-from consisid.engine.backends.trt_build import capability
+from consisid.engine.backends.tensorrt.build import capability
+from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.errors import BackendError
-from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph, weight_shapes
 
 from .through_onnx import compile_through_onnx
 from .toolkit import check_compiler, check_toolkit

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from consisid.engine.commands import run
 from consisid.engine.errors import InputError
-from consisid.engine.shards import LAYERS
+from consisid.engine.graphs.grouped import LAYERS
+from consisid.engine.util.cli import run
 
 from .choose import NAMES
 

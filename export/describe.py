@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 
 from consisid.engine.backends import HOLDS_WEIGHTS
-from consisid.engine.device import check_device
 from consisid.engine.errors import InputError
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.grouped import LAYERS, sharded_table
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import DTYPES, Manifest, provenance
-from consisid.engine.memory import machine_named, parse, plan
+from consisid.engine.memory.budget import parse
+from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.device import device_memory_free
+from consisid.engine.memory.planner import machine_named, plan
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import LAYERS, sharded_table
-from consisid.engine.sizes import sizes
-from consisid.engine.weight_store import device_memory_free
+from consisid.engine.util.device import check_device
 
 from .choose import check_backend, check_targets, find_unusable
 from .source import Source

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from consisid.engine.backends import HOLDS_WEIGHTS
-from consisid.engine.backends.tensorrt import BuildOptions
-from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.backends.tensorrt.library import BuildOptions
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import CheckpointError
-from consisid.engine.files import sha256
-from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.manifest import BuildSpec, GraphEntry
-from consisid.engine.weight_store import WeightStore
+from consisid.engine.util.files import sha256
+from consisid.engine.weights.device import WeightStore
 
 from .choose import compile_graph
 

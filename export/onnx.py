@@ -22,8 +22,8 @@ from torch.fx.traceback import preserve_node_meta
 
 from consisid import kernels
 from consisid.engine.backends.inductor import EXAMPLE_SIZES, SIZES, trace
-from consisid.engine.graphs import Graph, weight_shapes
-from consisid.engine.networks.vae import SpatialNorm, Upsample
+from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.networks.vae_decoder import SpatialNorm, Upsample
 
 from .onnx_functions import DOMAIN, OPSET, attention, protos
 

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from consisid.engine.checkpoint import Checkpoint, write_checkpoint
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.checkpoint.random_weights import PREFIX, RandomWeights
+from consisid.engine.checkpoint.reading import Checkpoint
+from consisid.engine.checkpoint.write import write_small_parts
 from consisid.engine.errors import CheckpointError, InputError
-from consisid.engine.files import write_aside
-from consisid.engine.random_checkpoint import write_small_parts
-from consisid.engine.random_weights import PREFIX, RandomWeights
+from consisid.engine.util.files import write_aside
 from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant, variant_named
 
 from .check import check_checkpoint

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from consisid.engine.checkpoint.weight_files import check_inside
 from consisid.engine.errors import EngineError, InputError
-from consisid.engine.files import file_aside, sha256
 from consisid.engine.manifest import BuildSpec, GraphEntry, Manifest, digest
-from consisid.engine.parsing import Unreadable, read_json, validate
-from consisid.engine.weight_files import check_inside
+from consisid.engine.util.files import file_aside, sha256
+from consisid.engine.util.parsing import Unreadable, read_json, validate
 
 SOURCE, SPEC = "source.key", "spec.key"  # of what checkpoint, and to what specification on what machine
 OURS = frozenset({SOURCE, SPEC, "engine", "entries"})  # all that a build puts into its staging folder

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.backends.tensorrt import PROFILES, BuildOptions
-from consisid.engine.graphs import Graph
+from consisid.engine.backends.tensorrt.library import PROFILES, BuildOptions
+from consisid.engine.graphs.graph import Graph
 
 
 def compile_through_onnx(
@@ -20,7 +20,7 @@ def compile_through_onnx(
     weights: Callable[[], Sequence[Tensor]],
     options: BuildOptions,
 ) -> Any:
-    """Write the engine of a graph with its weights to `file`, by the backend `name`; returns trt_build.Built."""
+    """Write the engine of a graph with its weights to `file`, by the backend `name`; returns Built."""
     from .onnx import skeleton, write
 
     onnx = file.with_suffix(".onnx")

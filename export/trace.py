@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from consisid.engine.backends.inductor import trace
-from consisid.engine.commands import run
-from consisid.engine.graphs import graph_table
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import DTYPES
 from consisid.engine.shapes import VideoShape
+from consisid.engine.util.cli import run
 from consisid.engine.variants import VARIANTS, variant_named
 
 

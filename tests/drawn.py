@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.variants import TINY
 
 

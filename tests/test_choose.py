@@ -8,7 +8,8 @@ import torch
 
 from consisid.engine.backends import eager
 from consisid.engine.errors import BackendError
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import Manifest
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY

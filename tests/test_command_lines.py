@@ -17,15 +17,14 @@ from skimage.data import astronaut
 
 from consisid.bench import cli as bench_cli
 from consisid.engine import ConsisID, cli
-from consisid.engine.commands import FAULT, INTERRUPTED, REFUSED, run
-from consisid.engine.stats import Stats
+from consisid.engine.util.cli import FAULT, INTERRUPTED, REFUSED, run
 from consisid.engine.variants import TINY
-from consisid.engine.video import Video
+from consisid.engine.video import Stats, Video
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
     "consisid-generate": "from consisid.engine.cli import main",
-    "consisid-build": "from consisid.engine.commands import build as main",
+    "consisid-build": "from consisid.engine.util.cli import build as main",
     "consisid-bench": "from consisid.bench.cli import main",
 }
 ARGUMENTS = {
@@ -145,7 +144,7 @@ def test_what_a_machine_refuses_is_one_line(capsys, error, line):
 
 def test_nobody_reads_the_output(tmp_path):
     """As in `consisid-build --list engine | head -0`."""
-    script = "from consisid.engine.commands import run; import sys; sys.exit(run('x', lambda: print('a' * 10**6)))"
+    script = "from consisid.engine.util.cli import run; import sys; sys.exit(run('x', lambda: print('a' * 10**6)))"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -153,7 +152,7 @@ def test_nobody_reads_the_output(tmp_path):
 
 
 def test_a_full_output():
-    script = "from consisid.engine.commands import run; import sys; sys.exit(run('x', lambda: print('a')))"
+    script = "from consisid.engine.util.cli import run; import sys; sys.exit(run('x', lambda: print('a')))"
     with open("/dev/full", "w") as full:
         result = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.stderr.splitlines()[0].startswith("x: error: [Errno 28] No space left on device; check")
@@ -235,8 +234,8 @@ def test_generate_refuses_in_one_line(tiny_folder, tmp_path, capsys, monkeypatch
 
 def opened(engine, folder, device=None, memory=None, verify=False):
     """The session's engine, checked as if it were opened with these."""
-    from consisid.engine import memory as budgets
-    from consisid.engine.device import check_device
+    from consisid.engine.memory import budget as budgets
+    from consisid.engine.util.device import check_device
 
     if device is not None:
         check_device(device)
@@ -251,7 +250,7 @@ def test_a_full_disk_under_save_identity(tiny_folder, tmp_path, capsys, monkeypa
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("consisid.engine.sealed.save_file", full)
+    monkeypatch.setattr("consisid.engine.util.sealed.save_file", full)
     kept = tmp_path / "me.safetensors"
     arguments = [str(tiny_folder), "--image", str(tmp_path / "face.png"), "--aligned", "--prompt", "A man.",
                  "--output", str(tmp_path / "out.mp4"), "--save-identity", str(kept)]  # fmt: skip
@@ -271,7 +270,7 @@ def test_a_full_disk_under_checkpoint_is_a_warning(tiny, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("consisid.engine.sealed.save_file", full)
+    monkeypatch.setattr("consisid.engine.util.sealed.save_file", full)
     kept = tmp_path / "steps.safetensors"
     with pytest.warns(UserWarning, match=r"steps.safetensors cannot be written \(No space left on device\).*goes on"):
         made = tiny.generate(person, "A man.", **options, checkpoint=kept, checkpoint_every=1)

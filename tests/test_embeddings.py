@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("consisid.engine.sealed.save_file", full)
+    monkeypatch.setattr("consisid.engine.util.sealed.save_file", full)
     with pytest.raises(
         WriteError, match=r"me.safetensors cannot be written \(No space left on device\); check the free"
     ):

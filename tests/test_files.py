@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from consisid.engine.errors import LONGEST, ConsisIDError, one_line, shown
-from consisid.engine.files import check_place, file_aside
+from consisid.engine.util.files import check_place, file_aside
 
 
 @pytest.fixture(params=[0o022, 0o077])

@@ -24,16 +24,15 @@ from test_lora import lora
 
 from consisid.bench import cli as bench_cli
 from consisid.engine import ConsisID, ConsisIDError, Identity, cli
-from consisid.engine.commands import REFUSED
-from consisid.engine.lora_files import SETTINGS
-from consisid.engine.memory import parse
-from consisid.engine.noise import generators
-from consisid.engine.people import check_choice
-from consisid.engine.photo import load_photo
+from consisid.engine.face.photo import load_photo
+from consisid.engine.face.selection import check_choice
+from consisid.engine.lora.files import SETTINGS
+from consisid.engine.memory.budget import parse
+from consisid.engine.sampling import generators
 from consisid.engine.shapes import VideoShape
-from consisid.engine.stats import Stats
+from consisid.engine.util.cli import REFUSED
 from consisid.engine.variants import TINY
-from consisid.engine.video import Video
+from consisid.engine.video import Stats, Video
 from consisid.export import cli as build_cli
 
 
@@ -351,6 +350,6 @@ def test_consisid_bench(extra, tmp_path, monkeypatch):
 
 def test_frame_rates_are_exact():
     """The one value above that a fuzz would not find: what is taken is what was meant."""
-    from consisid.engine.mp4 import frame_rate
+    from consisid.engine.util.mp4 import frame_rate
 
     assert frame_rate(Fraction(24000, 1001)) == Fraction(24000, 1001)

@@ -14,16 +14,16 @@ import torch
 from conftest import random_identity, reference_pipeline, run_reference
 from PIL import Image
 from skimage.data import astronaut
+from support.eager_face_models import EagerFaceModels
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import CheckpointError, InputError
-from consisid.engine.face import FOLDER, Faces
-from consisid.engine.face_chain import analyse, features
-from consisid.engine.face_eager import EagerFaceModels
-from consisid.engine.identity import KIND
-from consisid.engine.photo import load_photo
-from consisid.engine.sealed import save_sealed
+from consisid.engine.face.analysis import analyse, features
+from consisid.engine.face.extractor import FOLDER, Faces
+from consisid.engine.face.identity import KIND
+from consisid.engine.face.photo import load_photo
+from consisid.engine.util.sealed import save_sealed
 from consisid.engine.variants import TINY
 from consisid.export import build
 
@@ -93,7 +93,7 @@ def test_what_changes_the_pixels_is_another_photo(tiny, tmp_path):
 
 def test_an_address_is_known_by_what_is_there(tiny, tmp_path, monkeypatch):
     served = {}
-    monkeypatch.setattr("consisid.engine.photo.download", served.__getitem__)
+    monkeypatch.setattr("consisid.engine.face.photo.download", served.__getitem__)
     people = []
     for side in (300, 320):
         Image.fromarray(astronaut()).crop((80, 0, 80 + side, side)).save(tmp_path / "me.png")

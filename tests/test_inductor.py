@@ -13,7 +13,8 @@ from consisid.engine import ConsisID
 from consisid.engine.backends import backend, inductor
 from consisid.engine.backends.inductor import INT32, most_samples, trace
 from consisid.engine.errors import EngineError
-from consisid.engine.graphs import Graph, Spec, graph_table, weight_shapes
+from consisid.engine.graphs.graph import Graph, Spec, weight_shapes
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 

@@ -16,11 +16,10 @@ from PIL import Image
 from skimage.data import astronaut
 
 from consisid.engine import ConsisID, ConsisIDError, cli
-from consisid.engine.commands import run
 from consisid.engine.errors import FaceError, InputError, NumericalError
-from consisid.engine.stats import Stats
+from consisid.engine.util.cli import run
 from consisid.engine.variants import TINY
-from consisid.engine.video import Video
+from consisid.engine.video import Stats, Video
 from consisid.export import cli as build_cli
 
 CASES = {

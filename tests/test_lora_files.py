@@ -11,9 +11,9 @@ from test_lora import MODULES, both, latents, lora
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
-from consisid.engine.lora import Lora
-from consisid.engine.lora_files import HUB, LoraSettings
-from consisid.engine.parsing import Unreadable
+from consisid.engine.lora.files import HUB, LoraSettings
+from consisid.engine.lora.weights import Lora
+from consisid.engine.util.parsing import Unreadable
 
 BLOCKS = MODULES[6:13]
 
@@ -347,7 +347,7 @@ def test_methods_with_what_they_do_not_take(engine, call, message):
 
 def test_random_weights_take_names_with_underscores(tmp_path):
     """A folder without a checkpoint knows its modules too."""
-    from consisid.engine.random_weights import RandomWeights
+    from consisid.engine.checkpoint.random_weights import RandomWeights
     from consisid.engine.variants import TINY
 
     checkpoint = RandomWeights(tmp_path, TINY, 0)

@@ -13,7 +13,7 @@ from drawn import random_variant
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
-from consisid.engine.decode import finish
+from consisid.engine.decode.frames import finish
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 from consisid.export import build

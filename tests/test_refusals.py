@@ -12,7 +12,7 @@ from consisid.engine import ConsisID
 from consisid.engine.backends import inductor
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import ConsisIDError, EngineError
-from consisid.engine.graphs import graph_table
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import BuildSpec, Manifest, digest
 from consisid.engine.variants import TINY
 

@@ -15,7 +15,7 @@ from diffusers import CogVideoXDDIMScheduler
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import EngineError
-from consisid.engine.turns import Turn, turn_of
+from consisid.engine.util.turns import Turn, turn_of
 from consisid.engine.variants import TINY
 
 SMALL = {"height": 96, "width": 144, "num_frames": 9, "output_type": "latent"}
@@ -339,7 +339,7 @@ def test_who_waits_may_give_up(monkeypatch):
         thread.start()
         held.wait(WAIT)
         with monkeypatch.context() as patch:
-            patch.setattr("consisid.engine.turns.Event", Interrupted)
+            patch.setattr("consisid.engine.util.turnsEvent", Interrupted)
             if late:
                 threading.Timer(0.05, done.set).start()
             with pytest.raises(KeyboardInterrupt):

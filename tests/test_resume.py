@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.checkpoint import Checkpoint, write_checkpoint
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import EngineError, InputError
 from consisid.engine.manifest import Manifest, describe_weights
 from consisid.export import build, choose

@@ -8,10 +8,10 @@ import diffusers
 import pytest
 
 from consisid.engine.errors import CheckpointError
-from consisid.engine.schedulers import load_scheduler
+from consisid.engine.sampling import load_scheduler
 
 CLASSES = ("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-LOAD = "import sys; from pathlib import Path; from consisid.engine.schedulers import load_scheduler as load; "
+LOAD = "import sys; from pathlib import Path; from consisid.engine.sampling import load_scheduler as load; "
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant
 
@@ -65,7 +66,7 @@ def test_parameter_counts_of_the_preview():
 def test_names_and_shapes_are_diffusers(name):
     from diffusers import ConsisIDTransformer3DModel
 
-    from consisid.engine.random_checkpoint import _accepted
+    from consisid.engine.checkpoint.write import _accepted
 
     variant = VARIANTS[name]
     with torch.device("meta"):

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from conftest import random_identity
 
-from consisid.engine import mp4
 from consisid.engine.errors import InputError, WriteError
-from consisid.engine.stats import Stats
+from consisid.engine.util import mp4
 from consisid.engine.variants import TINY
-from consisid.engine.video import Video
+from consisid.engine.video import Stats, Video
 
 FULL = OSError(28, "No space left on device")
 

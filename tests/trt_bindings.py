@@ -14,8 +14,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-BACKENDS = Path(__file__).parents[1] / "engine" / "backends"
-FILES = ("tensorrt.py", "trt_build.py", "trt_run.py", "trt_plugins.py")
+BACKENDS = Path(__file__).parents[1] / "engine" / "backends" / "tensorrt"
+FILES = ("backend.py", "library.py", "build.py", "run.py", "plugins.py")
 TABLE = Path(__file__).with_suffix(".json")
 # Objects of TensorRT in our code, by the names of the variables that hold them.
 HOLDERS = {

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from consisid import kernels
-from consisid.engine.graphs import weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.networks.positions import rotary_tables
 from consisid.engine.networks.transformer import FACE_NORM_EPS, QK_NORM_EPS
-from consisid.engine.positions import rotary_tables
 
 from ..reference import block as reference_block
 from ..weights import RandomWeights

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from consisid.engine.decode import decode_chunks
-from consisid.engine.runtime import Held, Networks
+from consisid.engine.decode.frames import decode_chunks
+from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 
 from ..cost import decode_flops
 from ..reference import vae as reference_vae
@@ -36,7 +36,7 @@ def convolution(c: Context, channels: int, frames: int, height: int, width: int,
     return Work(run, c.compare(run()[..., :17, :17], right), c.tolerance, "checked against float32 in a corner")
 
 
-def formatted(networks: Networks, layout: str) -> Networks:
+def formatted(networks: GraphExecutor, layout: str) -> GraphExecutor:
     """The same decoder with its five-dimensional weights in a memory format; activations follow the weights."""
     weights: dict[str, Any] = {
         name: [
@@ -45,10 +45,10 @@ def formatted(networks: Networks, layout: str) -> Networks:
         ]
         for name, layers in RandomWeights.held(networks).items()
     }
-    return Networks(networks.variant, networks.runners, Held(weights), networks.device, networks.dtype)
+    return PerLayer(networks.variant, networks.runners, Held(weights), networks.device, networks.dtype)
 
 
-def whole(networks: Networks, latents: Tensor, layout: str) -> list[Tensor]:
+def whole(networks: GraphExecutor, latents: Tensor, layout: str) -> list[Tensor]:
     """All frames, a chunk at a time; chunks are kept, as a caller would."""
     runners = networks.runners
     if layout != "contiguous":  # decode_chunks cuts contiguous parts: the graph's first input is laid out here
@@ -59,7 +59,7 @@ def whole(networks: Networks, latents: Tensor, layout: str) -> list[Tensor]:
             )
 
         runners = {name: laid(run) for name, run in runners.items()}
-    shown = Networks(networks.variant, runners, networks.weights, networks.device, networks.dtype)
+    shown = PerLayer(networks.variant, runners, networks.weights, networks.device, networks.dtype)
     return list(decode_chunks(shown, latents))
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from consisid.engine.stats import Stats
+from consisid.engine.video import Stats
 
 from ..cost import decode_flops, step_cost
 from ..inputs import identity

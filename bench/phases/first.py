@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.graphs import weight_shapes
-from consisid.engine.stats import Stats
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.video import Stats
 from consisid.kernels import cases as kernel_cases
 from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import Config, default_config

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.graphs import weight_shapes
-from consisid.engine.runtime import Networks
-from consisid.engine.stats import Stats
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.runtime.executor import GraphExecutor
+from consisid.engine.video import Stats
 
 from ..cost import STEP_GRAPHS, step_cost
 from ..inputs import identity
@@ -124,7 +124,7 @@ def step(c: Context, packaged: bool) -> Work:
     return Work(lambda: made.predict(networks), c.compare(made.predict(networks), right), c.tolerance)
 
 
-def with_packages(c: Context, networks: Networks, folder: Path) -> Networks:
+def with_packages(c: Context, networks: GraphExecutor, folder: Path) -> GraphExecutor:
     """The same weights under the graphs that were compiled into a folder."""
     runners = dict(networks.runners)
     for file in folder.glob("*.pt2"):

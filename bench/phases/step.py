@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consisid.engine.conditioning import Conditioning, Positions, condition
 from consisid.engine.denoise import predict, time_table
-from consisid.engine.runtime import Networks
+from consisid.engine.runtime.executor import GraphExecutor, PerLayer
 
 from ..cost import STEP_GRAPHS, step_bytes, step_cost
 from ..reference import face_inputs
@@ -45,7 +45,7 @@ class Step:
             values.append(value)
         return condition(self.networks, self.positions, self.embeds, self.image, (keys, values))
 
-    def predict(self, networks: Networks | None = None) -> Tensor:
+    def predict(self, networks: GraphExecutor | None = None) -> Tensor:
         return predict(networks or self.networks, self.latents, 0, self.times, self.given)
 
     def sequential(self) -> Tensor:
@@ -59,10 +59,10 @@ def shared(c: Context) -> tuple[Step, Tensor]:
     return step, c.once("right", step.predict)
 
 
-def compiled(networks: Networks) -> Networks:
+def compiled(networks: GraphExecutor) -> GraphExecutor:
     """The same graphs under torch.compile: weights stay arguments, so a block is compiled once."""
     runners = {name: torch.compile(run, dynamic=False) for name, run in networks.runners.items()}
-    return Networks(networks.variant, runners, networks.weights, networks.device, networks.dtype)
+    return PerLayer(networks.variant, runners, networks.weights, networks.device, networks.dtype)
 
 
 def captured(c: Context, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

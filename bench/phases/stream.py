@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
-from consisid.engine.memory import parse
-from consisid.engine.stats import Stats
+from consisid.engine.memory.budget import parse
+from consisid.engine.video import Stats
 
 from ..budgets import within
 from ..inputs import identity

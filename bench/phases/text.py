@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from consisid.engine.runtime import Networks
+from consisid.engine.runtime.executor import GraphExecutor
 
 from ..cost import text_flops, weight_bytes
 from ..reference import text_encoder as reference_encoder
@@ -17,7 +17,7 @@ from . import Case, Context, Work
 GRAPHS = ("text_embed", "text_layer", "text_norm")
 
 
-def encode(networks: Networks, ids: Tensor) -> Tensor:
+def encode(networks: GraphExecutor, ids: Tensor) -> Tensor:
     """Text embeddings [B, T, d_model] of ids [B, T]."""
     hidden, bias = networks.many("text_embed", ids)
     for layer in range(networks.variant.text.num_layers):

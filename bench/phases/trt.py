@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.backends.cuda_launch import Kernel
-from consisid.engine.backends.tensorrt import BuildOptions
-from consisid.engine.backends.trt_plugins import ATTRIBUTES
-from consisid.engine.backends.trt_run import Captured, Engine
-from consisid.engine.graphs import weight_shapes
-from consisid.engine.shards import TRUNK, sharded_table
+from consisid.engine.backends.tensorrt.library import BuildOptions
+from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
+from consisid.engine.backends.tensorrt.ptx import Kernel
+from consisid.engine.backends.tensorrt.run import Captured, Engine
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.grouped import TRUNK, sharded_table
 from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import default_config
 

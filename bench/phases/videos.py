@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.stats import Stats
+from consisid.engine.video import Stats
 
 from ..random_folder import random_folder
 from . import Context, Unavailable

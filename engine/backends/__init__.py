@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError
-from ..graphs import Graph
+from ..graphs.graph import Graph
 
 Outputs = Tensor | tuple[Tensor, ...]
 Runner = Callable[[Sequence[Tensor], Sequence[Tensor]], Outputs]
@@ -34,8 +34,8 @@ class Backend(Protocol):
 BACKENDS: Mapping[str, str] = {
     "eager": ".eager",
     "inductor": ".inductor",
-    "tensorrt": ".tensorrt:TENSORRT",
-    "tensorrt-rtx": ".tensorrt:RTX",
+    "tensorrt": ".tensorrt.backend:TENSORRT",
+    "tensorrt-rtx": ".tensorrt.backend:RTX",
 }
 HOLDS_WEIGHTS = frozenset({"tensorrt", "tensorrt-rtx"})
 """Backends whose engines have their weights inside; their runners take none."""

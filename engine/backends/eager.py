@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..graphs import Graph
+from ..graphs.graph import Graph
 from . import Outputs, Runner
 
 SUFFIX = None

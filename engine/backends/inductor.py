@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from ..graphs import Graph, weight_shapes
+from ..graphs.graph import Graph, weight_shapes
 from . import Outputs, Runner
 
 SUFFIX = ".pt2"

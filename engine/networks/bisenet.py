@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consisid.engine.networks.layers import BatchNorm, convolution
+from .layers import BatchNorm, convolution
 
 CLASSES = 19
 # What ConsisID paints white: background, clothes, hat, both ears, earrings, neck, necklace. Hair (17) stays.

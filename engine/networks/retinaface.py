@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consisid.engine.networks.layers import BatchNorm, convolution
+from .layers import BatchNorm, convolution
 
 Backbone = Literal["resnet50", "mobile0.25"]
 STRIDES = (8, 16, 32)  # of the three feature maps

@@ -8,8 +8,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from consisid.bench import cli
-from consisid.engine.stats import Stats
-from consisid.engine.video import Video
+from consisid.engine.video import Stats, Video
 
 
 def write_video(frames, path):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from skimage.data import astronaut
 
 from consisid.engine import ConsisID
-from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
+from consisid.engine.checkpoint.weight_files import WeightFiles, choose_weights
 from consisid.engine.errors import CheckpointError
 from consisid.engine.manifest import Manifest
-from consisid.engine.parsing import Unreadable
+from consisid.engine.util.parsing import Unreadable
 from consisid.engine.variants import TINY
-from consisid.engine.weight_files import WeightFiles, choose_weights
 from consisid.export import build
 from consisid.export.cli import main
 

@@ -10,7 +10,8 @@ import torch
 from checkpoint.files import edit, point, replace, truncate
 from safetensors.torch import load_file, save_file
 
-from consisid.engine.checkpoint import FACE_FILES, Checkpoint, write_checkpoint
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.checkpoint.reading import FACE_FILES, Checkpoint
 from consisid.engine.errors import CheckpointError, ConsisIDError, InputError
 from consisid.engine.variants import TextConfig, TransformerConfig, VaeConfig
 from consisid.export import build

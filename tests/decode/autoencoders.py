@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import torch
 
-from consisid.engine.graphs import weight_shapes
-from consisid.engine.networks.vae import Encoder, FirstChunk, NextChunk
-from consisid.engine.random_checkpoint import _randomise
-from consisid.engine.runtime import Held
+from consisid.engine.checkpoint.write import _randomise
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk
+from consisid.engine.runtime.executor import Held
 from consisid.engine.variants import TINY, VaeConfig
 
 

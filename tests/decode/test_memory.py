@@ -9,10 +9,11 @@ from decode.autoencoders import decoding, random_latents
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from consisid.engine.chunks import Host
-from consisid.engine.decode import frames_in_order, to_uint8
-from consisid.engine.networks.vae import FirstChunk, NextChunk
+from consisid.engine.decode.chunks import Host
+from consisid.engine.decode.frames import frames_in_order
+from consisid.engine.networks.vae_decoder import FirstChunk, NextChunk
 from consisid.engine.variants import PREVIEW, VaeConfig
+from consisid.engine.video import to_uint8
 
 LIMIT = 2**31
 SMALL = VaeConfig((4, 4, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2)  # counting is slow
@@ -114,7 +115,7 @@ def test_no_tensor_of_the_preview_has_more_than_2_31_elements():
 
 def test_larger_convolutions_go_in_pieces(monkeypatch):
     """Where a map would have more, no convolution is called with it; the result is the same."""
-    from consisid.engine.networks import causal
+    from consisid.engine.networks import causal_conv as causal
 
     networks, latents = decoding(SMALL), random_latents(SMALL, 3, 5, 6)
     expected = networks.many("decode_first", latents.transpose(1, 2))

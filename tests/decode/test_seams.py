@@ -8,8 +8,9 @@ import torch
 from decode.autoencoders import SMALL
 
 from consisid.bench.seams import main, measure, seam, smooth_latents
-from consisid.engine import ConsisID, tiling
+from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.decode import blended as tiling
 from consisid.engine.variants import TINY
 from consisid.export import build
 

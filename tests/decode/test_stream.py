@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import random_identity
 
-from consisid.engine import mp4
 from consisid.engine.errors import InputError
+from consisid.engine.util import mp4
 from consisid.engine.variants import TINY
 
 OPTIONS = {"seed": 1, "num_inference_steps": 1, "guidance_scale": 1.0}

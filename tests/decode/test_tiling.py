@@ -7,13 +7,14 @@ import torch
 from conftest import random_identity
 from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
 
-from consisid.engine.chunks import Host, spans
-from consisid.engine.decode import finish, frames_in_order
+from consisid.engine.decode.chunks import Host
+from consisid.engine.decode.diffusers_tiles import check_reference, encode_reference
+from consisid.engine.decode.exact import ExactDecoder, host_bytes
+from consisid.engine.decode.frames import finish, frames_in_order
+from consisid.engine.decode.tile import cut
 from consisid.engine.errors import InputError
-from consisid.engine.exact import ExactDecoder, host_bytes
-from consisid.engine.networks.vae import FirstChunk
-from consisid.engine.shapes import VideoShape
-from consisid.engine.tiling import check_reference, cut, encode_reference
+from consisid.engine.networks.vae_decoder import FirstChunk
+from consisid.engine.shapes import VideoShape, spans
 from consisid.engine.variants import PREVIEW, TINY
 
 REFERENCE, EXACT = 1e-4, 1e-5
@@ -146,7 +147,7 @@ def test_blending_is_where_the_tiles_meet():
                 return torch.nn.functional.interpolate(part, scale_factor=float(SMALL.spatial_ratio))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("consisid.engine.tiling.TileDecoder", Copy)
+            patch.setattr("consisid.engine.decode.blendedTileDecoder", Copy)
             frames = torch.cat(list(frames_in_order(networks, latents, plain, mode, (5, 6))))
         assert torch.allclose(frames, torch.full_like(frames, 0.3), atol=1e-6), mode
 

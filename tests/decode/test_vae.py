@@ -4,7 +4,7 @@ import pytest
 import torch
 from decode.autoencoders import diffusers_vae, random_config, same_weights
 
-from consisid.engine.networks.vae import Encoder, FirstChunk, NextChunk, live_caches
+from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk, live_caches
 from consisid.engine.variants import PREVIEW, TINY
 
 # Only the order of additions separates the two: weights that are summed before they are applied.

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from skimage import data
+from support.eager_face_models import EagerFaceModels
 
-from consisid.engine.face_eager import EagerFaceModels
-from consisid.engine.fixtures import write_face_models
+from consisid.engine.checkpoint.tiny_faces.write import write_face_models
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 from skimage import data
 
+from consisid.engine.checkpoint.tiny_faces.onnx_models import write_arcface
 from consisid.engine.errors import InputError
-from consisid.engine.face_models import ArcFace, providers
-from consisid.engine.fixtures_onnx import write_arcface
+from consisid.engine.face.recognition import ArcFace, providers
 
 
 def probe(path, *names: str):

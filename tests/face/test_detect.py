@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from consisid.engine import align, detect
-from consisid.engine.detect import Detections, Scrfd, decode_retinaface, priors, suppress
+from consisid.engine.checkpoint.face_files import FACE_FILES
+from consisid.engine.checkpoint.tiny_faces.torch_models import tiny_bisenet, tiny_retinaface
 from consisid.engine.errors import FaceError, InputError
-from consisid.engine.face_eager import SCRFD_FILE
-from consisid.engine.fixtures_torch import tiny_bisenet, tiny_retinaface
+from consisid.engine.face import alignment as align
+from consisid.engine.face import detection as detect
+from consisid.engine.face.detection import Detections, Scrfd, decode_retinaface, priors, suppress
 from consisid.engine.networks.bisenet import BiSeNet, bisenet_state
 from consisid.engine.networks.eva import EvaTower
 from consisid.engine.networks.retinaface import RetinaFace, retinaface_backbone, retinaface_state
@@ -66,7 +67,7 @@ def test_decoding_by_hand():
 
 def test_scrfd_is_scaled_back(face_folder, astronaut):
     """The same photograph on a larger canvas: the letterbox scales differently, the answers stay."""
-    net = Scrfd(face_folder / SCRFD_FILE)
+    net = Scrfd(face_folder / FACE_FILES["scrfd"])
     bgr = np.ascontiguousarray(astronaut[..., ::-1])
     wide = np.zeros((512, 640, 3), np.uint8)
     wide[:, :512] = bgr

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from consisid.engine import download as module
-from consisid.engine.download import download, is_public
 from consisid.engine.errors import InputError
-from consisid.engine.photo import load_photo
+from consisid.engine.face import download as module
+from consisid.engine.face.download import download, is_public
+from consisid.engine.face.photo import load_photo
 
 CONTENT = b"x" * 3000
 

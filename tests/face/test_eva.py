@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from consisid.engine.fixtures import seeded_weights, tiny_eva
+from consisid.engine.checkpoint.tiny_faces.write import seeded_weights, tiny_eva
 from consisid.engine.networks.eva import TAPS, EvaTower, eva_arguments, eva_state, rotary_table
 
 SMALL = {"width": 128, "layers": 21, "mlp_hidden": 96, "image_size": 56, "embed_dim": 40}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from consisid.engine.align import FFHQ, arcface_crop
 from consisid.engine.errors import FaceError
-from consisid.engine.face_chain import analyse, features, square
-from consisid.engine.keypoints import draw_points
-from consisid.engine.photo import load_photo
+from consisid.engine.face.alignment import FFHQ, arcface_crop
+from consisid.engine.face.analysis import analyse, features, square
+from consisid.engine.face.keypoints import draw_points
+from consisid.engine.face.photo import load_photo
 
 
 def test_the_astronaut(models, astronaut):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consisid.engine.face_preprocess import CLIP_MEAN, CLIP_STD, eva_input, id_cond, resize, to_grey
+from consisid.engine.face.preprocess import CLIP_MEAN, CLIP_STD, eva_input, id_cond, resize, to_grey
 
 
 def test_grey_has_the_weights_of_rec_601():

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from consisid.engine.fixtures import write_face_models
+from consisid.engine.checkpoint.tiny_faces.write import write_face_models
 
 
 def digests(root: Path) -> dict[str, str]:

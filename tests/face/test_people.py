@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from consisid.engine.detect import Detections
 from consisid.engine.errors import FaceError, InputError
-from consisid.engine.people import choose, join
+from consisid.engine.face.detection import Detections
+from consisid.engine.face.selection import choose, join
 
 
 def faces(*boxes) -> Detections:

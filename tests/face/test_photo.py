@@ -12,9 +12,9 @@ import torch
 from conftest import bomb, png
 from PIL import Image, ImageCms
 
-from consisid.engine import photo
 from consisid.engine.errors import InputError
-from consisid.engine.photo import load_photo
+from consisid.engine.face import photo
+from consisid.engine.face.photo import load_photo
 
 
 class PosixBytes:
@@ -272,7 +272,7 @@ def test_a_large_photo_is_decoded_in_bounded_memory(tmp_path, kind):
     Image.new(kind, (side, side)).save(tmp_path / "me.png")
     script = f"""if True:
         import resource
-        from consisid.engine.photo import load_photo
+        from consisid.engine.face.photo import load_photo
         import numpy, PIL.PngImagePlugin
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert load_photo({str(tmp_path / "me.png")!r}).shape == (1024, 1024, 3)

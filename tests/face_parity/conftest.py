@@ -21,7 +21,7 @@ if here:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The folder of TINY's face models."""
-    from consisid.engine.fixtures import write_face_models
+    from consisid.engine.checkpoint.tiny_faces.write import write_face_models
 
     folder = tmp_path_factory.mktemp("tiny")
     write_face_models(folder, seed=0)

@@ -25,11 +25,12 @@ from PIL import Image
 with contextlib.redirect_stdout(sys.stderr):  # some of these packages advertise others when they are imported
     from reference import Reference
 
+from support.eager_face_models import EagerFaceModels
+
+from consisid.engine.checkpoint.tiny_faces.write import write_face_models
 from consisid.engine.errors import ConsisIDError
-from consisid.engine.face_chain import analyse, features
-from consisid.engine.face_eager import EagerFaceModels
-from consisid.engine.fixtures import write_face_models
-from consisid.engine.photo import load_photo
+from consisid.engine.face.analysis import analyse, features
+from consisid.engine.face.photo import load_photo
 
 WHOLE = images.photographs()["whole"]
 

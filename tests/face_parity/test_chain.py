@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference
+from support.eager_face_models import EagerFaceModels
 
-from consisid.engine.face_chain import analyse, features
-from consisid.engine.face_eager import EagerFaceModels
-from consisid.engine.photo import load_photo
+from consisid.engine.face.analysis import analyse, features
+from consisid.engine.face.photo import load_photo
 
 PHOTOGRAPHS = images.photographs()
 

@@ -7,7 +7,7 @@ from facexlib.detection.retinaface import RetinaFace as TheirRetinaFace
 from facexlib.parsing.bisenet import BiSeNet as TheirBiSeNet
 from reference import eva_tower
 
-from consisid.engine.fixtures import seeded_weights
+from consisid.engine.checkpoint.tiny_faces.write import seeded_weights
 from consisid.engine.networks.bisenet import BiSeNet, bisenet_state
 from consisid.engine.networks.eva import EvaTower, eva_arguments
 from consisid.engine.networks.retinaface import RetinaFace, retinaface_backbone, retinaface_state
@@ -83,7 +83,7 @@ def test_drawn_key_points():
     import numpy as np
     from PIL import Image
 
-    from consisid.engine.keypoints import draw_points
+    from consisid.engine.face.keypoints import draw_points
 
     points = np.array([[190.3, 240.8], [318.9, 240.2], [256.6, 314.0], [201.3, 371.4], [313.1, 371.2]], np.float32)
     for shift in (0, 150, -190):

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consisid.engine import ConsisID, ConsisIDError, Identity
-from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.manifest import BuildSpec, digest
-from consisid.engine.parsing import Unreadable
-from consisid.engine.schedulers import load_scheduler
-from consisid.engine.snapshots import Snapshot, states
+from consisid.engine.run.resume import Snapshot, states
+from consisid.engine.sampling import load_scheduler
+from consisid.engine.util.parsing import Unreadable
 from consisid.engine.variants import TINY
 from consisid.export import build
 from consisid.export.check import check_tensors, check_tokenizer

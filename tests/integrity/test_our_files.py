@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.errors import ConsisIDError, InputError
-from consisid.engine.identity import KIND
-from consisid.engine.parsing import Unreadable
-from consisid.engine.sealed import load_sealed, save_sealed
+from consisid.engine.face.identity import KIND
+from consisid.engine.util.parsing import Unreadable
+from consisid.engine.util.sealed import load_sealed, save_sealed
 from consisid.engine.variants import TINY
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from consisid.engine.errors import EngineError
-from consisid.engine.files import write_aside
 from consisid.engine.manifest import GraphEntry
+from consisid.engine.util.files import write_aside
 from consisid.export import build
 from consisid.export.staging import Staging, staging
 

@@ -15,11 +15,11 @@ from conftest import random_identity
 from safetensors.torch import load_file, save_file
 
 from consisid.engine import ConsisID
-from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import EngineError
-from consisid.engine.machine import executes, provenance
 from consisid.engine.manifest import Manifest, digest
-from consisid.engine.sources import SOURCES, kernels_hash, source_files
+from consisid.engine.util.machine import executes, provenance
+from consisid.engine.util.sources import SOURCES, kernels_hash, source_files
 from consisid.engine.variants import TINY
 from consisid.export import build
 
@@ -89,7 +89,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from integrity.test_what_runs import latents
 from consisid.engine import ConsisID
-from consisid.engine.checkpoint import Checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 first, *others = (latents(ConsisID.open(folder)) for folder in sorted(Path(sys.argv[2]).glob("engine*")))
 print([float((other - first).abs().max()) for other in others])
 """
@@ -171,7 +171,7 @@ def test_the_sources_that_decide_a_graph():
     } <= names  # fmt: skip
     tools = ("measure", "timing", "cases", "tune.py", "benchmark", "resources.json", "tools/", "pycache")
     assert not [name for name in names if any(tool in name for tool in tools)]
-    command = "import sys; from consisid.engine.sources import kernels_hash as h; print(h(), *sys.modules)"
+    command = "import sys; from consisid.engine.util.sources import kernels_hash as h; print(h(), *sys.modules)"
     shown = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
     assert shown.split()[0] == kernels_hash()
     assert "consisid.export" not in shown.split()
@@ -196,7 +196,7 @@ def test_a_change_of_a_source_changes_the_hash(tmp_path, monkeypatch, changed, d
         shutil.copytree(here, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         roots[package] = ModuleSpec(package, None)
         roots[package].submodule_search_locations = [str(tmp_path / name)]
-    monkeypatch.setattr("consisid.engine.sources.find_spec", roots.__getitem__)
+    monkeypatch.setattr("consisid.engine.util.sources.find_spec", roots.__getitem__)
     before = kernels_hash()
     (tmp_path / changed).parent.mkdir(parents=True, exist_ok=True)
     with (tmp_path / changed).open("a") as file:

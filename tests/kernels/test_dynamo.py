@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 pytest.importorskip("triton")
 
-from consisid.engine.graphs import graph_table, weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 from consisid.kernels import whole

@@ -7,8 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consisid.engine.counting import count
-from consisid.engine.graphs import graph_table, in_rows
+from consisid.engine.graphs.graph import in_rows
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW
 from consisid.kernels import linear_gelu, ops, workspace

@@ -26,7 +26,7 @@ from conftest import random_identity
 from safetensors.torch import save_file
 from triton.runtime import interpreter
 from consisid.engine import ConsisID
-from consisid.engine.decode import finish
+from consisid.engine.decode.frames import finish
 
 launches, launch = Counter(), interpreter.GridExecutor.__call__
 def counted(executor, *arguments, **keywords):

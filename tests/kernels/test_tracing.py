@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 
 from consisid import kernels
 from consisid.engine.backends.inductor import trace
-from consisid.engine.graphs import graph_table
+from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 

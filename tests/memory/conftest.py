@@ -8,9 +8,9 @@ import torch
 from conftest import random_identity
 
 from consisid.engine import ConsisID
-from consisid.engine.memory import UNKNOWN, MemoryPlan, candidates, look_ahead
+from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.planner import UNKNOWN, MemoryPlan, candidates, look_ahead
 from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import sizes
 from consisid.engine.variants import TINY
 
 SHAPE = VideoShape.of(TINY, 96, 144, 9)  # smaller than TINY's own: many runs, and nothing here depends on it
@@ -92,7 +92,7 @@ def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", 
 def put(engine: ConsisID, plan: MemoryPlan, monkeypatch, lane=None) -> None:
     """Make an engine follow a plan, on a lane of the test's own."""
     monkeypatch.setattr(engine, "memory", plan.budget)
-    monkeypatch.setattr("consisid.engine.run.plan_of", lambda *_, **__: replace(plan, label=plan.label + " "))
+    monkeypatch.setattr("consisid.engine.run.run.plan_of", lambda *_, **__: replace(plan, label=plan.label + " "))
     engine.text_encoder._kept.clear()
     if lane is not None:
         monkeypatch.setattr(engine.weights, "lane", lane)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consisid.engine.allocator import (
+from consisid.engine.memory.allocator import (
     BLOCK,
     GRANULE,
     SMALL,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from consisid.engine.errors import InputError
-from consisid.engine.memory import MARGIN, parse, show
+from consisid.engine.memory.budget import MARGIN, parse, show
 
 FREE = 80 * 2**30
 

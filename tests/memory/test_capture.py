@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.capture import Buffers, Captured, Captures
 from consisid.engine.errors import InputError
+from consisid.engine.runtime.cuda_graphs import Buffers, Captured, Captures
 
 from .conftest import OPTIONS, PERSON, PROMPT, LateLane, forced, latents, put
 

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consisid.engine.allocator import aligned
 from consisid.engine.errors import InputError, MemoryBudgetError
-from consisid.engine.memory import UNKNOWN, machine_named, parse, plan, show, smaller
-from consisid.engine.schedule import MACHINES, Machine, replay, spread
+from consisid.engine.memory.allocator import aligned
+from consisid.engine.memory.budget import parse, show
+from consisid.engine.memory.costs import Sizes, Unit, sizes
+from consisid.engine.memory.planner import UNKNOWN, machine_named, plan, smaller
+from consisid.engine.memory.simulate import MACHINES, Machine, replay, spread
 from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import Sizes, Unit, sizes
 from consisid.engine.variants import PREVIEW, TINY, V1_5
 
 GIB = 2**30

@@ -10,12 +10,11 @@ import torch
 from conftest import random_identity
 from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
 
-from consisid.engine.device_memory import DeviceMemory, explain
 from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
-from consisid.engine.memory import UNKNOWN, MemoryPlan, StagePlan
-from consisid.engine.request import Options
-from consisid.engine.run import Run
-from consisid.engine.sizes import STAGES
+from consisid.engine.memory.device import DeviceMemory, explain
+from consisid.engine.memory.planner import UNKNOWN, MemoryPlan, StagePlan
+from consisid.engine.run.request import Options
+from consisid.engine.run.run import Run
 from consisid.engine.variants import TINY
 
 from .conftest import OPTIONS, PERSON, PROMPT, SHAPE, SIZE, latents
@@ -148,11 +147,8 @@ def fail_once(engine, monkeypatch, graph, nth=0, shape=SHAPE):
     monkeypatch.setitem(engine.networks(shape).runners, graph, failing)
 
 
-GRAPHS = [
-    {"denoise": "head", "decode": "decode_first"}.get(name, graphs[-1])
-    for name, graphs in STAGES.items()
-    if name != "photo"
-]
+# One graph of each stage of a run.
+GRAPHS = ["face_fold", "vae_encode", "text_norm", "image_embed", "out_modulation", "head", "decode_first"]
 WHERE = {"face_fold": "identify", "vae_encode": "identify", "text_norm": "text", "image_embed": "prepare"}
 
 
@@ -287,7 +283,7 @@ def test_the_tile_is_that_of_the_plan(asked, used):
 
 
 def test_no_smaller_plan(engine, monkeypatch):
-    monkeypatch.setattr("consisid.engine.recovery.smaller", lambda *_, **__: None)
+    monkeypatch.setattr("consisid.engine.run.recovery.smaller", lambda *_, **__: None)
     fail_once(engine, monkeypatch, "head")
     with pytest.raises(DeviceMemoryError, match="There is no smaller plan"):
         latents(engine, on_oom="replan")

@@ -6,12 +6,15 @@ from conftest import random_identity
 from test_lora import MODULES, lora
 
 from consisid.engine import ConsisID
-from consisid.engine.allocator import aligned
 from consisid.engine.errors import MemoryBudgetError
-from consisid.engine.sizes import STAGE_OF, sizes
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.memory.allocator import aligned
+from consisid.engine.memory.costs import sizes
 from consisid.engine.variants import TINY
 
 from .conftest import OPTIONS, PROMPT, SHAPE, LateLane, forced, latents, put
+
+STAGE_OF = {name: graph.stage for name, graph in graph_table(TINY, SHAPE).items()}
 
 
 @pytest.mark.parametrize(

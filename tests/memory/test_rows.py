@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from consisid.engine.counting import count
-from consisid.engine.graphs import IN_ROWS, graph_table, in_rows
-from consisid.engine.memory import MemoryPlan, plan
-from consisid.engine.schedule import MACHINES
+from consisid.engine.graphs.graph import in_rows
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.memory.costs import ROWS
+from consisid.engine.memory.planner import MemoryPlan, plan
+from consisid.engine.memory.simulate import MACHINES
+from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape
-from consisid.engine.sizes import ROWS
 from consisid.engine.variants import PREVIEW, TINY
 
 from .conftest import OPTIONS, PERSON, PROMPT, SHAPE, LateLane, forced, put
@@ -38,8 +39,7 @@ def test_pieces_give_the_same_within_rounding(engine, expected, monkeypatch, cfg
 
 def test_the_last_rows_are_not_lost():
     """Tokens that the pieces do not divide evenly."""
-    for name in IN_ROWS:
-        graph = graph_table(TINY, SHAPE)[name]
+    for graph in (graph for graph in graph_table(TINY, SHAPE).values() if graph.chunked):
         whole, pieces = (g.module().ff.to_empty(device="cpu") for g in (graph, in_rows(graph, ROWS)))
         generator = torch.Generator().manual_seed(1)
         for parameter in whole.parameters():

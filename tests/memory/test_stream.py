@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import random_identity
 
-from consisid.engine.schedule import Machine, replay, spread
-from consisid.engine.sizes import Unit
-from consisid.engine.stream import Conveyor
+from consisid.engine.memory.costs import Unit
+from consisid.engine.memory.simulate import Machine, replay, spread
 from consisid.engine.variants import TINY
+from consisid.engine.weights.prefetch import Conveyor
 
 from .conftest import OPTIONS, PROMPT, LateLane, forced, put
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from consisid.engine.device_memory import DeviceShare
 from consisid.engine.errors import DeviceMemoryError
+from consisid.engine.memory.device import DeviceShare
 
 from .conftest import PERSON, PROMPT
 from .test_recovery import Killed

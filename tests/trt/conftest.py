@@ -7,7 +7,7 @@ import pytest
 import torch
 from drawn import random_weights
 
-from consisid.engine.graphs import Graph
+from consisid.engine.graphs.graph import Graph
 from consisid.export.onnx import skeleton, write
 
 

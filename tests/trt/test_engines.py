@@ -22,18 +22,20 @@ from drawn import random_weights
 from trt_bindings import RTX_ONLY, TABLE, used
 
 from consisid.engine import ConsisID
-from consisid.engine.backends import backend, trt_build, trt_run
-from consisid.engine.backends import tensorrt as trt
-from consisid.engine.backends.tensorrt import RTX, TENSORRT, BuildOptions, TensorRT
-from consisid.engine.backends.trt_run import Engine
+from consisid.engine.backends import backend
+from consisid.engine.backends.tensorrt import build as trt_build
+from consisid.engine.backends.tensorrt import library as trt
+from consisid.engine.backends.tensorrt import run as trt_run
+from consisid.engine.backends.tensorrt.backend import RTX, TENSORRT, TensorRT
+from consisid.engine.backends.tensorrt.library import BuildOptions
+from consisid.engine.backends.tensorrt.run import Engine
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import BackendError, EngineError
-from consisid.engine.graphs import weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.grouped import sharded_table
 from consisid.engine.manifest import Manifest
-from consisid.engine.runtime import Held, Networks
+from consisid.engine.runtime.executor import Held, executor
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import sharded_table
-from consisid.engine.spans import Shards
 from consisid.engine.variants import TINY
 from consisid.export import build
 from consisid.export.cli import main as build_main
@@ -109,7 +111,7 @@ def test_large_attention_that_no_kernel_takes_is_refused(tmp_path):
 PLUGIN_BUILD = """
 import sys
 from pathlib import Path
-from consisid.engine.backends.tensorrt import RTX, BuildOptions
+from consisid.engine.backends.tensorrt.backend import RTX, BuildOptions
 folder = Path(sys.argv[1])
 options = BuildOptions(("sm_89", "sm_120"), plugins=tuple(sys.argv[2:]))
 RTX.build(folder / "trunk_1.onnx", folder / "plugin.engine", options)
@@ -283,7 +285,7 @@ def test_shards_make_the_same_video(tiny, tiny_folder):
     names = {name: list(weight_shapes(graph.module())) for name, graph in TABLE_3.items()}
     runners = {name: backend("eager").load(g, None, other.device, names[name]) for name, g in TABLE_3.items()}
     weights = Held({name: [other.weights._store.layer(g, names[name], 0)] for name, g in TABLE_3.items()})
-    other._networks[other.shape] = Networks(TINY, runners, weights, other.device, other.dtype, Shards(3))
+    other._networks[other.shape] = executor(TINY, runners, weights, other.device, other.dtype, 3)
     options = {"seed": 3, "num_inference_steps": 2, "output_type": "latent"}
     ours, theirs = (e.generate(random_identity(TINY), "A person walks.", **options).latents for e in (other, tiny))
     assert (ours - theirs).abs().max() < 1e-5  # modulations are stacked inside a graph instead of outside

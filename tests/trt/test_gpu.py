@@ -5,12 +5,13 @@ import torch
 from drawn import random_weights
 
 from consisid.engine.backends import backend
-from consisid.engine.backends.cuda_launch import Kernel
-from consisid.engine.backends.tensorrt import RTX, TENSORRT, BuildOptions
-from consisid.engine.backends.trt_run import Captured
-from consisid.engine.graphs import weight_shapes
+from consisid.engine.backends.tensorrt.backend import RTX, TENSORRT
+from consisid.engine.backends.tensorrt.library import BuildOptions
+from consisid.engine.backends.tensorrt.ptx import Kernel
+from consisid.engine.backends.tensorrt.run import Captured
+from consisid.engine.graphs.graph import weight_shapes
+from consisid.engine.graphs.grouped import sharded_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import sharded_table
 from consisid.engine.variants import TINY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -8,9 +8,9 @@ from drawn import random_variant, random_weights
 from torch import Tensor
 
 from consisid.engine.backends import backend
-from consisid.engine.graphs import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.grouped import sharded_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import sharded_table
 from consisid.engine.variants import TINY
 from consisid.export.onnx import DERIVED, skeleton
 from consisid.kernels.standalone import STANDALONE

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from consisid.engine import memory
-from consisid.engine.checkpoint import Checkpoint
-from consisid.engine.engine_weights import EngineWeights, resident_share, stage_of
-from consisid.engine.lora import Lora
+from consisid.engine.checkpoint.reading import Checkpoint
+from consisid.engine.graphs.graph import STAGES
+from consisid.engine.graphs.grouped import sharded_table
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.lora.weights import Lora
+from consisid.engine.memory import planner as memory
+from consisid.engine.memory.costs import sizes
 from consisid.engine.shapes import VideoShape
-from consisid.engine.shards import sharded_table
-from consisid.engine.sizes import STAGES, sizes
-from consisid.engine.stream import lane_of
 from consisid.engine.variants import PREVIEW, TINY
+from consisid.engine.weights.baked import EngineWeights, resident_share
+from consisid.engine.weights.copy_stream import lane_of
 
 CPU = torch.device("cpu")
 
@@ -32,8 +34,9 @@ class Engine:
 
 @pytest.mark.parametrize("variant", [TINY, PREVIEW])
 def test_every_graph_has_a_stage(variant):
-    for name in sharded_table(variant, VideoShape.of(variant, None, None, None)):
-        assert stage_of(name) in STAGES
+    shape = VideoShape.of(variant, None, None, None)
+    for graph in [*sharded_table(variant, shape).values(), *graph_table(variant, shape).values()]:
+        assert graph.stage in STAGES
 
 
 def plan(fraction):

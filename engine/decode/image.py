@@ -1,0 +1,48 @@
+"""pixels -> latents of the face image, and latents -> frames, a few latent frames at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..runtime.executor import GraphExecutor
+from ..sampling import draw
+from ..shapes import VideoShape
+from .diffusers_tiles import encode_reference
+from .tile import Tile
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def encode_image(
+    networks: GraphExecutor, image: Image.Image, height: int, width: int, tile: Tile | None = None
+) -> Tensor:
+    """The posterior of an RGB image brought to height x width (stretched, as the reference does): moments
+    [1, 2 * 16, 1, h, w], mean and log variance. With `tile` as diffusers encodes after enable_tiling()."""
+    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    frames = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)[None, :, None] * 2.0 - 1.0
+    frames = frames.to(networks.device, networks.dtype)
+    return networks.one("vae_encode", frames) if tile is None else encode_reference(networks, frames, tile)
+
+
+def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tensor:
+    """Draw latents [batch, 1, 16, h, w] from the posterior of one image (unscaled).
+
+    The draw comes before that of the noise from the same generator. One generator draws once for all samples, as in
+    the reference; of a list each draws for its own.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = (0.5 * log_variance.clamp(-30.0, 20.0)).exp()
+    if not isinstance(generator, list):
+        latents = mean + std * draw(mean.shape, generator, mean.device, mean.dtype)
+        return latents.expand(batch, -1, -1, -1, -1).transpose(1, 2)
+    return torch.cat([mean + std * draw(mean.shape, g, mean.device, mean.dtype) for g in generator]).transpose(1, 2)
+
+
+def first_frames(moments: Sequence[Tensor], batch: int, generator: Generators, shape: VideoShape) -> Tensor:
+    """Latents [batch, F, 16, h, w] that begin with a sample of each image; the other frames are zero."""
+    latents = torch.cat([sample_posterior(image, batch, generator) for image in moments], dim=1)
+    return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))

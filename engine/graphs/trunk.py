@@ -1,0 +1,44 @@
+"""How the graphs of the transformer follow each other in a denoising step, for engines with a graph per layer.
+
+What runs them is given: an executor with weights, or one that only counts what they allocate.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..variants import TransformerConfig
+
+Call = Callable[..., Tensor]
+"""call(graph, *inputs, layer=0) -> the graph's only output."""
+
+
+def join_tokens(text: Tensor, video: Tensor) -> Tensor:
+    """Text tokens [G * b, T, C] and video tokens [b, V, C], the same for each of the G halves of guidance, as one
+    hidden state [G * b, T + V, C]."""
+    groups = text.shape[0] // video.shape[0]
+    return torch.cat((text, video.expand(groups, *video.shape).flatten(0, 1) if groups > 1 else video), dim=1)
+
+
+def run_blocks(
+    call: Call, config: TransformerConfig, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
+    keys: Sequence[Tensor], values: Sequence[Tensor],
+) -> Tensor:  # fmt: skip
+    """Video tokens [B, V, C] after all blocks and the face attentions between them.
+
+    Args:
+        tokens: one hidden state [B, S, C], which is taken out: nobody keeps it while later blocks run.
+        modulation: [layers, 2, 2, 3, C].
+        keys, values: of each face attention.
+    """
+    hidden, last = tokens.pop(), config.num_layers - 1
+    for layer in range(last):
+        hidden = call("block", hidden, modulation[layer], cos, sin, layer=layer)
+        face = config.face_index(layer)
+        if face is not None:
+            hidden = call("face", hidden, keys[face], values[face], layer=face)
+    hidden = call("last_block", hidden, modulation[last], cos, sin)
+    if config.face_index(last) is not None:
+        hidden = call("last_face", hidden, keys[-1], values[-1])
+    return hidden

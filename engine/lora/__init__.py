@@ -1,0 +1,1 @@
+"""LoRAs: their files, what they change, and diffusers' methods for them."""

@@ -1,0 +1,146 @@
+"""The order of copies and calls of one stage, replayed with given speeds: when each call can start, and who waits.
+
+One copy engine works through the copies in the order of execution; one compute stream through the calls. A call waits
+for its weights; a copy into a buffer that is used again waits for the last call that read it. This is the order that
+engine/stream.py issues on a device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .costs import Key, Unit
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a machine is assumed to be.
+
+    Attributes:
+        flops: sustained per second, of matrix products in half precision.
+        link: bytes per second from pinned host memory to the device.
+        sources: where the two figures are from.
+    """
+
+    name: str
+    flops: float
+    link: float
+    sources: str
+
+
+TFLOP, GB = 1e12, 1e9
+# Measured by others where somebody did: large products of PyTorch in bf16, copies from pinned memory by nvbandwidth;
+# elsewhere what data sheets give, dense and with 32-bit accumulation, which no program reaches. No stage runs at the
+# rate of its largest product throughout, so that times from either are lower bounds.
+MAMF = "matmul in bf16, ml-engineering's table of achievable FLOPS, August 2026"
+MATMUL = "matmul in bf16, torch-performance-test-data, database.md, January 2026"
+PCIE_5 = "PCIe 5.0 x16: 55.6 GB/s by nvbandwidth, NVIDIA's blog post about it"
+PCIE_4 = "PCIe 4.0 x16: 26.0 GB/s by nvbandwidth, its README"
+MACHINES: Mapping[str, Machine] = {
+    machine.name: machine
+    for machine in (
+        Machine("h200", 790 * TFLOP, 55.6 * GB, f"790 TFLOP/s measured in bf16 on an H200; {PCIE_5}"),
+        # Before h100, whose name is in this one's too.
+        Machine("h100pcie", 496 * TFLOP, 55.6 * GB, f"{MATMUL}: 496 TFLOP/s; {PCIE_5}"),
+        Machine("h100", 794 * TFLOP, 55.6 * GB, f"{MAMF}: 794 TFLOP/s, SXM; {PCIE_5}"),
+        Machine("a100", 271 * TFLOP, 26 * GB, f"{MAMF}: 271 TFLOP/s, SXM (PCIe: 253); {PCIE_4}"),
+        Machine(
+            "l40s", 269 * TFLOP, 26 * GB,
+            f"{MATMUL}: 269 TFLOP/s (NVIDIA's data sheet: 362, which its 350 W do not allow); {PCIE_4}",
+        ),
+        Machine(
+            "rtx5090", 236 * TFLOP, 56.3 * GB,
+            f"{MATMUL}: 222 to 242 TFLOP/s on four (NVIDIA's whitepaper: 209.5 at its boost clock, which they exceed); "
+            "PCIe 5.0 x16: 56.3 GB/s by nvbandwidth, tinygrad/open-gpu-kernel-modules issue 29",
+        ),
+        Machine(
+            "rtx4090", 165.2 * TFLOP, 26.3 * GB,
+            "NVIDIA Ada architecture whitepaper: 165.2 TFLOP/s fp16 with fp32 accumulation; "
+            "PCIe 4.0 x16: 26.3 GB/s by nvbandwidth, NVIDIA/nvbandwidth issue 15",
+        ),
+        Machine(
+            "rtx3090", 71 * TFLOP, 31.5 * GB,
+            "NVIDIA Ampere GA102 whitepaper: 71 TFLOP/s fp16 with fp32 accumulation; PCIe 4.0 x16, 31.5 GB/s",
+        ),
+        Machine(
+            "t4", 65 * TFLOP, 15.75 * GB,
+            "NVIDIA T4 datasheet: 65 TFLOP/s fp16; PCIe 3.0 x16, 15.75 GB/s; it has no bf16",
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A stage in seconds.
+
+    Attributes:
+        seconds: from the first copy to the end of the last call.
+        stall: of the first pass, in which everything that is resident arrives, and of each later one.
+        bytes: copied in all.
+    """
+
+    seconds: float
+    stall: tuple[float, float]
+    bytes: int
+
+
+def spread(units: Sequence[Unit], streamed: int) -> frozenset[Key]:
+    """Which units stream when `streamed` of them do: spread evenly, so that each copy has calls to hide behind."""
+    count = len(units)
+    return frozenset(units[i * count // streamed].key for i in range(streamed)) if streamed else frozenset()
+
+
+def replay(
+    units: Sequence[Unit],
+    streamed: frozenset[Key],
+    buffers: int,
+    passes: int,
+    machine: Machine,
+    *,
+    fixed: int = 0,
+    flops: float = 0.0,
+    samples: float = 1,
+) -> Replay:
+    """Replay a stage.
+
+    Args:
+        units: in the order of execution.
+        streamed: those that are copied in every pass, through `buffers` buffers; the others in the first pass.
+        passes: how often the units are gone through.
+        fixed: bytes that are copied before the first call.
+        flops: of a pass, in calls that stream nothing; they come before the units.
+        samples: what all flops are multiplied with.
+    """
+    seconds = [samples * unit.flops / machine.flops for unit in units]
+    free = [0.0] * max(1, buffers)  # when the last reader of each buffer ends, in the order of use
+    copied, now, turn, moved = fixed / machine.link, 0.0, 0, fixed
+    stalls: list[float] = []
+    simulated = min(passes, 3)
+    ends = []
+    for index in range(simulated):
+        now = max(now, copied if index == 0 else now)
+        stall = now if index == 0 else 0.0
+        now += samples * flops / machine.flops
+        for unit, length in zip(units, seconds, strict=True):
+            ready = 0.0
+            if unit.key in streamed:
+                slot = turn % len(free)
+                ready = copied = max(copied, free[slot]) + unit.bytes / machine.link
+                moved += unit.bytes
+            elif index == 0:
+                ready = copied = copied + unit.bytes / machine.link
+                moved += unit.bytes
+            stall += max(0.0, ready - now)
+            now = max(now, ready) + length
+            if unit.key in streamed:
+                free[slot] = now
+                turn += 1
+        stalls.append(stall)
+        ends.append(now)
+    again = sum(unit.bytes for unit in units if unit.key in streamed)
+    later = ends[-1] - ends[-2] if simulated > 1 else 0.0
+    return Replay(
+        ends[-1] + (passes - simulated) * later,
+        (stalls[0], stalls[-1] if simulated > 1 else 0.0),
+        moved + (passes - simulated) * again,
+    )

@@ -1,0 +1,262 @@
+"""One call of generate: everything that changes while it lasts."""
+
+import copy
+from collections.abc import Collection, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from consisid.kernels import describe
+
+from ..decode.tile import Tile, check_tile
+from ..denoise import LoopState, guidance_weight, not_finite
+from ..engine import Opened
+from ..lora.weights import Active
+from ..memory.device import DeviceMemory
+from ..memory.planner import MemoryPlan
+from ..runtime.executor import GraphExecutor
+from ..video import Stats
+from .clock import Clock
+from .request import Request
+from .resume import RunFile, Snapshot, states
+
+TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
+
+
+class Run:
+    """Made when the call comes in, with the LoRAs and the scheduler that the engine has then; begun when it is the
+    call's turn at the device. It lasts until its video is made, or where that is read as a stream, until the last frame
+    is read or the stream closed.
+
+    Attributes:
+        scheduler: its own copy.
+        guidance_scale: the weight of the prompt at the present step.
+        interrupt: the loop ends after the present step.
+        num_timesteps: steps of its schedule.
+        plan: of the memory; None without a budget.
+        restarts: how often it ran out of memory.
+    """
+
+    def __init__(self, engine: Opened, request: Request):
+        self.engine, self.request, self.options = engine, request, request.options
+        self.loras: Active = engine.scaled_loras(self.options.lora_scale)
+        self._given_scheduler = copy.deepcopy(engine.scheduler)
+        self.scheduler = self._given_scheduler
+        self.guidance_scale = float(self.options.guidance_scale)
+        self.interrupt, self.num_timesteps, self.restarts = False, 0, 0
+        self.stage_name, self.step = "identify", 0
+        self._streams: frozenset[Hashable] = frozenset()
+        self._complete = True
+
+    def open(self) -> None:
+        """At the run's turn, once: what was finished before, and the plan.
+
+        Raises:
+            InputError: a checkpoint file that is none; MemoryBudgetError: the engine's budget is too small.
+        """
+        engine, given = self.engine, self.request.generator
+        self.generators = given if isinstance(given, list) else [given]
+        self.start = states(self.generators)
+        self.file = RunFile(self.options.checkpoint)
+        self.snapshot = self.file.read(engine.device, self.start)
+        if self.snapshot is not None:
+            self.start = self.snapshot.start
+        self.networks = engine.networks(self.request.shape).counted()
+        self.plan = plan_of(engine, self.request, self.cfg_asked) if engine.memory is not None else None
+        self.before = DeviceMemory.now(engine.device)
+
+    @property
+    def cfg_asked(self) -> str | None:
+        """The guidance mode that has to be: the caller's, or that of the steps that are finished."""
+        return self.options.cfg or (self.snapshot.cfg if self.snapshot else None)
+
+    @property
+    def cfg(self) -> str:
+        return self.plan.cfg if self.plan is not None else self.cfg_asked or "batched"
+
+    @property
+    def loop(self) -> GraphExecutor:
+        """What the denoising loop calls: blocks as the plan has them."""
+        if self.plan is None or self.plan.rows == 1:
+            return self.networks
+        return self.engine.in_rows(self.networks, self.request.shape, self.plan.rows)
+
+    @property
+    def decoding(self) -> tuple[str | None, Tile | None]:
+        """How the latents are decoded: as the caller says, else in the tiles of the plan, else whole."""
+        mode, tile = self.options.decode, self.options.tile
+        planned = None if self.plan is None else self.plan.tile
+        if mode is None and planned is not None:
+            return "tiled", planned
+        return mode, tile or planned if mode in TILED else tile
+
+    @property
+    def image_tile(self) -> Tile | None:
+        """What images are encoded in: tiles only where all has to be as diffusers has it after enable_tiling()."""
+        mode, tile = self.decoding
+        return check_tile(tile, self.engine.variant.vae) if mode == "tiled-reference" else None
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """What was chosen, for stats."""
+        engine, t = self.engine, self.engine.variant.transformer
+        tokens = t.max_text_seq_length + self.request.shape.video_tokens
+        keys = self.request.batch, tokens, t.num_attention_heads, t.attention_head_dim
+        modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+        modes["attention"] = describe(engine.device, keys, engine.dtype)
+        modes["graphs"] = "none" if engine.weights.captures is None else "block"
+        if self.decoding[0] not in (None, "whole"):
+            modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
+        if self.plan is not None:
+            modes["memory"] = self.plan.mode
+            if self.plan.rows > 1:
+                modes["rows"] = f"feed-forward in {self.plan.rows} pieces"
+        if self.loras:
+            modes["lora"] = ", ".join(f"{len(lora.changes)} tensors at {weight:g}" for lora, weight in self.loras)
+        if self.restarts:
+            modes["restarts"] = f"{self.restarts} after running out of memory"
+        if engine.weights.source:
+            modes["weights from"] = engine.weights.source
+        return modes
+
+    def begin(self) -> None:
+        """At the start of every attempt: the device, with the weights of this run, and its state as it was given."""
+        self.scheduler = copy.deepcopy(self._given_scheduler)
+        self.guidance_scale = float(self.options.guidance_scale)
+        for generator, state in zip(self.generators, self.start, strict=True):
+            generator.set_state(state)
+        self.engine.hand_over(None)
+        self.networks.calls.clear()
+        self.clock = Clock(self.engine.device)
+        self.copied, self.peaks, self.stalls = 0, dict[str, int](), [0.0]
+        self._loop_stalls: list[float] = []
+        self.enter()
+
+    def enter(self) -> None:
+        """The device is this run's from now on, with its weights and as its plan says."""
+        engine, plan = self.engine, self.plan
+        if engine.hand_over(self):
+            engine.weights.use(plan)
+            engine.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
+            if self.stage_name != "decode":  # which has no LoRA, and of which others may have runs between two frames
+                engine.weights.adapt(self.loras)
+            self._mark = engine.weights.copied
+            engine.weights.peaks.clear()
+            engine.weights.lane.stalls()
+
+    def suspend(self) -> None:
+        """Another run has the device from now on: note what this one has used of it."""
+        weights = self.engine.weights
+        if self.engine.device.type == "cuda":
+            torch.cuda.synchronize(self.engine.device)  # how long it waited is known afterwards
+        self.copied += weights.copied - self._mark
+        self._mark = weights.copied
+        weights.note_peak()
+        for name, peak in weights.peaks.items():
+            self.peaks[name] = max(peak, self.peaks.get(name, 0))
+        weights.peaks.clear()
+        first, *rest = weights.lane.stalls()
+        self.stalls = [*self.stalls[:-1], self.stalls[-1] + first, *rest]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the run, timed."""
+        self.stage_name, lane = name, self.engine.weights.lane
+        if name == "denoise":
+            lane.stalls()
+            self.stalls = [0.0]
+        with self.clock.stage(name):
+            yield
+        if name == "denoise":
+            self.suspend()
+            self._loop_stalls = self.stalls[:-1]
+
+    def guidance(self, step: int, timestep: float) -> float:
+        """The weight of the prompt at a step; see denoise.guidance_weight."""
+        options = self.options
+        if options.use_dynamic_cfg:
+            self.guidance_scale = guidance_weight(
+                options.guidance_scale, options.use_dynamic_cfg, step, timestep, options.num_inference_steps
+            )
+        return self.guidance_scale
+
+    def watch(self, step: int) -> None:
+        """After each denoising step."""
+        self.step = step + 1
+        self.engine.weights.lane.border()
+        self.clock.step()
+
+    def resume(self, *conditions: Any) -> LoopState | None:
+        """Where the loop goes on, None at its beginning.
+
+        Args:
+            conditions: all that the latents depend on besides the caller's options; the same in every attempt.
+
+        Raises:
+            InputError: the checkpoint is of another request.
+        """
+        self.file.check(self.engine.manifest.spec.key, self.loras, self.scheduler, self.options, conditions)
+        if self.snapshot is None:
+            return None
+        self.guidance_scale = self.snapshot.guidance
+        for generator, state in zip(self.generators, self.snapshot.now, strict=True):
+            generator.set_state(state)
+        return self.snapshot.loop
+
+    def keep(self, loop: LoopState) -> None:
+        """Remember finished steps, where somebody may ask for them."""
+        if self.file.path is not None and not bool(loop.latents.isfinite().all()):
+            raise not_finite(loop.steps, self.options.num_inference_steps)  # nobody could go on from it
+        self.snapshot = Snapshot(loop, self.cfg, self.guidance_scale, self.start, states(self.generators))
+        if loop.steps % self.options.checkpoint_every == 0:
+            self.file.write(self.snapshot)
+
+    @property
+    def keeps(self) -> bool:
+        return self.file.path is not None or self.options.on_oom == "replan"
+
+    def stats(self) -> Stats:
+        """Times and peaks of the run, its last attempt where there were several."""
+        stats = self.clock.stats(self.modes, dict(self.networks.calls))
+        if self.engine.active is self:
+            self.suspend()
+        others = self.engine.share.others
+        stats.streamed_bytes, stats.stalls = self.copied, self._loop_stalls
+        stats.peak_bytes = max(stats.peak_bytes, *self.peaks.values(), 0) - others
+        stats.stage_bytes = {name: peak - others for name, peak in self.peaks.items()}
+        stats.predicted_bytes = self.plan.reserved if self.plan is not None else None
+        return stats
+
+    def stream(self, streams: Collection[Hashable]) -> None:
+        """The run lasts until each of these has ended."""
+        self._streams = frozenset(streams)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether frames are still to be read."""
+        return bool(self._streams)
+
+    def ended(self, stream: Hashable | None, complete: bool) -> None:
+        """A stream, or without streams the run, has ended; the last one gives the device back.
+
+        Args:
+            complete: all was made and handed out: nobody has to go on from the checkpoint.
+        """
+        self._streams = self._streams - {stream} if stream is not None else frozenset()
+        self._complete = self._complete and complete
+        if self._streams:
+            return
+        if self._complete:
+            self.file.remove()
+        if self.engine.active is self:
+            self.engine.give_back()
+
+
+def plan_of(engine: Opened, request: Request, cfg: str | None, unlimited: bool = False) -> MemoryPlan:
+    """The plan for a request within the engine's budget; see Opened.plan."""
+    budget = None if unlimited else engine.memory
+    return engine.plan(
+        budget, shape=request.shape, batch=request.batch, steps=request.options.num_inference_steps,
+        guided=request.guided, cfg=cfg, tiling=request.may_tile,
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""What all command lines share: one-line errors with exit code 2, and a clean end when interrupted."""
+
+import _thread
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from ..errors import ConsisIDError, one_line
+
+FAULT = 1  # of this package; what a user can mend ends with REFUSED
+REFUSED = 2
+INTERRUPTED = 130  # 128 + SIGINT, what shells use
+LATER = 0.02  # seconds until an interrupt that was swallowed comes again
+
+
+def nothing() -> str:
+    return "nothing was written"
+
+
+def run(command: str, work: Callable[[], None], left: Callable[[], str] = nothing, imports: Sequence[str] = ()) -> int:
+    """Run `work`; return the exit code. What goes wrong is printed in one line, without a traceback; where that is a
+    fault of this package, the line names a file with it.
+
+    Args:
+        left: says what an interrupt leaves behind.
+        imports: modules that `work` will import, when these take long.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    try:
+        import_interruptibly(command, imports)
+        with warnings.catch_warnings(), interrupts_come_through():
+            # What libraries say to their developers is nothing that a user of a command can act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.showwarning = lambda message, *_, **__: say(f"{command}: warning: {one_line(message)}")
+            work()
+            sys.stdout.flush()
+    except ConsisIDError as error:
+        say(f"{command}: error: {error}")
+        return REFUSED
+    except BrokenPipeError:
+        # Nobody reads on; what is still to be written must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAULT
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        say(f"{command}: error: {one_line(what)}; check the path, its permissions and the free space.")
+        return REFUSED
+    except MemoryError:
+        say(f"{command}: error: this machine has too little memory for it; ask for less, or use a larger one.")
+        return REFUSED
+    except KeyboardInterrupt:
+        say(f"{command}: interrupted; {left()}.")
+        return INTERRUPTED
+    except Exception as error:
+        what = one_line(f"{type(error).__name__}: {error}", 300)
+        say(f"{command}: error: {what}; this is a fault of consisid, please report it with {keep_traceback(error)}.")
+        return FAULT
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def keep_traceback(error: BaseException) -> str:
+    """The path of a new temporary file that holds where an error comes from."""
+    with tempfile.NamedTemporaryFile("w", prefix="consisid-", suffix=".txt", delete=False, errors="replace") as file:
+        file.writelines(traceback.format_exception(error))
+    return file.name
+
+
+def import_interruptibly(command: str, modules: Sequence[str]) -> None:
+    """Import modules; an interrupt ends the process at once, with a line.
+
+    As an exception it would pass through the modules of libraries, some of which swallow it, and print a traceback.
+    """
+
+    def stop(signum: int, frame: Any) -> None:
+        os.write(2, f"{command}: interrupted; {nothing()}.\n".encode())
+        os._exit(INTERRUPTED)
+
+    main = threading.current_thread() is threading.main_thread()
+    heard = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where somebody ignores it
+    if heard:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        for module in modules:
+            import_module(module)
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def interrupts_come_through() -> Iterator[None]:
+    """An interrupt that falls into a place where Python can only report exceptions, such as a weak reference's
+    callback, comes once more outside of it."""
+    before = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(LATER, _thread.interrupt_main).start()  # at once it would come inside of this function
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def build() -> int:
+    """Entry point of consisid-build: its own module imports PyTorch before it can hear an interrupt."""
+    import_interruptibly("consisid-build", ["consisid.export.cli"])
+    return import_module("consisid.export.cli").main()

@@ -1,0 +1,1 @@
+"""Where the weights of a call are, and how they get there."""

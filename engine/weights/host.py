@@ -1,0 +1,113 @@
+"""Weights on the host as copies of them start: packed in pinned memory, or tensor by tensor from the page cache."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.random_weights import RandomWeights
+from ..graphs.graph import Graph, weight_shapes
+from ..lora.weights import PART, Merged, reads
+from ..memory.allocator import aligned
+from ..memory.costs import Key, packed_bytes
+from ..memory.device import host_memory_free
+from .copy_stream import Lane
+
+PINNED_SHARE = 0.5  # of the memory that the host has free: the rest is for the page cache and others
+
+
+class HostWeights:
+    """Units of a checkpoint as copies of them start: packed in pinned memory, or tensor by tensor from the file.
+
+    Args:
+        dtype: that the graphs run in.
+        device: that the graphs run on.
+        keep: whether units that are copied again and again are kept in pinned memory; None decides by what is free.
+    """
+
+    def __init__(self, tensors: Merged, dtype: torch.dtype, device: torch.device, lane: Lane,
+                 keep: bool | None = None):  # fmt: skip
+        self.tensors, self.dtype, self.device, self.lane, self.keep = tensors, dtype, device, lane, keep
+        self._flat: dict[Key, Tensor] = {}
+        self._merged: dict[str, Tensor] = {}  # with LoRAs in them: no file has these
+        self._shapes: dict[str, dict[str, torch.Size]] = {}
+
+    def shapes(self, graph: Graph) -> dict[str, torch.Size]:
+        """weight_shapes of a graph; making its module takes a while."""
+        if graph.name not in self._shapes:
+            self._shapes[graph.name] = weight_shapes(graph.module())
+        return self._shapes[graph.name]
+
+    def size(self, graph: Graph) -> int:
+        """Bytes of one call's weights in one piece."""
+        return packed_bytes(self.shapes(graph), graph.dtype(self.dtype).itemsize)
+
+    def views(self, graph: Graph, names: Sequence[str], buffer: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of allocator.BLOCK."""
+        found, offset = [], 0
+        for name in names:
+            shape, dtype = self.shapes(graph)[name], graph.dtype(self.dtype)
+            size = shape.numel() * dtype.itemsize
+            found.append(buffer[offset : offset + size].view(dtype).view(shape))
+            offset += aligned(size)
+        return tuple(found)
+
+    def pin(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], keys: Sequence[Key]) -> bool:
+        """Read units into pinned memory, where they stay; False where the host has too little for them."""
+        new = [key for key in keys if key not in self._flat]
+        sizes = {key: self.size(graphs[key[0]][0]) for key in new}
+        keep = self.keep
+        if keep is None:
+            random = isinstance(self.tensors.checkpoint, RandomWeights)  # there is no file to read them from
+            keep = random or (self.device.type == "cuda" and sum(sizes.values()) <= PINNED_SHARE * host_memory_free())
+        for key in new if keep else []:
+            flat = self.lane.host(sizes[key])
+            self._write(*graphs[key[0]], key[1], flat)
+            self._flat[key] = flat
+        return all(key in self._flat for key in keys)
+
+    def renew(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], changed: frozenset[str]) -> None:
+        """These tensors of the transformer are others now; no copy is under way."""
+        self._merged = {}
+        for key, flat in self._flat.items():
+            if reads(*graphs[key[0]], key[1], changed):
+                self._write(*graphs[key[0]], key[1], flat)
+
+    def _write(self, graph: Graph, names: Sequence[str], layer: int, flat: Tensor) -> None:
+        dtype = graph.dtype(self.dtype)
+        for view, name in zip(self.views(graph, names, flat), names, strict=True):
+            pieces = [self._read(graph.part, source, dtype) for source in graph.sources(name, layer)]
+            for part, piece in zip(_rows(view, pieces), pieces, strict=True):
+                part.copy_(piece)
+
+    def fill(self, graph: Graph, names: Sequence[str], layer: int, buffer: Tensor) -> int:
+        """Queue the copies of a unit into a buffer on the device; the bytes that they move."""
+        flat = self._flat.get((graph.name, layer))
+        if flat is not None:
+            self.lane.copy(buffer[: len(flat)], flat)
+            return len(flat)
+        dtype = graph.dtype(self.dtype)
+        for view, name in zip(self.views(graph, names, buffer), names, strict=True):
+            pieces = [self._kept(graph.part, source, dtype) for source in graph.sources(name, layer)]
+            for part, piece in zip(_rows(view, pieces), pieces, strict=True):
+                # From memory that is not pinned the driver takes a copy before this returns: `piece` may go.
+                self.lane.copy(part, piece)
+        return self.size(graph)
+
+    def _read(self, part: str, source: str, dtype: torch.dtype) -> Tensor:
+        return self.tensors.tensor(part, source, "cpu", dtype)
+
+    def _kept(self, part: str, source: str, dtype: torch.dtype) -> Tensor:
+        """A tensor that may be read again; with LoRAs in it it is kept while the host has room: a sum takes longer than
+        a copy."""
+        if source in self._merged and part == PART:
+            return self._merged[source]
+        tensor = self._read(part, source, dtype)
+        if self.tensors.differs(part, source) and tensor.nbytes <= PINNED_SHARE * host_memory_free():
+            self._merged[source] = tensor
+        return tensor
+
+
+def _rows(view: Tensor, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The parts of a stacked tensor that the checkpoint's tensors go to."""
+    return [view] if len(pieces) == 1 else view.split([len(piece) for piece in pieces])

@@ -1,0 +1,247 @@
+"""Where the weights of a call are: on the device for good, for the length of a stage, or on their way through a ring.
+
+The loop does not know: it takes the tensors of a call, and says when it has used them. The values are the same bytes
+wherever they come from.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.reading import Checkpoint
+from ..graphs.graph import Graph
+from ..lora.weights import Active, Merged, reads
+from ..memory.arena import Arena, prepare_libraries
+from ..memory.costs import Key
+from ..memory.planner import MemoryPlan
+from ..runtime.cuda_graphs import Captures
+from .copy_stream import Lane
+from .device import WeightStore
+from .host import HostWeights
+from .prefetch import Conveyor
+
+
+class Residency:
+    """The weights of all graphs as a plan has them. Without a plan they are all on the device, as soon as bound.
+
+    Attributes:
+        version: another number when other LoRAs are in the weights.
+        peaks: the most that was reserved of a GPU in each stage that has ended, bytes; whoever reads them clears them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, lane: Lane):
+        self.device, self.dtype, self.lane = device, dtype, lane
+        self.tensors = Merged(checkpoint)
+        self.host = HostWeights(self.tensors, dtype, device, lane)
+        self.version = 0
+        self.peaks: dict[str, int] = {}
+        self.plan: MemoryPlan | None = None
+        self.captures: Captures | None = None  # recordings that know addresses of weights
+        self.copied = 0
+        self.source = ""
+        self._graphs: dict[str, tuple[Graph, Sequence[str]]] = {}
+        self._store = WeightStore(self.tensors, device, dtype)
+        self._stage: str | None = None
+        self._conveyor: Conveyor | None = None
+        self._prepared: tuple[str, Conveyor] | None = None  # the next stage, whose first weights are on their way
+        self._bound: dict[Key, tuple[Tensor, ...]] = {}
+        self._passes: dict[str, int] = {}
+        self._arena: Arena | None = None
+        self._prepared_libraries = False
+
+    def bind(self, graph: Graph, names: Sequence[str]) -> None:
+        """Make a graph known; `names` is the order of its weights in a call."""
+        self._graphs[graph.name] = (graph, names)
+        if self.plan is None or self.plan.held:
+            if self.device.type == "cuda":
+                self._store.pack({graph.name: (graph, names)}, self.host.shapes, self.lane.buffer)
+            for layer in range(len(graph.layers)):
+                self._resident((graph.name, layer))
+
+    def _stage_of(self, name: str) -> str:
+        return self._graphs[name][0].stage
+
+    def use(self, plan: MemoryPlan | None) -> None:
+        """From now on, as this plan says."""
+        if plan == self.plan:
+            return
+        self.leave()  # recordings too are made anew
+        if plan is not None and not plan.held:
+            self._store, self._bound = WeightStore(self.tensors, self.device, self.dtype), {}
+        self.plan = plan
+
+    def adapt(self, active: Active) -> None:
+        """From now on, with these LoRAs in the transformer's weights."""
+        changed = self.tensors.use(active)
+        if changed:
+            self.version += 1
+            self.leave()
+            self._renew(changed)
+            self.tensors.done()
+
+    def _renew(self, changed: frozenset[str]) -> None:
+        """These tensors of the transformer are others now."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # nothing reads what is written now
+        self._store.renew(changed)
+        others = [key for key in self._bound if reads(*self._graphs[key[0]], key[1], changed)]
+        for key in others:
+            del self._bound[key]
+        for key in others:
+            self._resident(key)
+        self.host.renew(self._graphs, changed)
+
+    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+        """The tensors of a call. The first call of a stage ends the stage before."""
+        key = (name, layer)
+        if self.plan is None or self.plan.held:
+            self._arena_of(self._stage_of(name))
+            return self._resident(key)
+        if self._stage_of(name) != self._stage:
+            self._enter(self._stage_of(name))
+        if self._conveyor is None or not self._graphs[name][0].streams:
+            return self._bound[key]
+        return self.host.views(*self._graphs[name], self._conveyor.take(key))
+
+    def done(self, name: str, layer: int) -> None:
+        """The call is queued."""
+        if self._conveyor is not None and self._graphs[name][0].streams:
+            self._conveyor.done((name, layer))
+
+    def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
+        """What is made inside comes from memory that the plan has for it, and is gone at the end of the stage.
+
+        Args:
+            stage: which begins if it has not; None for the present one.
+        """
+        return self._arena_of(stage) or nullcontext()
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What scratch memory holds, where it is not gone at the end of the stage: a copy, unless nothing was planned,
+        or a block of `scratch` is open."""
+        return tensor if self._arena is None or self._arena.depth else tensor.clone()
+
+    def _arena_of(self, stage: str | None) -> Arena | None:
+        plan = self.plan
+        if plan is None or self.device.type != "cuda" or self.captures is not None:
+            return None
+        if stage is not None and stage != self._stage:
+            if plan.held:
+                self.leave()
+                self._stage = stage
+                self._open_arena(plan.stage(stage).arena)
+            else:
+                self._enter(stage)
+        return self._arena
+
+    def _open_arena(self, size: int) -> None:
+        if not self._prepared_libraries:
+            prepare_libraries(self.device, self.dtype)
+            self._prepared_libraries = True
+        torch.cuda.empty_cache()  # what loading weights has left
+        self._arena = Arena(self.device, size)
+
+    def expect(self, stage: str, passes: int) -> None:
+        """How often a stage will go through its weights when it begins; 1 where nobody says."""
+        self._passes[stage] = passes
+
+    def leave(self) -> None:
+        """End the present stage: its weights leave the device, and what was prepared of the next."""
+        self.note_peak()
+        self._drop()
+        if self.captures is not None:
+            self.captures.clear()
+        if self._conveyor is not None:
+            self._conveyor.close()
+        ended, self._arena = self._arena is not None, None
+        if ended or self._stage is not None:
+            self._stage = None
+            if self.plan is None or not self.plan.held:
+                self._conveyor, self._bound = None, {}
+                self._store = WeightStore(self.tensors, self.device, self.dtype)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the next stage asks for has other sizes
+                torch.cuda.reset_peak_memory_stats(self.device)
+
+    def note_peak(self) -> None:
+        """Remember what the present stage reserved, and count anew."""
+        if self.device.type == "cuda":
+            if self._stage is not None:
+                peak = torch.cuda.max_memory_reserved(self.device)
+                self.peaks[self._stage] = max(peak, self.peaks.get(self._stage, 0))
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _resident(self, key: Key) -> tuple[Tensor, ...]:
+        if key not in self._bound:
+            self._bound[key] = self._store.layer(*self._graphs[key[0]], key[1])
+        return self._bound[key]
+
+    def _enter(self, stage: str) -> None:
+        """End the present stage and begin another, with what is prepared if it is of that stage."""
+        ready = self._prepared[1] if self._prepared is not None and self._prepared[0] == stage else None
+        if ready is not None:
+            self._prepared = None
+        self.leave()
+        self._stage, self._conveyor = stage, ready or self._conveyor_of(stage)
+        fixed = {
+            name: entry
+            for name, entry in self._graphs.items()
+            if entry[0].stage == stage and not entry[0].streams
+        }  # fmt: skip
+        if fixed:
+            self._store.pack(fixed, self.host.shapes, self.lane.buffer)
+        for name, (graph, _) in fixed.items():
+            for layer in range(len(graph.layers)):
+                self._resident((name, layer))
+        self.copied += self._store.bytes
+        if self._conveyor is not None:
+            self._conveyor.begin(self._passes.get(stage, 1))
+        if self.device.type == "cuda" and self.captures is None:
+            assert self.plan is not None
+            self._open_arena(self.plan.stage(stage).arena)
+        if self._conveyor is None:
+            self._ahead()
+
+    def _conveyor_of(self, stage: str) -> Conveyor | None:
+        """What brings the units of a stage, with nothing allocated; None where no weights may stream."""
+        assert self.plan is not None
+        planned = self.plan.stage(stage)
+        streamed = frozenset(planned.streamed)
+        order = [
+            (name, layer)
+            for name, (graph, _) in self._graphs.items()
+            if graph.stage == stage and graph.streams
+            for layer in range(len(graph.layers))
+        ]
+        if not order:
+            return None
+        if stage == "denoise" and streamed:
+            pinned = self.host.pin(self._graphs, planned.streamed)
+            self.source = "pinned memory" if pinned else "page cache"
+        sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
+        return Conveyor(
+            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill, self._ahead
+        )  # fmt: skip
+
+    def _ahead(self) -> None:
+        """The present stage copies nothing more: the first weights of the next come, as far as the plan has room."""
+        assert self.plan is not None
+        assert self._stage is not None
+        keys = self.plan.stage(self._stage).ahead
+        if not keys or self._prepared is not None:
+            return
+        stage = self._stage_of(keys[0][0])
+        conveyor = self._conveyor_of(stage)
+        if conveyor is not None:
+            self._prepared = stage, conveyor
+            conveyor.prepare(keys)
+
+    def _drop(self) -> None:
+        if self._prepared is not None:
+            self._prepared[1].close()
+            self._prepared = None
+
+    def _fill(self, key: Key, buffer: Tensor) -> None:
+        self.copied += self.host.fill(*self._graphs[key[0]], key[1], buffer)
