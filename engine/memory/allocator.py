@@ -63,14 +63,19 @@ class Arena:
 
 
 def arena_bytes(events: Sequence[Event]) -> int:
-    """The smallest segment, within 1/64, in which all of these requests find a place in their order, and SPARE more;
-    small requests, which do not go there, are added as the shared segments that they fill."""
+    """A segment, within 1/64 of the smallest, in which all of these requests find a place in their order, and SPARE
+    more; small requests, which do not go there, are added as the shared segments that they fill.
+
+    The requests fit with SPARE and without: in a larger segment they are placed elsewhere, and may fit no more.
+    """
     large = [(request, count) for request, count in events if count == 0 or count > SMALL]
+    small = aligned(peak_bytes([e for e in events if e[1] <= SMALL]), SMALL_SEGMENT)
     size = aligned(peak_bytes(large), GRANULE)
-    while not _fits(large, size):
+    while True:
+        whole = size + aligned(size // SPARE, GRANULE) + small
+        if _fits(large, size) and _fits(large, whole):
+            return whole
         size = aligned(size + max(GRANULE, size // 64), GRANULE)
-    size += aligned(size // SPARE, GRANULE)
-    return size + aligned(peak_bytes([e for e in events if e[1] <= SMALL]), SMALL_SEGMENT)
 
 
 def peak_bytes(events: Sequence[Event]) -> int:

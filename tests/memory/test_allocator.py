@@ -66,6 +66,19 @@ def test_small_requests_are_counted_in_segments_of_their_own():
     assert arena_bytes([*large, (1, 100)]) == arena_bytes(large) + SMALL_SEGMENT
 
 
+def fits(events, size):
+    arena = Arena(size)
+    return all(arena.take(request, count) if count else arena.give(request) is None for request, count in events)
+
+
+def test_a_larger_segment_may_hold_less_and_is_not_taken():
+    """With 4 MiB more the third request goes elsewhere, and the last one finds its room in two pieces."""
+    events = [(r, size * MIB) for r, size in ((0, 2), (1, 39), (2, 26), (1, 0), (3, 35), (0, 0), (4, 41))]
+    assert fits(events, 102 * MIB)
+    assert not fits(events, 106 * MIB)  # with SPARE
+    assert fits(events, arena_bytes(events))
+
+
 @st.composite
 def requests(draw):
     events, alive = [], []
@@ -75,6 +88,11 @@ def requests(draw):
         events.append((number, draw(st.integers(SMALL + 1, 64 * MIB))))
         alive.append(number)
     return events
+
+
+@given(requests())
+def test_any_requests_fit_with_what_is_spare(events):
+    assert fits(events, arena_bytes(events))
 
 
 @given(requests())
