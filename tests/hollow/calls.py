@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Flag, IntEnum, auto
 
+import torch
+
 
 class Kind(IntEnum):
     """The order is that of `enum kind` in device/hollow.h."""
@@ -110,7 +112,7 @@ class Device:
         if not present():
             raise RuntimeError("The hollow device is not preloaded; see tests/hollow/README.md.")
         self._library.hollow_entries.restype = ctypes.POINTER(_Entry)
-        for name in ("count", "used", "peak"):
+        for name in ("count", "bytes", "used", "peak"):
             getattr(self._library, f"hollow_{name}").restype = ctypes.c_uint64
 
     def reset(self) -> None:
@@ -119,6 +121,10 @@ class Device:
 
     def count(self, kind: Kind) -> int:
         return int(self._library.hollow_count(int(kind)))
+
+    def bytes(self, kind: Kind) -> int:
+        """What these calls moved, allocated or registered."""
+        return int(self._library.hollow_bytes(int(kind)))
 
     def used(self, device: int = 0) -> int:
         """Bytes that are allocated on a device."""
@@ -131,9 +137,18 @@ class Device:
     def reset_peaks(self) -> None:
         self._library.hollow_reset_peaks()
 
-    def set_bytes(self, count: int) -> None:
-        """How large each device is; PyTorch asked when it was imported and goes on believing that."""
-        self._library.hollow_set_bytes(ctypes.c_size_t(count))
+    def take(self, count: int) -> None:
+        """So many bytes of each device are another process's from now on."""
+        self._library.hollow_take(ctypes.c_size_t(count))
+
+    def leave(self, room: int) -> None:
+        """Another process takes all that is free of the current device but `room` bytes."""
+        self.take(0)
+        self.take(max(0, torch.cuda.mem_get_info()[0] - room))
+
+    def refuse_allocations(self, after: int, count: int = 2) -> None:
+        """So many allocations succeed, then `count` do not; -1 for none refused. PyTorch asks twice."""
+        self._library.hollow_refuse_allocations(ctypes.c_long(after), ctypes.c_long(count))
 
     def set_fill(self, byte: int) -> None:
         """What reads back where no small copy has written."""
@@ -154,6 +169,10 @@ class Device:
         finally:
             self._library.hollow_record(0)
             record.calls = self.entries()
+
+    def forget_error(self) -> None:
+        """An error that a call has left behind for this thread's next kernel."""
+        self._library.cudaGetLastError()
 
     @property
     def position(self) -> int:

@@ -1,7 +1,6 @@
 """Tests on a CUDA device that computes nothing: `make cuda` runs them; elsewhere they are skipped by name."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ FILL = 1  # what the device reads back: flags are true, and numbers of any dtype
 WIDE = replace(
     TINY,
     name="wide",
-    transformer=replace(TINY.transformer, num_attention_heads=24, num_layers=8, cross_attn_num_heads=8),
+    transformer=replace(TINY.transformer, num_attention_heads=24, num_layers=8, LFE_output_dim=1024),
 )
 
 
@@ -62,6 +61,9 @@ def hollow(loaded: Device, request: pytest.FixtureRequest) -> Iterator[Device]:
     before = fractions()
     yield loaded
     loaded.refuse_pinning(0)
+    loaded.forget_error()
+    loaded.take(0)
+    loaded.refuse_allocations(-1)
     torch.cuda.set_device(0)
     assert fractions() == before, "a limit of the process was not put back"
     if request.node.get_closest_marker("faulty") is None:
@@ -140,13 +142,3 @@ def record_steps(device: Device, engine: ConsisID, person: Identity, **options: 
     with device.recorded() as record:
         made = engine.generate(person, PROMPT, callback_on_step_end=mark, **{**OPTIONS, **options})
     return Steps(record, [Record(record.calls[a:b]) for a, b in pairwise(marks)], made)
-
-
-@contextmanager
-def device_of(device: Device, count: int) -> Iterator[None]:
-    """Inside the block devices have so many bytes left as an allocation needs them, whatever PyTorch believes."""
-    device.set_bytes(count)
-    try:
-        yield
-    finally:
-        device.set_bytes(torch.cuda.get_device_properties(0).total_memory)

@@ -37,11 +37,12 @@ def test_it_runs_out_of_memory_where_a_gpu_would(hollow):
         torch.empty(total - 700 * MIB, dtype=torch.uint8, device="cuda")
 
 
-def test_what_the_host_wrote_reads_back_and_what_a_kernel_wrote_does_not(hollow):
+def test_what_the_host_wrote_reads_back_until_a_kernel_runs(hollow):
     numbers = torch.arange(100)
     on_device = numbers.to("cuda")
     assert torch.equal(on_device.cpu(), numbers)
     assert (on_device + 1).to(torch.uint8).cpu().unique().tolist() == [1]
+    assert on_device.to(torch.uint8).cpu().unique().tolist() == [1]
     hollow.set_fill(0x40)
     assert (on_device > 3).all().item()
     assert 2.9 < torch.zeros(3, device="cuda").exp().sum().item() < 3.1

@@ -1,4 +1,4 @@
-"""The denoising loop as the device sees it: what is launched, what the host waits for, and in which order weights come."""
+"""The denoising loop as the device sees it: what is launched, what the host waits for, in which order weights come."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from consisid.engine import ConsisID
 from .conftest import OPTIONS, PROMPT, record_steps
 
 STEPS = 5
-# Launches of one step of TINY, eager, in bfloat16, guidance at once: kernels, and products and convolutions of libraries.
+# Launches of a step of TINY, eager, in bfloat16, guidance at once: kernels, and calls of cuBLAS and cuDNN.
 LAUNCHED = {"2.11": (63, 18)}
 NOISE = 3 * 16 * 12 * 18 * 2  # bytes of TINY's latents at 9 frames
 

@@ -16,7 +16,9 @@ struct settings {
     const char *name;      /* HOLLOW_NAME, else the one that fits the capability */
     size_t bytes;          /* HOLLOW_GIB, 80, of each device */
     size_t context_bytes;  /* HOLLOW_CONTEXT_MIB, 768: what CUDA itself takes */
-    int fill;              /* HOLLOW_FILL, 0: the byte that reads back where no small copy has written */
+    long allowed, refused; /* allocations: so many succeed, then so many do not, then all do; -1 for any number */
+    size_t taken;          /* by other processes, of each device */
+    int fill;              /* HOLLOW_FILL, 0: the byte that reads back where no copy has written */
     size_t conv_workspace; /* HOLLOW_CUDNN_WORKSPACE, 0 bytes a convolution */
     int refuse_pinning;    /* an error code for cudaHostRegister, 0 to allow it */
 };
@@ -113,5 +115,6 @@ int library_call(int device, const struct stream *stream, const char *name);
 /* A call that waits for the device, which a capture forbids. */
 int waits(enum kind kind, const struct stream *stream);
 int fault(const struct stream *stream, int error, const char *what);
+unsigned long launches(void); /* so far */
 
 #endif

@@ -8,7 +8,12 @@ int fault(const struct stream *stream, int error, const char *what) {
     return error;
 }
 
-static void count_captured(const struct stream *stream) {
+static unsigned long launched;
+
+unsigned long launches(void) { return launched; }
+
+static void count(const struct stream *stream) {
+    __sync_add_and_fetch(&launched, 1);
     if (!stream->capture) return;
     stream->capture->launches++;
     stream->capture->nodes++;
@@ -20,7 +25,7 @@ int launch_kernel(const struct stream *stream, int owner, const char *name) {
     if (owner >= 0 && owner != stream->device)
         return fault(stream, cudaErrorInvalidResourceHandle, "a kernel that was loaded for another device");
     make_current(stream->device);
-    count_captured(stream);
+    count(stream);
     note_call(KERNEL, stream, name);
     return 0;
 }
@@ -30,7 +35,7 @@ int library_call(int device, const struct stream *stream, const char *name) {
         return fault(stream, cudaErrorInvalidResourceHandle, "a library's handle of another device than the current one");
     if (device != stream->device)
         return fault(stream, cudaErrorInvalidResourceHandle, "a library's handle on a stream of another device");
-    count_captured(stream);
+    count(stream);
     note_call(LIBRARY, stream, name);
     return 0;
 }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t counts[KINDS];
+static uint64_t counts[KINDS], sums[KINDS];
 static struct entry *entries;
 static size_t length, capacity;
 static int recording;
@@ -12,6 +12,7 @@ static int recording;
 void note(struct entry entry) {
     pthread_mutex_lock(&lock);
     counts[entry.kind]++;
+    sums[entry.kind] += entry.bytes;
     if (recording && length == capacity) {
         size_t larger = capacity ? 2 * capacity : 4096;
         struct entry *grown = realloc(entries, larger * sizeof *grown);
@@ -31,9 +32,12 @@ void note_call(enum kind kind, const struct stream *stream, const char *name) {
 
 API uint64_t hollow_count(int kind) { return kind >= 0 && kind < KINDS ? counts[kind] : 0; }
 
+/* Of copies, allocations and registrations. */
+API uint64_t hollow_bytes(int kind) { return kind >= 0 && kind < KINDS ? sums[kind] : 0; }
+
 API void hollow_reset(void) {
     pthread_mutex_lock(&lock);
-    for (int kind = 0; kind < KINDS; kind++) counts[kind] = 0;
+    for (int kind = 0; kind < KINDS; kind++) counts[kind] = sums[kind] = 0;
     length = 0;
     pthread_mutex_unlock(&lock);
 }

@@ -1,8 +1,9 @@
 /* Memory of the devices: address space that is never touched, except by small copies.
  *
  * Bulk data that goes to a device is dropped. What is small is kept, so that numbers which the host wrote read back. A
- * kernel writes nothing, so a read would find what lay there before; with settings.fill it finds that byte instead, except
- * where a copy of the same size to the same address was the last that anybody saw.
+ * kernel writes nothing, so a read would find what lay there before: it finds settings.fill instead, except where a copy of
+ * the same size went to the same address and no kernel was launched since. Where that is 0, what is large is not read at all: the
+ * host's memory stays as it is, and its pages, where nobody has used them, untouched too.
  */
 #include "hollow.h"
 
@@ -15,6 +16,7 @@
 
 struct piece {
     size_t offset, bytes;
+    unsigned long launches; /* before it was written */
 };
 
 struct block {
@@ -86,7 +88,7 @@ static void set_written(const void *address, size_t bytes) {
         piece = &block->written[block->count++];
         piece->offset = offset;
     }
-    if (piece) piece->bytes = bytes;
+    if (piece) *piece = (struct piece){offset, bytes, launches()};
     pthread_mutex_unlock(&lock);
 }
 
@@ -94,19 +96,30 @@ static int was_written(const void *address, size_t bytes) {
     pthread_mutex_lock(&lock);
     struct block *block = block_of(address);
     struct piece *piece = block ? piece_at(block, (size_t)((const char *)address - block->address)) : 0;
-    int found = piece && piece->bytes == bytes;
+    int found = piece && piece->bytes == bytes && piece->launches == launches();
     pthread_mutex_unlock(&lock);
     return found;
 }
 
-static size_t room(void) { return settings.bytes > settings.context_bytes ? settings.bytes - settings.context_bytes : 0; }
+static size_t room(void) {
+    size_t others = settings.context_bytes + settings.taken;
+    return settings.bytes > others ? settings.bytes - others : 0;
+}
+
+/* Whether the next allocation is none of those that a test wants refused. */
+static int is_allowed(void) {
+    if (settings.allowed > 0) settings.allowed--;
+    else if (settings.allowed == 0 && settings.refused-- > 0) return 0;
+    else settings.allowed = -1;
+    return 1;
+}
 
 /* On the current device. */
 int allocate(void **address, size_t bytes) {
     int device = current_device();
     make_current(device);
     pthread_mutex_lock(&lock);
-    int fits = used[device] + bytes <= room();
+    int fits = used[device] + bytes <= room() && is_allowed();
     void *found = fits ? mmap(0, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
                        : MAP_FAILED;
     if (found != MAP_FAILED) {
@@ -136,8 +149,11 @@ static void move(void *to, const void *from, size_t bytes, struct range target, 
     int into = target.place == ON_DEVICE, out = source.place == ON_DEVICE;
     int known = !out || (bytes <= SMALL && was_written(from, bytes));
     if (into) set_written(to, known && bytes <= SMALL ? bytes : 0);
-    if (out && !into && (bytes > SMALL || (settings.fill && !known))) memset(to, settings.fill, bytes);
-    else if (bytes <= SMALL || !into) memmove(to, from, bytes);
+    if (out && !into && !known) {
+        if (bytes <= SMALL || settings.fill) memset(to, settings.fill, bytes);
+    } else if (bytes <= SMALL || !(into || out)) {
+        memmove(to, from, bytes);
+    }
 }
 
 int transfer(void *to, const void *from, size_t bytes, struct stream *stream, int blocks_host) {

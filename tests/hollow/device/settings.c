@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-struct settings settings;
+struct settings settings = {.allowed = -1};
 
 static long long number(const char *name, long long otherwise) {
     const char *text = getenv(name);
@@ -21,6 +21,10 @@ __attribute__((constructor)) static void read_environment(void) {
     settings.conv_workspace = (size_t)number("HOLLOW_CUDNN_WORKSPACE", 0);
 }
 
-API void hollow_set_bytes(size_t bytes) { settings.bytes = bytes; }
+API void hollow_take(size_t bytes) { settings.taken = bytes; }
 API void hollow_set_fill(int byte) { settings.fill = byte; }
 API void hollow_refuse_pinning(int error) { settings.refuse_pinning = error; }
+API void hollow_refuse_allocations(long after, long count) {
+    settings.allowed = after;
+    settings.refused = count;
+}
