@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consisid.engine import ConsisID
-from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.planner import smallest
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW
@@ -41,7 +41,7 @@ def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
         return Budget(int(gb * GB), False)
     resident = engine.plan(None, steps=steps)
     # With the very arguments of the plan, so that nothing is counted again.
-    kind = sizes(
+    kind = video_costs(
         engine.variant, engine.shape, engine.dtype, batch=1, steps=steps, guided=True, device=engine.device.type
     )
     least = smallest(kind, resident.machine, None, True)[1]

@@ -79,12 +79,12 @@ def measure(options: argparse.Namespace) -> None:
 
 def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) -> str:
     """compare.md, which is written too."""
-    from consisid.engine.util.files import file_aside
+    from consisid.engine.util.files import atomic_file
 
     from .compare import compare, markdown
 
     text = markdown(first, second, compare(first, second))
-    with file_aside(folder / "compare.md") as aside:
+    with atomic_file(folder / "compare.md") as aside:
         aside.write_text(text)
     return text
 

@@ -24,7 +24,7 @@ import torch
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.util.cli import run as run_command
 from consisid.engine.util.device import check_device
-from consisid.engine.util.files import file_aside
+from consisid.engine.util.files import atomic_file
 from consisid.engine.variants import variant_named
 
 from .machine import short_stamp, stamp
@@ -102,7 +102,7 @@ class Sheet:
         self.write()
 
     def write(self) -> None:
-        with file_aside(self.file) as aside:
+        with atomic_file(self.file) as aside:
             aside.write_text(json.dumps(self.values, indent=1) + "\n")
 
 

@@ -19,7 +19,7 @@ import torch
 from consisid.engine import ConsisID, Identity
 from consisid.engine.errors import InputError
 from consisid.engine.util.cli import run as run_command
-from consisid.engine.util.files import file_aside
+from consisid.engine.util.files import atomic_file
 
 from .inputs import PROMPT, identity
 from .latency import probing
@@ -213,7 +213,7 @@ def work(options: argparse.Namespace) -> None:
     found = measure(eager, compiled, options.steps, options.turns)
     contents = {"ladder.json": json.dumps(found, indent=1) + "\n", "ladder.md": markdown(found)}
     for name, content in contents.items():
-        with file_aside(options.output / name) as aside:
+        with atomic_file(options.output / name) as aside:
             aside.write_text(content)
     print(contents["ladder.md"], end="")
 

@@ -16,7 +16,7 @@ from consisid.engine.checkpoint.random_weights import PREFIX
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError, InputError, MemoryBudgetError
 from consisid.engine.manifest import Manifest
 from consisid.engine.util.device import check_device
-from consisid.engine.util.files import file_aside
+from consisid.engine.util.files import atomic_file
 
 from . import budgets, ceilings, checks, latency, memory, parity, rates
 from .inputs import identity
@@ -323,6 +323,6 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
         "report.html": html(report),
     }
     for name, content in contents.items():
-        with file_aside(folder / name) as aside:
+        with atomic_file(folder / name) as aside:
             aside.write_text(content)
     return [folder / name for name in contents]

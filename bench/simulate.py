@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from consisid.engine.errors import InputError
 from consisid.engine.memory import planner as memory
 from consisid.engine.memory.budget import parse
-from consisid.engine.memory.costs import Sizes, sizes
+from consisid.engine.memory.costs import Costs, video_costs
 from consisid.engine.memory.simulate import GB, MACHINES, TFLOP, Machine, replay
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import run
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def steps_of(plan: memory.MemoryPlan, found: Sizes) -> list[float]:
+def steps_of(plan: memory.MemoryPlan, found: Costs) -> list[float]:
     """Seconds of stall in the first and in any later denoising step."""
     stage = next(stage for stage in found.stages if stage.name == "denoise")
     loop = plan.stage("denoise")
@@ -50,7 +50,7 @@ def simulate(options: argparse.Namespace) -> None:
 
     variant = variant_named(options.variant)
     shape, dtype = VideoShape.of(variant, None, None, None), getattr(torch, options.dtype)
-    found = sizes(variant, shape, dtype, steps=options.steps, device="cuda")
+    found = video_costs(variant, shape, dtype, steps=options.steps, device="cuda")
     for name in options.machine or list(MACHINES):
         if name not in MACHINES:
             raise InputError(f"--machine {name} is none of {', '.join(MACHINES)}.")

@@ -20,7 +20,7 @@ import torch
 
 from consisid.engine.manifest import Manifest
 from consisid.engine.util.cli import run
-from consisid.engine.util.files import file_aside
+from consisid.engine.util.files import atomic_file
 
 from .inputs import PROMPT, identity
 from .machine import stamp
@@ -96,7 +96,7 @@ def measure(folder: Path, output: Path, runs: int = RUNS) -> dict[str, Any]:
         **stamp(torch.device(manifest.spec.device)),
     }
     for name, text in (("start.json", json.dumps(values, indent=1)), ("start.md", render(values))):
-        with file_aside(output / name) as aside:
+        with atomic_file(output / name) as aside:
             aside.write_text(text + "\n")
     return values
 

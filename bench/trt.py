@@ -25,11 +25,11 @@ from consisid.engine.backends.tensorrt.library import PROFILES, BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.errors import ConsisIDError, InputError
 from consisid.engine.graphs.graph import Graph
-from consisid.engine.graphs.grouped import LAYERS, TEXT, TRUNK, sharded_table, spread
+from consisid.engine.graphs.grouped import LAYERS, TEXT, TRUNK, grouped_table, spread
 from consisid.engine.manifest import DTYPES
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import run
-from consisid.engine.util.files import file_aside
+from consisid.engine.util.files import atomic_file
 from consisid.engine.variants import VARIANTS, Variant, variant_named
 
 from .machine import stamp
@@ -41,7 +41,7 @@ PLUGINS = " with plugins"  # ends the name of a row
 
 def graphs(variant: Variant) -> dict[str, Graph]:
     """One graph of each kind: of equal shards the first."""
-    found = sharded_table(variant, VideoShape.of(variant, None, None, None))
+    found = grouped_table(variant, VideoShape.of(variant, None, None, None))
     trunk = spread(variant.transformer.num_layers, LAYERS)
     kept = {f"{TRUNK}_0", f"{TRUNK}_{len(trunk) - 1}", f"{TEXT}_0"}
     return {name: graph for name, graph in found.items() if name in kept or not name.startswith((TRUNK, TEXT))}
@@ -133,7 +133,7 @@ def _linked(folder: Path) -> dict[str, str]:
 def write(report: dict[str, Any], output: Path) -> None:
     """tensorrt-rtx.json and the same as a table."""
     for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", rendered(report))):
-        with file_aside(output / f"{NAME}{suffix}") as aside:
+        with atomic_file(output / f"{NAME}{suffix}") as aside:
             aside.write_text(text)
 
 

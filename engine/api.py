@@ -11,7 +11,7 @@ from .conditioning import condition
 from .decode.frames import finish
 from .decode.image import first_frames
 from .denoise import denoise
-from .engine import Opened
+from .engine import Engine
 from .face.extractor import Photo
 from .face.identity import Identity
 from .face.selection import Choice
@@ -24,7 +24,7 @@ from .sampling import Stepper, draw
 from .video import Video
 
 
-class ConsisID(Opened):
+class ConsisID(Engine):
     """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`.
 
     It may be used from any thread. Calls that compute take turns at the device in the order in which they come, and

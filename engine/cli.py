@@ -188,9 +188,9 @@ def check_picture(path: Path) -> None:
 
 def save_picture(picture: Any, path: Path) -> None:
     """Save a PIL image, whole or not at all; raises InputError."""
-    from .util.files import file_aside
+    from .util.files import atomic_file
 
-    with file_aside(path) as aside, aside.open("wb") as file:
+    with atomic_file(path) as aside, aside.open("wb") as file:
         write_picture(picture, file, picture_format(path), path)
 
 

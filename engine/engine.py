@@ -14,11 +14,11 @@ from .backends import backend
 from .conditioning import Conditioner
 from .errors import EngineError, InputError
 from .face.extractor import Faces
-from .graphs.graph import in_rows, weight_shapes
+from .graphs.graph import in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
 from .manifest import DTYPES, Manifest, open_checkpoint
 from .memory.budget import parse
-from .memory.costs import Sizes, sizes
+from .memory.costs import Costs, video_costs
 from .memory.device import DeviceShare, device_memory_free
 from .memory.planner import MemoryPlan, machine_named, plan
 from .runtime.cuda_graphs import Captures
@@ -28,9 +28,9 @@ from .shapes import VideoShape
 from .text import TextEncoder
 from .util.device import check_device, current
 from .util.turns import turn_of
-from .weights.baked import EngineWeights
-from .weights.copy_stream import lane_of
-from .weights.manager import Residency
+from .weights.baked import BakedWeights
+from .weights.copy_stream import copy_stream_of
+from .weights.manager import WeightManager
 
 # Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
 WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
@@ -45,7 +45,7 @@ class Occupant(Protocol):
         """Another has the device from now on."""
 
 
-class Opened(Adapters):
+class Engine(Adapters):
     """An open engine folder. `ConsisID` adds what it can do.
 
     Attributes:
@@ -70,8 +70,8 @@ class Opened(Adapters):
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = open_checkpoint(folder, manifest)
-        kind = EngineWeights if manifest.spec.layers_per_shard else Residency
-        self.weights: Residency = kind(self.checkpoint, device, self.dtype, lane_of(device))
+        kind = BakedWeights if manifest.spec.layers_per_shard else WeightManager
+        self.weights: WeightManager = kind(self.checkpoint, device, self.dtype, copy_stream_of(device))
         self.weights.captures = captures
         self.share = DeviceShare(device)
         self.memory = parse(memory, device_memory_free(device))
@@ -152,15 +152,15 @@ class Opened(Adapters):
             InputError: a budget that is none.
             MemoryBudgetError: one that is too small; the message names the smallest.
         """
-        found = self.sizes(shape or self.shape, batch, steps, guided)
+        found = self.costs(shape or self.shape, batch, steps, guided)
         machine = machine_named(self.manifest.provenance.get("gpu", ""))
         return plan(
             parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling
         )  # fmt: skip
 
-    def sizes(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Sizes:
+    def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""
-        return sizes(
+        return video_costs(
             self.variant, shape, self.dtype,
             batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
         )  # fmt: skip
@@ -193,7 +193,7 @@ class Opened(Adapters):
     def give_back(self) -> None:
         """Nobody computes here now: weights that are not to stay leave the device, and its limit is what it was."""
         self.active = None
-        self.weights.leave()
+        self.weights.evict()
         self.share.end()
 
     @property
@@ -235,19 +235,19 @@ class Opened(Adapters):
             run = module.load(graph, file, self.device, names)
             runners[name] = captures.wrap(graph, run) if captures is not None else run
             self.weights.bind(graph, names)
-            if isinstance(self.weights, EngineWeights):
+            if isinstance(self.weights, BakedWeights):
                 self.weights.hold(name, run)
         count = self.manifest.spec.layers_per_shard
         return executor(self.variant, runners, self.weights, self.device, self.dtype, count)
 
-    def in_rows(self, networks: GraphExecutor, shape: VideoShape, rows: int) -> GraphExecutor:
+    def in_ff_chunks(self, networks: GraphExecutor, shape: VideoShape, rows: int) -> GraphExecutor:
         """The graphs for a shape with the feed-forward of their blocks in pieces: operator by operator, under the
         engine's weights, whatever its backend."""
         entries, runners = self.manifest.graphs, dict(networks.runners)
         for name, graph in self.manifest.spec.graphs(shape).items():
             if graph.chunked:
                 names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
-                runners[name] = backend("eager").load(in_rows(graph, rows), None, self.device, names)
+                runners[name] = backend("eager").load(in_ff_chunks(graph, rows), None, self.device, names)
         return networks.under(runners)
 
     @torch.no_grad()
@@ -263,7 +263,7 @@ class Opened(Adapters):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds[name] = time.perf_counter() - start
-        self.weights.leave()
+        self.weights.evict()
         return seconds
 
     @cached_property

@@ -17,10 +17,10 @@ from .checkpoint.reading import Checkpoint
 from .checkpoint.weight_files import check_inside, sample_hash
 from .errors import EngineError, InputError
 from .graphs.graph import Graph
-from .graphs.grouped import sharded_table
+from .graphs.grouped import grouped_table
 from .graphs.table import graph_table
 from .shapes import VideoShape
-from .util.files import file_aside, sha256
+from .util.files import atomic_file, sha256
 from .util.machine import executes, provenance
 from .util.parsing import MIB, Unreadable, read_object, shorten, validate
 from .util.sources import kernels_hash
@@ -87,7 +87,7 @@ class BuildSpec:
     def graphs(self, shape: VideoShape | None = None) -> dict[str, Graph]:
         """The table of its graphs, at its own shape or another."""
         if self.layers_per_shard:
-            return sharded_table(self.variant, shape or self.shape, self.layers_per_shard)
+            return grouped_table(self.variant, shape or self.shape, self.layers_per_shard)
         return graph_table(self.variant, shape or self.shape)
 
     @property
@@ -138,7 +138,7 @@ class Manifest:
         """Write manifest.json, whole or not at all."""
         values = {"format": FORMAT, "key": self.spec.key, **asdict(self)}
         values["digest"] = digest(values)
-        with file_aside(folder / FILE) as aside:
+        with atomic_file(folder / FILE) as aside:
             aside.write_text(json.dumps(values, indent=1) + "\n")
 
     @classmethod

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .util import mp4
-from .util.files import as_path, file_aside
+from .util.files import as_path, atomic_file
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Video:
         first = next(frames, None)
         if first is None:
             raise InputError(f"{path}: there are no frames to write; the stream was closed.")
-        with file_aside(path) as aside:
+        with atomic_file(path) as aside:
             mp4.write(aside, chain([first], frames), rate, path)
         return path
 

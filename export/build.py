@@ -10,7 +10,7 @@ from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.grouped import LAYERS
-from consisid.engine.lora.weights import Merged
+from consisid.engine.lora.weights import LoraPatchedCheckpoint
 from consisid.engine.manifest import (
     DTYPES,
     BuildSpec,
@@ -24,7 +24,7 @@ from consisid.engine.manifest import (
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
 from consisid.engine.variants import Variant
-from consisid.engine.weights.device import WeightStore
+from consisid.engine.weights.device import DeviceWeights
 
 from .choose import check_backend, check_targets, find_unusable
 from .entries import compiled
@@ -96,13 +96,13 @@ def build(
             tuple(targets), holds, "refit" in flags, "version_compatible" in flags, "hardware_compatible" in flags,
             timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
         )  # fmt: skip
-        table, store = spec.graphs(), WeightStore(Merged(opened), place, DTYPES[dtype])
+        table, store = spec.graphs(), DeviceWeights(LoraPatchedCheckpoint(opened), place, DTYPES[dtype])
         machine = provenance(place)
         work.begin(spec, machine)
         entries = {}
         for name, graph in table.items():
             if holds:  # what one engine holds, no other reads
-                store = WeightStore(Merged(opened), place, DTYPES[dtype])
+                store = DeviceWeights(LoraPatchedCheckpoint(opened), place, DTYPES[dtype])
             entry = work.finished(name) or compiled(graph, work.folder, spec, store, options, unusable)
             work.finish(name, entry)
             entries[name] = entry

@@ -10,11 +10,11 @@ import torch
 from consisid.engine.backends import HOLDS_WEIGHTS
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import weight_shapes
-from consisid.engine.graphs.grouped import LAYERS, sharded_table
+from consisid.engine.graphs.grouped import LAYERS, grouped_table
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
-from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.device import device_memory_free
 from consisid.engine.memory.planner import machine_named, plan
 from consisid.engine.shapes import VideoShape
@@ -84,7 +84,7 @@ def describe_plan(
     ]
     width, total = DTYPES[dtype].itemsize, 0
     sharded = backend in HOLDS_WEIGHTS
-    table = sharded_table(source.variant, shape, layers_per_shard) if sharded else graph_table(source.variant, shape)
+    table = grouped_table(source.variant, shape, layers_per_shard) if sharded else graph_table(source.variant, shape)
     for name, graph in table.items():
         count = len(graph.layers) * sum(prod(s) for s in weight_shapes(graph.module()).values())
         total += count
@@ -92,6 +92,6 @@ def describe_plan(
     lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
     if memory is not None:
         gpu = provenance(place).get("gpu", "")
-        found = sizes(source.variant, shape, DTYPES[dtype], device=kind)
+        found = video_costs(source.variant, shape, DTYPES[dtype], device=kind)
         lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True))]
     return "\n".join(lines)

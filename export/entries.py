@@ -11,7 +11,7 @@ from consisid.engine.errors import CheckpointError
 from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.manifest import BuildSpec, GraphEntry
 from consisid.engine.util.files import sha256
-from consisid.engine.weights.device import WeightStore
+from consisid.engine.weights.device import DeviceWeights
 
 from .choose import compile_graph
 
@@ -20,7 +20,7 @@ def compiled(
     graph: Graph,
     folder: Path,
     spec: BuildSpec,
-    store: WeightStore,
+    store: DeviceWeights,
     options: BuildOptions,
     unusable: Mapping[str, str],
 ) -> GraphEntry:

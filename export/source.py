@@ -10,7 +10,7 @@ from consisid.engine.checkpoint.random_weights import PREFIX, RandomWeights
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.checkpoint.write import write_small_parts
 from consisid.engine.errors import CheckpointError, InputError
-from consisid.engine.util.files import write_aside
+from consisid.engine.util.files import atomic_dir
 from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant, variant_named
 
 from .check import check_checkpoint
@@ -65,7 +65,7 @@ class Source:
         inside = folder / INSIDE
         if self.random:
             if not inside.exists():
-                with write_aside(inside) as aside:
+                with atomic_dir(inside) as aside:
                     write_small_parts(aside, self.variant)
             return RandomWeights(inside, self.variant, SEED)
         if self.name == TINY.name:
@@ -74,7 +74,7 @@ class Source:
         if not self.bundle:
             return checkpoint
         if not inside.exists():
-            with write_aside(inside) as aside:
+            with atomic_dir(inside) as aside:
                 copy_read_files(checkpoint, aside)
         return Checkpoint(inside, self.weights)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from consisid.engine.checkpoint.weight_files import check_inside
 from consisid.engine.errors import EngineError, InputError
 from consisid.engine.manifest import BuildSpec, GraphEntry, Manifest, digest
-from consisid.engine.util.files import file_aside, sha256
+from consisid.engine.util.files import atomic_file, sha256
 from consisid.engine.util.parsing import Unreadable, read_json, validate
 
 SOURCE, SPEC = "source.key", "spec.key"  # of what checkpoint, and to what specification on what machine
@@ -60,7 +60,7 @@ class Staging:
         return entry if file.is_file() and sha256(file) == entry.sha256 else None
 
     def finish(self, name: str, entry: GraphEntry) -> None:
-        with file_aside(self._entry(name)) as aside:
+        with atomic_file(self._entry(name)) as aside:
             aside.write_text(json.dumps(asdict(entry)))
 
     def _entry(self, name: str) -> Path:

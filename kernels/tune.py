@@ -40,7 +40,7 @@ REFUSALS = ("No available kernel", "Invalid backend", "PassManager::run failed")
 
 
 def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
-    """What is worth compiling there. Sizes that do not fit a GPU fail to launch and are passed over."""
+    """What is worth compiling there. Costs that do not fit a GPU fail to launch and are passed over."""
     hopper = capability >= (9, 0)
     sizes = ((64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8))
     for (rows, columns, warps), stages, descriptors, ahead in itertools.product(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from consisid.engine.errors import LONGEST, ConsisIDError, one_line, shown
-from consisid.engine.util.files import check_place, file_aside
+from consisid.engine.util.files import atomic_file, check_place
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -19,7 +19,7 @@ def umask(request):
 
 def test_permissions_are_those_of_the_umask(tmp_path, umask):
     """Whatever the writer made of them."""
-    with file_aside(tmp_path / "me.safetensors") as aside:
+    with atomic_file(tmp_path / "me.safetensors") as aside:
         aside.write_text("x")
         aside.chmod(0o600)
     assert stat.S_IMODE((tmp_path / "me.safetensors").stat().st_mode) == 0o666 & ~umask
@@ -28,7 +28,7 @@ def test_permissions_are_those_of_the_umask(tmp_path, umask):
 def test_a_name_as_long_as_the_system_takes(tmp_path):
     target = tmp_path / ("a" * 251 + ".mp4")
     check_place(target)
-    with file_aside(target) as aside:
+    with atomic_file(target) as aside:
         assert aside.suffix == ".mp4"
         aside.write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
@@ -37,7 +37,7 @@ def test_a_name_as_long_as_the_system_takes(tmp_path):
 def test_nobody_can_guess_where_a_file_is_written(tmp_path):
     names = set()
     for _ in range(3):
-        with file_aside(tmp_path / "x.mp4") as aside:
+        with atomic_file(tmp_path / "x.mp4") as aside:
             names.add(aside.name)
     assert len(names) == 3
 

@@ -120,7 +120,7 @@ def test_no_circles_between_files():
     ("name", "line"),
     [
         ("engine.memory.planner", "from ..run.run import Run"),
-        ("engine.denoise", "from .engine import Opened"),
+        ("engine.denoise", "from .engine import Engine"),
         ("engine.graphs.table", "if TYPE_CHECKING:\n    from ..runtime.executor import GraphExecutor"),
         ("engine.util.files", "def lazy():\n    from consisid.engine.video import Video"),
         ("engine.api", "import_module('consisid.export.build')"),

@@ -184,7 +184,7 @@ def packaged(c: Context, ahead: Ahead | None) -> Work:
     graph = c.weights.table["block"]
     run = backend("inductor").load(graph, ahead.package, c.device, list(weight_shapes(graph.module())))
     inputs = both.hidden, both.modulation, both.cos, both.sin
-    weights = both.networks.weights.take("block", 0)
+    weights = both.networks.weights.acquire("block", 0)
     return Work(lambda: run(inputs, weights), c.compare(_one(run(inputs, weights)), both.block()), c.tolerance)
 
 

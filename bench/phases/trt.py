@@ -14,9 +14,9 @@ from consisid.engine.backends import backend
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.backends.tensorrt.ptx import Kernel
-from consisid.engine.backends.tensorrt.run import Captured, Engine
+from consisid.engine.backends.tensorrt.run import Captured, LoadedEngine
 from consisid.engine.graphs.graph import weight_shapes
-from consisid.engine.graphs.grouped import TRUNK, sharded_table
+from consisid.engine.graphs.grouped import TRUNK, grouped_table
 from consisid.kernels.joint_attention import by_kernel
 from consisid.kernels.tuning import default_config
 
@@ -32,7 +32,7 @@ class Shard:
     """A shard of the trunk with random weights, what it is called with, and what it gives by PyTorch."""
 
     def __init__(self, c: Context):
-        self.c, self.graph = c, sharded_table(c.variant, c.shape, LAYERS)[NAME]
+        self.c, self.graph = c, grouped_table(c.variant, c.shape, LAYERS)[NAME]
         self.weights = c.weights.of(self.graph)[0]
         self.inputs = [
             c.randn(*(c.batch if size == "B" else int(size) for size in spec.shape), seed=i, dtype=spec.dtype) * 0.1
@@ -44,11 +44,11 @@ class Shard:
     def eager(self) -> Any:
         return self._run(self.inputs, self.weights)
 
-    def engine(self, name: str, plugins: tuple[str, ...] = ()) -> Engine:
+    def engine(self, name: str, plugins: tuple[str, ...] = ()) -> LoadedEngine:
         """The shard as an engine of a backend; kept for the phase."""
         return self.c.once(("engine", name, plugins), lambda: self._build(name, plugins))
 
-    def _build(self, name: str, plugins: tuple[str, ...]) -> Engine:
+    def _build(self, name: str, plugins: tuple[str, ...]) -> LoadedEngine:
         from consisid.export.onnx import skeleton, write
 
         engines: Any = backend(name)

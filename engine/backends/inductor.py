@@ -19,7 +19,7 @@ from . import Outputs, Runner
 
 SUFFIX = ".pt2"
 INT32 = 2**31 - 1  # elements that 32-bit indices reach
-# Sizes that change from call to call: that of the example (1 would be compiled in as a constant), least and largest.
+# Costs that change from call to call: that of the example (1 would be compiled in as a constant), least and largest.
 # A compiled graph takes fewer samples B than that where more would need indices of 64 bits; see most_samples.
 SIZES = {"B": (2, 1, 4096), "N": (3, 1, 4096), "H": (96, 33, 4096), "W": (128, 33, 4096)}
 EXAMPLE_SIZES = {name: size[0] for name, size in SIZES.items()}

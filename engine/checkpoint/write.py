@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..util.files import write_aside
+from ..util.files import atomic_dir
 from ..variants import TransformerConfig, Variant, variant_named
 from .tiny_faces.write import write_face_models
 
@@ -127,7 +127,7 @@ def write_checkpoint(
     variant, path = variant_named(variant) if isinstance(variant, str) else variant, Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already; name a folder that does not, or remove it first.")
-    with _quiet(), write_aside(path) as folder:
+    with _quiet(), atomic_dir(path) as folder:
         blocks = len(variant.vae.block_out_channels)
         modules = {
             "transformer": ConsisIDTransformer3DModel(

@@ -81,7 +81,7 @@ class Graph:
         return tuple(self.layers[layer] + part for part in parts)
 
 
-def in_rows(graph: Graph, rows: int) -> Graph:
+def in_ff_chunks(graph: Graph, rows: int) -> Graph:
     """A chunked graph with its feed-forward in pieces of the tokens: other sums, the same within rounding."""
     return replace(graph, make=partial(graph.make, rows=rows))  # type: ignore[call-arg]
 

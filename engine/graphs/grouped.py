@@ -17,7 +17,7 @@ def spread(layers: int, count: int) -> list[range]:
     return [range(start, min(start + count, layers)) for start in range(0, layers, count)]
 
 
-def sharded_table(variant: Variant, shape: VideoShape, count: int = LAYERS) -> dict[str, Graph]:
+def grouped_table(variant: Variant, shape: VideoShape, count: int = LAYERS) -> dict[str, Graph]:
     """graph_table with every layered graph replaced by shards: a graph here has one set of weights and one call.
 
     Args:

@@ -25,7 +25,7 @@ PART = "transformer"
 
 
 @dataclass(frozen=True)
-class Change:
+class LowRankDelta:
     """What one LoRA does to one tensor: + scale * up @ down.
 
     up [out, r, ...] and down [r, in, ...]; a bias has an up [out] only.
@@ -45,7 +45,7 @@ class Change:
 class Lora:
     """The changes of one file, by the names of a checkpoint's tensors."""
 
-    changes: Mapping[str, Change]
+    changes: Mapping[str, LowRankDelta]
 
     @cached_property
     def key(self) -> str:
@@ -87,15 +87,15 @@ class Lora:
                 f"{name} has PEFT's names and does not say its alpha; put PEFT's adapter_config.json beside the file, "
                 "or save it with diffusers' save_lora_weights."
             )
-        found: dict[str, Change] = {}
+        found: dict[str, LowRankDelta] = {}
         for module, parts in factors.items():
             down, up, bias = (parts.get(key) for key in ("A.weight", "B.weight", "B.bias"))
             if down is None or up is None:
                 raise InputError(f"{name} has one of lora_A and lora_B only for {module}; it is incomplete.")
             scale = settings.scale(module, down.shape[0], alphas.get(module))
-            found[f"{module}.weight"] = Change(up, down, scale)
+            found[f"{module}.weight"] = LowRankDelta(up, down, scale)
             if bias is not None:
-                found[f"{module}.bias"] = Change(bias, None, scale)
+                found[f"{module}.bias"] = LowRankDelta(bias, None, scale)
         for target, change in found.items():
             _check(name, target, change, checkpoint)
         return cls(found)
@@ -119,7 +119,7 @@ Active = tuple[tuple[Lora, float], ...]
 """LoRAs and their weights, in the order in which they are added."""
 
 
-class Merged:
+class LoraPatchedCheckpoint:
     """A checkpoint's tensors with the active LoRAs in them.
 
     Attributes:
@@ -165,7 +165,7 @@ def key_of(active: Active) -> str:
     return " ".join(f"{lora.key}*{weight!r}" for lora, weight in active)
 
 
-def _check(name: str, target: str, change: Change, checkpoint: Checkpoint) -> None:
+def _check(name: str, target: str, change: LowRankDelta, checkpoint: Checkpoint) -> None:
     """Whether a tensor is there and of the size that a change has.
 
     Raises:

@@ -38,7 +38,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class StageSizes:
+class StageCosts:
     """One stage.
 
     Attributes:
@@ -61,11 +61,11 @@ class StageSizes:
     working: tuple[tuple[str, int], ...]
     data: int
     rows: tuple[tuple[str, int], ...] = ()
-    tiles: tuple["TileSizes", ...] = ()
+    tiles: tuple["TileCosts", ...] = ()
 
 
 @dataclass(frozen=True)
-class TileSizes:
+class TileCosts:
     """A way to cut frames. tile: height and width in latent pixels; working: bytes in which decoding one finds room;
     arithmetic: that of all tiles against that of whole frames."""
 
@@ -75,7 +75,7 @@ class TileSizes:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Costs:
     """All stages of one kind of video.
 
     Attributes:
@@ -87,7 +87,7 @@ class Sizes:
     """
 
     label: str
-    stages: tuple[StageSizes, ...]
+    stages: tuple[StageCosts, ...]
     context: int
     pieces: int
     weights: int
@@ -108,7 +108,7 @@ PIECES: Mapping[str, int] = {"cuda": (32 + 8 + 28) * 2**20, "cpu": 0}
 
 
 @lru_cache(maxsize=64)
-def sizes(
+def video_costs(
     variant: Variant,
     shape: VideoShape,
     dtype: torch.dtype,
@@ -118,8 +118,8 @@ def sizes(
     guided: bool = True,
     device: str = "cpu",
     rows: bool = True,
-) -> Sizes:
-    """Sizes of a video; seconds of counting at the first call, no tensor with data is made.
+) -> Costs:
+    """Costs of a video; seconds of counting at the first call, no tensor with data is made.
 
     Args:
         dtype: of weights and activations.
@@ -142,7 +142,7 @@ def sizes(
     weights = _held([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
     label += f", {batch} videos" if batch > 1 else ""
-    return Sizes(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
+    return Costs(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
 
 
 def packed_bytes(shapes: Mapping[str, torch.Size], itemsize: int) -> int:
@@ -163,12 +163,12 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
 def _stage(
     name: str, graphs: list[Graph], variant: Variant, dtype: torch.dtype, shape: VideoShape, data: int,
     batch: int, steps: int, guided: bool, rows: bool, fused: bool,
-) -> StageSizes:  # fmt: skip
+) -> StageCosts:  # fmt: skip
     room = arena_bytes if fused else peak_bytes
     halves = 2 if guided else 1
     modes = {"batched": halves * batch, "sequential": batch} if name == "denoise" and guided else {"batched": batch}
     beside = batch if name == "text" else 1  # prompts are encoded beside each other
-    working, pieces, counts, cut = {}, {}, {}, tuple[TileSizes, ...]()
+    working, pieces, counts, cut = {}, {}, {}, tuple[TileCosts, ...]()
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
         free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
@@ -200,7 +200,7 @@ def _stage(
         for layer in range(len(graph.layers))
     )
     rest = [graph for graph in graphs if not graph.streams]
-    return StageSizes(
+    return StageCosts(
         name=name,
         fixed=_fixed(rest, dtype.itemsize),
         units=units,
@@ -213,7 +213,7 @@ def _stage(
     )
 
 
-def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused: bool) -> Iterator[TileSizes]:
+def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused: bool) -> Iterator[TileCosts]:
     """Ways to cut a frame. What a decoder holds is in proportion to its pixels; `frames` bytes, in which tiles are
     blended, come on top."""
     for split in SPLITS:
@@ -222,7 +222,7 @@ def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused:
             share = sides[0] * sides[1] / (latent[0] * latent[1])
             scaled = [(request, ceil(count * share)) for request, count in events]
             working = (arena_bytes if fused else peak_bytes)(scaled) + frames
-            yield TileSizes((sides[0], sides[1]), working, split**2 * share)
+            yield TileCosts((sides[0], sides[1]), working, split**2 * share)
 
 
 def _held(tensors: Sequence[int], fused: bool) -> int:

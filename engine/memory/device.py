@@ -124,10 +124,25 @@ def host_memory_free() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+        free = min(free, control_group_free(Path("/sys/fs/cgroup"), free))
     except (OSError, StopIteration, ValueError):
         pass  # not Linux, or no such control group
     return max(0, free)
+
+
+def control_group_free(group: Path, otherwise: int) -> int:
+    """Bytes that a control group can still take, of either version; `otherwise` where it has no limit. The page cache
+    of files counts as free: the system gives it up when memory is asked for.
+
+    Raises:
+        OSError, ValueError: there is no such group.
+    """
+    first = group / "memory"
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if first.is_dir() else ("memory.max", "memory.current")
+    place = first if first.is_dir() else group
+    limit, used = ((place / name).read_text().strip() for name in names)
+    if limit == "max":
+        return otherwise
+    stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+    cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return int(limit) - int(used) + cached

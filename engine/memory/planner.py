@@ -14,7 +14,7 @@ from itertools import pairwise, product
 from ..errors import MemoryBudgetError
 from .allocator import aligned
 from .budget import show
-from .costs import ROWS, Key, Sizes, StageSizes
+from .costs import ROWS, Costs, Key, StageCosts
 from .simulate import MACHINES, Machine, replay, spread
 
 BUFFERS = (2, 3, 4)
@@ -151,7 +151,7 @@ class MemoryPlan:
 
 @lru_cache(maxsize=4096)
 def candidates(
-    stage: StageSizes, granule: int, machine: Machine, cfg: str | None, tiling: bool, held: bool
+    stage: StageCosts, granule: int, machine: Machine, cfg: str | None, tiling: bool, held: bool
 ) -> tuple[StagePlan, ...]:
     """Every way to run a stage; the peak is without the sizes' overhead, and when `held` without weights.
 
@@ -204,7 +204,7 @@ def candidates(
 
 
 def plan(
-    budget: int | None, sizes: Sizes, machine: Machine = UNKNOWN, *, cfg: str | None = None, tiling: bool = False
+    budget: int | None, sizes: Costs, machine: Machine = UNKNOWN, *, cfg: str | None = None, tiling: bool = False
 ) -> MemoryPlan:
     """The fastest way to make a video within a budget.
 
@@ -240,7 +240,7 @@ def plan(
     return min(found, key=lambda each: (each.seconds, not each.held))
 
 
-def smallest(sizes: Sizes, machine: Machine, cfg: str | None, tiling: bool) -> tuple[str, int]:
+def smallest(sizes: Costs, machine: Machine, cfg: str | None, tiling: bool) -> tuple[str, int]:
     """The stage that no plan can make smaller, and the bytes that it needs: the smallest budget."""
     least = {
         stage.name: min(way.peak for way in candidates(stage, sizes.granule, machine, cfg, tiling, False))
@@ -265,7 +265,7 @@ def _raised(stage: StagePlan, extra: int, ahead: tuple[Key, ...] = ()) -> StageP
     return StagePlan(**{**vars(stage), "peak": stage.peak + extra, "ahead": ahead})
 
 
-def look_ahead(stages: Sequence[StagePlan], sizes: Sizes, budget: int) -> tuple[StagePlan, ...]:
+def look_ahead(stages: Sequence[StagePlan], sizes: Costs, budget: int) -> tuple[StagePlan, ...]:
     """The stages, in what a budget leaves of each the first units of the one that follows it.
 
     The seconds stay as they are: what is gained is left out, so that more memory is never predicted to be slower.
@@ -277,7 +277,7 @@ def look_ahead(stages: Sequence[StagePlan], sizes: Sizes, budget: int) -> tuple[
     return (*found, *stages[-1:])
 
 
-def _leading(stage: StagePlan, size: StageSizes, room: int, granule: int) -> tuple[tuple[Key, ...], int]:
+def _leading(stage: StagePlan, size: StageCosts, room: int, granule: int) -> tuple[tuple[Key, ...], int]:
     """The first units of a stage whose buffers fit into `room` bytes, and the bytes of those buffers."""
     keys: list[Key] = []
     taken, free = 0, stage.buffers
@@ -293,7 +293,7 @@ def _leading(stage: StagePlan, size: StageSizes, room: int, granule: int) -> tup
 
 
 def smaller(
-    than: MemoryPlan, sizes: Sizes, *, cfg: str | None = None, tiling: bool = False, step: float = 0.9
+    than: MemoryPlan, sizes: Costs, *, cfg: str | None = None, tiling: bool = False, step: float = 0.9
 ) -> MemoryPlan | None:
     """The fastest plan whose predicted peak is at most `step` of another's, or else the smallest; None when that is no
     smaller than the other."""

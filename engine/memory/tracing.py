@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from consisid.kernels import whole, workspace
 
-from ..graphs.graph import Graph, in_rows, weight_shapes
+from ..graphs.graph import Graph, in_ff_chunks, weight_shapes
 from ..graphs.table import graph_table
 from ..graphs.trunk import join_tokens, run_blocks
 from ..shapes import VideoShape, chunks
@@ -133,7 +133,7 @@ def count_step(
     layers = min(t.num_layers, 2 * t.cross_attn_interval + t.num_layers % t.cross_attn_interval)
     few = replace(variant, transformer=replace(t, num_layers=layers))
     table = {
-        name: in_rows(graph, rows) if rows > 1 and graph.chunked else graph
+        name: in_ff_chunks(graph, rows) if rows > 1 and graph.chunked else graph
         for name, graph in graph_table(few, shape).items()
     }
     with _without_data(fused):
@@ -173,7 +173,7 @@ def count_decode(
         live = _Live([*call.known, *parts])
         with live:
             images, *caches = call.many("decode_first", parts[0])
-            for _ in range(min(4, len(chunks(frames)) - 1)):  # the rest ask for the same
+            for _ in range(min(12, len(chunks(frames)) - 1)):  # the rest ask for the same
                 to_uint8(images[0].transpose(0, 1))
                 images, *caches = call.many("decode_next", parts[1], *caches)
             to_uint8(images[0].transpose(0, 1))

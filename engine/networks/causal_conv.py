@@ -9,7 +9,7 @@ from torch import Tensor, nn
 LARGEST = 2**31 - 1  # elements; convolution libraries index with 32 bits
 
 
-class Tape:
+class CausalCache:
     """The frames that causal convolutions hand from chunk to chunk, in the order in which the convolutions run.
 
     Args:
@@ -76,7 +76,7 @@ class CausalConv(nn.Module):
         """Frames before a frame that it reads."""
         return self.conv.kernel_size[0] - 1
 
-    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+    def forward(self, x: Tensor, tape: CausalCache) -> Tensor:
         return self.of_led(tape.lead(x, self.lead))
 
     def of_led(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from consisid.kernels import group_norm_silu
 
 from ..variants import VaeConfig
-from .causal_conv import CausalConv, Tape, conv3d, convolve
+from .causal_conv import CausalCache, CausalConv, conv3d, convolve
 from .vae_encoder import Encoder
 
 __all__ = ["Decoder", "Encoder", "FirstChunk", "NextChunk", "live_caches"]
@@ -47,7 +47,7 @@ class SpatialNorm(nn.Module):
         self.conv_b = Pointwise(latent_channels, channels)
         self.in_place = True
 
-    def forward(self, x: Tensor, latents: Tensor, tape: Tape, lead: int) -> Tensor:
+    def forward(self, x: Tensor, latents: Tensor, tape: CausalCache, lead: int) -> Tensor:
         """x [B, C, F, H, W] -> [B, C, lead + F, H, W]: behind the frames that a convolution with this lead reads."""
         norm = self.norm_layer
         scale, shift = self.conv_y(latents), self.conv_b(latents)
@@ -70,7 +70,7 @@ class UpResnet(nn.Module):
         self.conv2 = CausalConv(outputs, outputs)
         self.conv_shortcut = None if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, latents: Tensor, tape: Tape) -> Tensor:
+    def forward(self, x: Tensor, latents: Tensor, tape: CausalCache) -> Tensor:
         h = self.conv1.of_led(self.norm1(x, latents, tape, self.conv1.lead))
         h = self.norm2(h, latents, tape, self.conv2.lead)
         h = self.conv2.of_led(h)
@@ -155,7 +155,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(UpResnet(outputs if i else inputs, outputs, config) for i in range(layers))
         self.upsamplers = nn.ModuleList(() if upsample is None else (upsample,))
 
-    def forward(self, x: Tensor, latents: Tensor, tape: Tape) -> Tensor:
+    def forward(self, x: Tensor, latents: Tensor, tape: CausalCache) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x, latents, tape)
         for upsample in self.upsamplers:
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         self.norm_out = SpatialNorm(channels[-1], config.latent_channels, config.norm_num_groups)
         self.conv_out = CausalConv(channels[-1], 3)
 
-    def forward(self, latents: Tensor, tape: Tape) -> Tensor:
+    def forward(self, latents: Tensor, tape: CausalCache) -> Tensor:
         x = self.conv_in(latents, tape)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, latents, tape)
@@ -210,7 +210,7 @@ class FirstChunk(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
-        tape = Tape()
+        tape = CausalCache()
         return (self.decoder(latents, tape), *tape.new)
 
 
@@ -218,5 +218,5 @@ class NextChunk(FirstChunk):
     """Latents [B, 16, 2, h, w] and the caches of the chunk before -> frames [B, 3, 8, H, W], then the live caches."""
 
     def forward(self, latents: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        tape = Tape(caches)
+        tape = CausalCache(caches)
         return (self.decoder(latents, tape), *tape.new)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from ..engine import Opened
+from ..engine import Engine
 from ..errors import DeviceMemoryError
 from ..memory.budget import show
 from ..memory.costs import CONTEXT
@@ -70,12 +70,12 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
     engine, request, after = run.engine, run.request, DeviceMemory.now(run.engine.device)
     present = run.plan or plan_of(engine, request, run.cfg, unlimited=True)
     reason = explain(present, run.before, after)
-    engine.weights.leave()
+    engine.weights.evict()
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     # The steps that are finished fix the mode; before the first any will do, unless the caller chose.
-    sizes = engine.sizes(request.shape, request.batch, request.options.num_inference_steps, request.guided)
-    following = smaller(present, sizes, cfg=run.cfg_asked, tiling=request.may_tile)
+    costs = engine.costs(request.shape, request.batch, request.options.num_inference_steps, request.guided)
+    following = smaller(present, costs, cfg=run.cfg_asked, tiling=request.may_tile)
     where = f"stage {run.stage_name}" + (f", step {run.step + 1}" if run.stage_name == "denoise" else "")
     text = f"Out of device memory in the {where}, with the plan of {show(present.peak)} ({present.mode}). {reason}"
     if following is None:
@@ -90,7 +90,7 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
 
 
 @contextmanager
-def looking_at_photo(engine: Opened) -> Iterator[None]:
+def looking_at_photo(engine: Engine) -> Iterator[None]:
     """In this thread's turn at the device: what looks at a photo outside a run keeps to the engine's budget too, and
     gives the device back.
 

@@ -22,7 +22,7 @@ from ..shapes import VideoShape, whole
 from ..text import check_prompt, check_unicode
 
 if TYPE_CHECKING:
-    from ..engine import Opened
+    from ..engine import Engine
 
 VIDEO_SIZES = ("height", "width", "num_frames")
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
@@ -192,7 +192,7 @@ class Request:
     single: bool
 
     @classmethod
-    def check(cls, engine: "Opened", options: Options) -> "Request":
+    def check(cls, engine: "Engine", options: Options) -> "Request":
         """A request that can be run.
 
         Raises:
@@ -229,7 +229,7 @@ class Request:
         request._check_tensors(engine)
         return request
 
-    def _check_tensors(self, engine: "Opened") -> None:
+    def _check_tensors(self, engine: "Engine") -> None:
         config, shape = engine.variant.transformer, self.shape
         text = (self.prompts, config.max_text_seq_length, config.text_embed_dim)
         noise = (

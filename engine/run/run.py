@@ -11,7 +11,7 @@ from consisid.kernels import describe
 
 from ..decode.tile import Tile, check_tile
 from ..denoise import LoopState, guidance_weight, not_finite
-from ..engine import Opened
+from ..engine import Engine
 from ..lora.weights import Active
 from ..memory.device import DeviceMemory
 from ..memory.planner import MemoryPlan
@@ -38,7 +38,7 @@ class Run:
         restarts: how often it ran out of memory.
     """
 
-    def __init__(self, engine: Opened, request: Request):
+    def __init__(self, engine: Engine, request: Request):
         self.engine, self.request, self.options = engine, request, request.options
         self.loras: Active = engine.scaled_loras(self.options.lora_scale)
         self._given_scheduler = copy.deepcopy(engine.scheduler)
@@ -80,7 +80,7 @@ class Run:
         """What the denoising loop calls: blocks as the plan has them."""
         if self.plan is None or self.plan.rows == 1:
             return self.networks
-        return self.engine.in_rows(self.networks, self.request.shape, self.plan.rows)
+        return self.engine.in_ff_chunks(self.networks, self.request.shape, self.plan.rows)
 
     @property
     def decoding(self) -> tuple[str | None, Tile | None]:
@@ -140,10 +140,10 @@ class Run:
             engine.weights.use(plan)
             engine.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
             if self.stage_name != "decode":  # which has no LoRA, and of which others may have runs between two frames
-                engine.weights.adapt(self.loras)
+                engine.weights.set_loras(self.loras)
             self._mark = engine.weights.copied
             engine.weights.peaks.clear()
-            engine.weights.lane.stalls()
+            engine.weights.copy_stream.stalls()
 
     def suspend(self) -> None:
         """Another run has the device from now on: note what this one has used of it."""
@@ -156,15 +156,15 @@ class Run:
         for name, peak in weights.peaks.items():
             self.peaks[name] = max(peak, self.peaks.get(name, 0))
         weights.peaks.clear()
-        first, *rest = weights.lane.stalls()
+        first, *rest = weights.copy_stream.stalls()
         self.stalls = [*self.stalls[:-1], self.stalls[-1] + first, *rest]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage of the run, timed."""
-        self.stage_name, lane = name, self.engine.weights.lane
+        self.stage_name, copy_stream = name, self.engine.weights.copy_stream
         if name == "denoise":
-            lane.stalls()
+            copy_stream.stalls()
             self.stalls = [0.0]
         with self.clock.stage(name):
             yield
@@ -184,7 +184,7 @@ class Run:
     def watch(self, step: int) -> None:
         """After each denoising step."""
         self.step = step + 1
-        self.engine.weights.lane.border()
+        self.engine.weights.copy_stream.border()
         self.clock.step()
 
     def resume(self, *conditions: Any) -> LoopState | None:
@@ -253,8 +253,8 @@ class Run:
             self.engine.give_back()
 
 
-def plan_of(engine: Opened, request: Request, cfg: str | None, unlimited: bool = False) -> MemoryPlan:
-    """The plan for a request within the engine's budget; see Opened.plan."""
+def plan_of(engine: Engine, request: Request, cfg: str | None, unlimited: bool = False) -> MemoryPlan:
+    """The plan for a request within the engine's budget; see Engine.plan."""
     budget = None if unlimited else engine.memory
     return engine.plan(
         budget, shape=request.shape, batch=request.batch, steps=request.options.num_inference_steps,

@@ -28,10 +28,10 @@ class Weights(Protocol):
 
     version: int
 
-    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+    def acquire(self, name: str, layer: int) -> Sequence[Tensor]:
         """The tensors of a call, in the order that its graph takes them."""
 
-    def done(self, name: str, layer: int) -> None:
+    def release(self, name: str, layer: int) -> None:
         """The call that used them is queued."""
 
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
@@ -49,10 +49,10 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     version = 0
 
-    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+    def acquire(self, name: str, layer: int) -> Sequence[Tensor]:
         return self[name][layer]
 
-    def done(self, name: str, layer: int) -> None:
+    def release(self, name: str, layer: int) -> None:
         """They stay."""
 
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
@@ -114,10 +114,10 @@ class GraphExecutor(ABC):
 
     def __call__(self, name: str, *inputs: Tensor, layer: int = 0) -> Outputs:
         self.count(name)
-        tensors = self.weights.take(name, layer)
+        tensors = self.weights.acquire(name, layer)
         with self.weights.scratch():
             outputs = self.runners[name](inputs, tensors)
-        self.weights.done(name, layer)
+        self.weights.release(name, layer)
         return self.weights.keep(outputs) if isinstance(outputs, Tensor) else tuple(map(self.weights.keep, outputs))
 
     def one(self, name: str, *inputs: Tensor, layer: int = 0) -> Tensor:

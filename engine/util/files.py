@@ -15,7 +15,7 @@ from ..errors import InputError, WriteError
 
 
 @contextmanager
-def write_aside(target: Path) -> Iterator[Path]:
+def atomic_dir(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well, and vanishes when it does not.
 
     It and the files in it get the permissions that the umask gives, whatever the block does with them.
@@ -35,8 +35,8 @@ def write_aside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_aside(target: Path) -> Iterator[Path]:
-    """As write_aside, for one file; an existing `target` is replaced.
+def atomic_file(target: Path) -> Iterator[Path]:
+    """As atomic_dir, for one file; an existing `target` is replaced.
 
     The file beside it has a name of its own that nobody can guess, of a length that does not depend on the target's,
     and the permissions that the umask gives, whatever the block does with it.

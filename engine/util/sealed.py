@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import file_aside, unwritable
+from .files import atomic_file, unwritable
 from .parsing import Unreadable, parse_json, refuse_pointer, shorten
 
 VALUES, SEAL = "consisid", "sha256"  # entries of the header
@@ -38,7 +38,7 @@ def save_sealed(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, 
     # Copies: safetensors refuses tensors that share memory.
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(values)
-    with file_aside(path) as aside:
+    with atomic_file(path) as aside:
         try:
             save_file(kept, aside, {VALUES: text, SEAL: seal_of(kept, text)})
         except (SafetensorError, OSError) as error:

@@ -16,9 +16,9 @@ from ..checkpoint.reading import Checkpoint
 from ..graphs.graph import Graph
 from ..lora.weights import PART, reads
 from ..memory.planner import MemoryPlan
-from .copy_stream import Lane
-from .device import WeightStore
-from .manager import Residency
+from .copy_stream import CopyStream
+from .device import DeviceWeights
+from .manager import WeightManager
 
 
 class Holder(Protocol):
@@ -45,15 +45,15 @@ def resident_share(plan: MemoryPlan, stage: str) -> float:
     return min(1.0, (len(planned.resident) + planned.buffers) / count) if count else 1.0
 
 
-class EngineWeights(Residency):
-    """Stands where Residency does, for a folder whose engines hold their weights: `take` gives no tensors.
+class BakedWeights(WeightManager):
+    """Stands where WeightManager does, for a folder whose engines hold their weights: `take` gives no tensors.
 
     Args:
         engines: the loaded engines by the name of their graph; filled while a folder is opened.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, lane: Lane):
-        super().__init__(checkpoint, device, dtype, lane)
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, copy_stream: CopyStream):
+        super().__init__(checkpoint, device, dtype, copy_stream)
         self.engines: dict[str, Holder] = {}
 
     def bind(self, graph: Graph, names: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class EngineWeights(Residency):
         self._graphs[graph.name] = (graph, names)
 
     def _renew(self, changed: frozenset[str]) -> None:
-        store, now = WeightStore(self.tensors, torch.device("cpu"), self.dtype), self.tensors.names
+        store, now = DeviceWeights(self.tensors, torch.device("cpu"), self.dtype), self.tensors.names
         for name, engine in self.engines.items():
             graph, _ = self._graphs[name]
             if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
@@ -74,24 +74,24 @@ class EngineWeights(Residency):
 
     def use(self, plan: MemoryPlan | None) -> None:
         if plan != self.plan:
-            self.leave()
+            self.evict()
             self.plan = plan
 
-    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+    def acquire(self, name: str, layer: int) -> Sequence[Tensor]:
         if self.plan is not None and not self.plan.held and self._stage_of(name) != self._stage:
-            self.leave()
+            self.evict()
             self._stage = self._stage_of(name)
             self._limit(self.plan)
         return ()
 
-    def done(self, name: str, layer: int) -> None:
+    def release(self, name: str, layer: int) -> None:
         """The engine keeps them."""
 
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
         """TensorRT has memory of its own."""
         return nullcontext()
 
-    def leave(self) -> None:
+    def evict(self) -> None:
         """End the present stage: its engines give their memory back, and what was recorded of them is void."""
         if self.captures is not None:
             self.captures.clear()

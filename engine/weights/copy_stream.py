@@ -2,23 +2,23 @@
 
 import time
 import weakref
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import DeviceMemoryError
 from ..memory.allocator import GRANULE, aligned
 
 
-class Lane(Protocol):
-    """Copies to one device beside its computation. `Any` is an event of that device."""
+class CopyStream(Protocol):
+    """Copies from host to device on a stream of their own. `Any` is an event of the device."""
 
     def buffer(self, size: int) -> Tensor:
         """uint8 [size] on the device, not to be written by computation."""
 
-    def host(self, size: int) -> Tensor:
-        """uint8 [size] on the host, from which copies do not wait."""
+    def host(self, size: int) -> Tensor | None:
+        """uint8 [size] in pinned host memory, from which copies are asynchronous; None where the system refuses."""
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         """Queue a copy."""
@@ -43,8 +43,8 @@ class Lane(Protocol):
         border. On a GPU the device has to be idle."""
 
 
-class InlineLane:
-    """Plain copies, at once: a CPU. Computation waits for each copy as long as it takes."""
+class InlineCopies:
+    """Synchronous copies, for a CPU: computation waits for each as long as it takes."""
 
     def __init__(self) -> None:
         self._stalls = [0.0]
@@ -80,8 +80,8 @@ class InlineLane:
         return found
 
 
-class CudaLane:
-    """A copy stream beside the current stream of a GPU."""
+class CudaCopyStream:
+    """Asynchronous host-to-device copies on a side stream, ordered with the current stream by events."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -91,13 +91,13 @@ class CudaLane:
         # The whole segment, whose rest would else go to tensors that live longer, and keep the segment with them.
         return torch.empty(aligned(size, GRANULE), dtype=torch.uint8, device=self.device)[:size]
 
-    def host(self, size: int) -> Tensor:
+    def host(self, size: int) -> Tensor | None:
         # Registered rather than allocated pinned: PyTorch rounds pinned memory up to a power of two.
         memory = torch.empty(size, dtype=torch.uint8)
         if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)):
-            raise DeviceMemoryError(
-                f"The system refused to pin {size} bytes of host memory; raise the limit (ulimit -l)."
-            )
+            with suppress(RuntimeError):  # CUDA tells the refusal once more, to the next launch: this one
+                torch.empty(1, device=self.device).zero_()
+            return None
         address = memory.data_ptr()
         weakref.finalize(memory.untyped_storage(), lambda: torch.cuda.cudart().cudaHostUnregister(address))
         return memory
@@ -132,6 +132,6 @@ class CudaLane:
         return found
 
 
-def lane_of(device: torch.device) -> Lane:
-    """The lane of a device."""
-    return CudaLane(device) if device.type == "cuda" else InlineLane()
+def copy_stream_of(device: torch.device) -> CopyStream:
+    """How copies to a device are made."""
+    return CudaCopyStream(device) if device.type == "cuda" else InlineCopies()

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..checkpoint.weight_files import to_aligned
 from ..graphs.graph import Graph
-from ..lora.weights import PART, Merged
+from ..lora.weights import PART, LoraPatchedCheckpoint
 from ..memory.allocator import aligned
 
 
-class WeightStore:
+class DeviceWeights:
     """The tensors of a model on a device; one that several graphs share is held once."""
 
-    def __init__(self, tensors: Merged, device: torch.device, dtype: torch.dtype):
+    def __init__(self, tensors: LoraPatchedCheckpoint, device: torch.device, dtype: torch.dtype):
         self.tensors, self.device, self.dtype = tensors, device, dtype
         self._held: dict[tuple[str, ...], Tensor] = {}
 

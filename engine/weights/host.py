@@ -1,5 +1,6 @@
 """Weights on the host as copies of them start: packed in pinned memory, or tensor by tensor from the page cache."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,16 +8,17 @@ from torch import Tensor
 
 from ..checkpoint.random_weights import RandomWeights
 from ..graphs.graph import Graph, weight_shapes
-from ..lora.weights import PART, Merged, reads
+from ..lora.weights import PART, LoraPatchedCheckpoint, reads
 from ..memory.allocator import aligned
+from ..memory.budget import show
 from ..memory.costs import Key, packed_bytes
 from ..memory.device import host_memory_free
-from .copy_stream import Lane
+from .copy_stream import CopyStream
 
 PINNED_SHARE = 0.5  # of the memory that the host has free: the rest is for the page cache and others
 
 
-class HostWeights:
+class PinnedHostWeights:
     """Units of a checkpoint as copies of them start: packed in pinned memory, or tensor by tensor from the file.
 
     Args:
@@ -25,9 +27,11 @@ class HostWeights:
         keep: whether units that are copied again and again are kept in pinned memory; None decides by what is free.
     """
 
-    def __init__(self, tensors: Merged, dtype: torch.dtype, device: torch.device, lane: Lane,
-                 keep: bool | None = None):  # fmt: skip
-        self.tensors, self.dtype, self.device, self.lane, self.keep = tensors, dtype, device, lane, keep
+    def __init__(
+        self, tensors: LoraPatchedCheckpoint, dtype: torch.dtype, device: torch.device, copy_stream: CopyStream,
+        keep: bool | None = None,
+    ):  # fmt: skip
+        self.tensors, self.dtype, self.device, self.copy_stream, self.keep = tensors, dtype, device, copy_stream, keep
         self._flat: dict[Key, Tensor] = {}
         self._merged: dict[str, Tensor] = {}  # with LoRAs in them: no file has these
         self._shapes: dict[str, dict[str, torch.Size]] = {}
@@ -53,7 +57,8 @@ class HostWeights:
         return tuple(found)
 
     def pin(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], keys: Sequence[Key]) -> bool:
-        """Read units into pinned memory, where they stay; False where the host has too little for them."""
+        """Read units into pinned memory, where they stay; False where the host has too little for all of them, or
+        refuses to pin it, which a warning says."""
         new = [key for key in keys if key not in self._flat]
         sizes = {key: self.size(graphs[key[0]][0]) for key in new}
         keep = self.keep
@@ -61,10 +66,21 @@ class HostWeights:
             random = isinstance(self.tensors.checkpoint, RandomWeights)  # there is no file to read them from
             keep = random or (self.device.type == "cuda" and sum(sizes.values()) <= PINNED_SHARE * host_memory_free())
         for key in new if keep else []:
-            flat = self.lane.host(sizes[key])
+            flat = self.copy_stream.host(sizes[key])
+            if flat is None:
+                warnings.warn(
+                    f"The system refused to pin {show(sizes[key])} of host memory, so weights come from the page "
+                    "cache, and the host waits for each copy; raise the limit of locked memory (ulimit -l).",
+                    stacklevel=2,
+                )
+                break
             self._write(*graphs[key[0]], key[1], flat)
             self._flat[key] = flat
         return all(key in self._flat for key in keys)
+
+    def is_pinned(self, key: Key) -> bool:
+        """Whether the copy of a unit is asynchronous."""
+        return key in self._flat
 
     def renew(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], changed: frozenset[str]) -> None:
         """These tensors of the transformer are others now; no copy is under way."""
@@ -84,14 +100,14 @@ class HostWeights:
         """Queue the copies of a unit into a buffer on the device; the bytes that they move."""
         flat = self._flat.get((graph.name, layer))
         if flat is not None:
-            self.lane.copy(buffer[: len(flat)], flat)
+            self.copy_stream.copy(buffer[: len(flat)], flat)
             return len(flat)
         dtype = graph.dtype(self.dtype)
         for view, name in zip(self.views(graph, names, buffer), names, strict=True):
             pieces = [self._kept(graph.part, source, dtype) for source in graph.sources(name, layer)]
             for part, piece in zip(_rows(view, pieces), pieces, strict=True):
                 # From memory that is not pinned the driver takes a copy before this returns: `piece` may go.
-                self.lane.copy(part, piece)
+                self.copy_stream.copy(part, piece)
         return self.size(graph)
 
     def _read(self, part: str, source: str, dtype: torch.dtype) -> Tensor:

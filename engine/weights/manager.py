@@ -1,7 +1,7 @@
-"""Where the weights of a call are: on the device for good, for the length of a stage, or on their way through a ring.
+"""Where the weights of a call are: resident for good, resident for one stage, or streamed through a ring of buffers.
 
-The loop does not know: it takes the tensors of a call, and says when it has used them. The values are the same bytes
-wherever they come from.
+The denoising loop does not know: it acquires the tensors of a call and releases them when the call is queued. They have
+the same bytes wherever they come from.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from ..checkpoint.reading import Checkpoint
 from ..graphs.graph import Graph
-from ..lora.weights import Active, Merged, reads
+from ..lora.weights import Active, LoraPatchedCheckpoint, reads
 from ..memory.arena import Arena, prepare_libraries
 from ..memory.costs import Key
 from ..memory.planner import MemoryPlan
 from ..runtime.cuda_graphs import Captures
-from .copy_stream import Lane
-from .device import WeightStore
-from .host import HostWeights
-from .prefetch import Conveyor
+from .copy_stream import CopyStream
+from .device import DeviceWeights
+from .host import PinnedHostWeights
+from .prefetch import Prefetcher
 
 
-class Residency:
+class WeightManager:
     """The weights of all graphs as a plan has them. Without a plan they are all on the device, as soon as bound.
 
     Attributes:
@@ -31,10 +31,10 @@ class Residency:
         peaks: the most that was reserved of a GPU in each stage that has ended, bytes; whoever reads them clears them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, lane: Lane):
-        self.device, self.dtype, self.lane = device, dtype, lane
-        self.tensors = Merged(checkpoint)
-        self.host = HostWeights(self.tensors, dtype, device, lane)
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, copy_stream: CopyStream):
+        self.device, self.dtype, self.copy_stream = device, dtype, copy_stream
+        self.tensors = LoraPatchedCheckpoint(checkpoint)
+        self.host = PinnedHostWeights(self.tensors, dtype, device, copy_stream)
         self.version = 0
         self.peaks: dict[str, int] = {}
         self.plan: MemoryPlan | None = None
@@ -42,10 +42,10 @@ class Residency:
         self.copied = 0
         self.source = ""
         self._graphs: dict[str, tuple[Graph, Sequence[str]]] = {}
-        self._store = WeightStore(self.tensors, device, dtype)
+        self._store = DeviceWeights(self.tensors, device, dtype)
         self._stage: str | None = None
-        self._conveyor: Conveyor | None = None
-        self._prepared: tuple[str, Conveyor] | None = None  # the next stage, whose first weights are on their way
+        self._prefetcher: Prefetcher | None = None
+        self._prepared: tuple[str, Prefetcher] | None = None  # the next stage, whose first weights are on their way
         self._bound: dict[Key, tuple[Tensor, ...]] = {}
         self._passes: dict[str, int] = {}
         self._arena: Arena | None = None
@@ -56,7 +56,7 @@ class Residency:
         self._graphs[graph.name] = (graph, names)
         if self.plan is None or self.plan.held:
             if self.device.type == "cuda":
-                self._store.pack({graph.name: (graph, names)}, self.host.shapes, self.lane.buffer)
+                self._store.pack({graph.name: (graph, names)}, self.host.shapes, self.copy_stream.buffer)
             for layer in range(len(graph.layers)):
                 self._resident((graph.name, layer))
 
@@ -67,17 +67,17 @@ class Residency:
         """From now on, as this plan says."""
         if plan == self.plan:
             return
-        self.leave()  # recordings too are made anew
+        self.evict()  # recordings too are made anew
         if plan is not None and not plan.held:
-            self._store, self._bound = WeightStore(self.tensors, self.device, self.dtype), {}
+            self._store, self._bound = DeviceWeights(self.tensors, self.device, self.dtype), {}
         self.plan = plan
 
-    def adapt(self, active: Active) -> None:
+    def set_loras(self, active: Active) -> None:
         """From now on, with these LoRAs in the transformer's weights."""
         changed = self.tensors.use(active)
         if changed:
             self.version += 1
-            self.leave()
+            self.evict()
             self._renew(changed)
             self.tensors.done()
 
@@ -93,7 +93,7 @@ class Residency:
             self._resident(key)
         self.host.renew(self._graphs, changed)
 
-    def take(self, name: str, layer: int) -> Sequence[Tensor]:
+    def acquire(self, name: str, layer: int) -> Sequence[Tensor]:
         """The tensors of a call. The first call of a stage ends the stage before."""
         key = (name, layer)
         if self.plan is None or self.plan.held:
@@ -101,14 +101,14 @@ class Residency:
             return self._resident(key)
         if self._stage_of(name) != self._stage:
             self._enter(self._stage_of(name))
-        if self._conveyor is None or not self._graphs[name][0].streams:
+        if self._prefetcher is None or not self._graphs[name][0].streams:
             return self._bound[key]
-        return self.host.views(*self._graphs[name], self._conveyor.take(key))
+        return self.host.views(*self._graphs[name], self._prefetcher.acquire(key))
 
-    def done(self, name: str, layer: int) -> None:
+    def release(self, name: str, layer: int) -> None:
         """The call is queued."""
-        if self._conveyor is not None and self._graphs[name][0].streams:
-            self._conveyor.done((name, layer))
+        if self._prefetcher is not None and self._graphs[name][0].streams:
+            self._prefetcher.release((name, layer))
 
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
         """What is made inside comes from memory that the plan has for it, and is gone at the end of the stage.
@@ -129,7 +129,7 @@ class Residency:
             return None
         if stage is not None and stage != self._stage:
             if plan.held:
-                self.leave()
+                self.evict()
                 self._stage = stage
                 self._open_arena(plan.stage(stage).arena)
             else:
@@ -147,20 +147,20 @@ class Residency:
         """How often a stage will go through its weights when it begins; 1 where nobody says."""
         self._passes[stage] = passes
 
-    def leave(self) -> None:
+    def evict(self) -> None:
         """End the present stage: its weights leave the device, and what was prepared of the next."""
         self.note_peak()
         self._drop()
         if self.captures is not None:
             self.captures.clear()
-        if self._conveyor is not None:
-            self._conveyor.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         ended, self._arena = self._arena is not None, None
         if ended or self._stage is not None:
             self._stage = None
             if self.plan is None or not self.plan.held:
-                self._conveyor, self._bound = None, {}
-                self._store = WeightStore(self.tensors, self.device, self.dtype)
+                self._prefetcher, self._bound = None, {}
+                self._store = DeviceWeights(self.tensors, self.device, self.dtype)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # what the next stage asks for has other sizes
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -183,28 +183,28 @@ class Residency:
         ready = self._prepared[1] if self._prepared is not None and self._prepared[0] == stage else None
         if ready is not None:
             self._prepared = None
-        self.leave()
-        self._stage, self._conveyor = stage, ready or self._conveyor_of(stage)
+        self.evict()
+        self._stage, self._prefetcher = stage, ready or self._prefetcher_of(stage)
         fixed = {
             name: entry
             for name, entry in self._graphs.items()
             if entry[0].stage == stage and not entry[0].streams
         }  # fmt: skip
         if fixed:
-            self._store.pack(fixed, self.host.shapes, self.lane.buffer)
+            self._store.pack(fixed, self.host.shapes, self.copy_stream.buffer)
         for name, (graph, _) in fixed.items():
             for layer in range(len(graph.layers)):
                 self._resident((name, layer))
         self.copied += self._store.bytes
-        if self._conveyor is not None:
-            self._conveyor.begin(self._passes.get(stage, 1))
+        if self._prefetcher is not None:
+            self._prefetcher.begin(self._passes.get(stage, 1))
         if self.device.type == "cuda" and self.captures is None:
             assert self.plan is not None
             self._open_arena(self.plan.stage(stage).arena)
-        if self._conveyor is None:
+        if self._prefetcher is None:
             self._ahead()
 
-    def _conveyor_of(self, stage: str) -> Conveyor | None:
+    def _prefetcher_of(self, stage: str) -> Prefetcher | None:
         """What brings the units of a stage, with nothing allocated; None where no weights may stream."""
         assert self.plan is not None
         planned = self.plan.stage(stage)
@@ -221,8 +221,9 @@ class Residency:
             pinned = self.host.pin(self._graphs, planned.streamed)
             self.source = "pinned memory" if pinned else "page cache"
         sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
-        return Conveyor(
-            self.lane, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill, self._ahead
+        return Prefetcher(
+            self.copy_stream, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill, self._ahead,
+            self._blocks,
         )  # fmt: skip
 
     def _ahead(self) -> None:
@@ -233,15 +234,19 @@ class Residency:
         if not keys or self._prepared is not None:
             return
         stage = self._stage_of(keys[0][0])
-        conveyor = self._conveyor_of(stage)
-        if conveyor is not None:
-            self._prepared = stage, conveyor
-            conveyor.prepare(keys)
+        prefetcher = self._prefetcher_of(stage)
+        if prefetcher is not None:
+            self._prepared = stage, prefetcher
+            prefetcher.prepare(keys)
 
     def _drop(self) -> None:
         if self._prepared is not None:
             self._prepared[1].close()
             self._prepared = None
+
+    def _blocks(self, key: Key) -> bool:
+        """Whether the host waits for the copy of a unit: from memory that is not pinned."""
+        return self.device.type == "cuda" and not self.host.is_pinned(key)
 
     def _fill(self, key: Key, buffer: Tensor) -> None:
         self.copied += self.host.fill(*self._graphs[key[0]], key[1], buffer)

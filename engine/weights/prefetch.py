@@ -1,10 +1,12 @@
-"""Weights that come to the device while it computes: a ring of buffers, filled on a copy stream.
+"""Prefetch of weights while the device computes: a ring of buffers, filled on a copy stream.
 
     copy stream     copy 0 | copy 1 |        (waits until call 0 has ended) copy 2 | ...
     compute stream           (waits for copy 0) call 0 | (for copy 1) call 1 | (for copy 2) call 2 | ...
 
-Both waits are events on the device: the host issues and never waits. Buffers are allocated when a stage begins, those
-of its first units perhaps while the stage before ends; nothing is allocated in the denoising loop.
+Both waits are events on the device: from pinned memory the host issues copies and never waits. A copy from the page
+cache returns when it is done, so it is issued after the call before it has been launched, and no earlier. Buffers are
+allocated when a stage begins, those of its first units perhaps while the stage before ends; nothing is allocated in the
+denoising loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..memory.costs import Key
-from .copy_stream import Lane
+from .copy_stream import CopyStream
 
 
 @dataclass
@@ -28,7 +30,7 @@ class _Slot:
 
 
 @dataclass
-class Conveyor:
+class Prefetcher:
     """The units of one stage, in the order of execution, once per pass.
 
     A unit that is resident is copied once into memory of its own; the others pass through the ring. Copies are issued
@@ -41,9 +43,10 @@ class Conveyor:
         buffers, buffer_bytes: of the ring.
         fill: queues the copies of a unit's weights into a buffer.
         drained: called when the last copy that the expected passes need is queued.
+        blocks: whether the host waits for the copy of a unit.
     """
 
-    lane: Lane
+    copy_stream: CopyStream
     order: Sequence[Key]
     sizes: dict[Key, int]
     streamed: frozenset[Key]
@@ -51,10 +54,12 @@ class Conveyor:
     buffer_bytes: int
     fill: Callable[[Key, Tensor], None]
     drained: Callable[[], None] = lambda: None
+    blocks: Callable[[Key], bool] = lambda key: False
     passes: int | None = None
     _issued: int = 0
     _drained: bool = False
     _current: int = -1
+    _reach: int = -1  # the last position whose copy the host may wait for now
     _home: dict[Key, Tensor] = field(default_factory=dict)
     _arrived: dict[Key, Any] = field(default_factory=dict)
     _awaited: set[Key] = field(default_factory=set)
@@ -76,15 +81,16 @@ class Conveyor:
                 pass begins another one.
         """
         self.passes = passes
+        self._reach = max(self._current, 0)
         self._allocate(self.order, self.buffers if self.streamed else 0)
         self._issue()
 
-    def take(self, key: Key) -> Tensor:
+    def acquire(self, key: Key) -> Tensor:
         """The buffer with a unit's weights; computation that is queued from now on finds them there."""
         count = len(self.order)
         position = max(self._current, 0) + (self._index[key] - max(self._current, 0)) % count
         if position != self._current:
-            self._current = position
+            self._current = self._reach = position
             self._issued = max(self._issued, position)  # what was passed over is not copied any more
             if self.passes is not None:
                 self.passes = max(self.passes, position // count + 1)
@@ -92,26 +98,28 @@ class Conveyor:
             self._issue()
         if key not in self.streamed:
             if key not in self._awaited:
-                self.lane.compute_waits(self._arrived.pop(key))
+                self.copy_stream.compute_waits(self._arrived.pop(key))
                 self._awaited.add(key)
             return self._home[key]
         slot = next(slot for slot in self._slots if slot.position == position)
         if slot.ready is not _DONE:
-            self.lane.compute_waits(slot.ready)
+            self.copy_stream.compute_waits(slot.ready)
             slot.ready = _DONE
         return slot.buffer
 
-    def done(self, key: Key) -> None:
+    def release(self, key: Key) -> None:
         """The computation that reads a unit's weights is queued."""
         for slot in self._slots:
             if slot.position == self._current:
-                slot.used = self.lane.used()
+                slot.used = self.copy_stream.used()
+        self._reach = self._current + 1
+        self._issue()
 
     def close(self) -> None:
         """Computation waits for the copies that nobody has waited for, so that the buffers can be given back."""
         under_way = [slot.ready for slot in self._slots if slot.position >= 0 and slot.ready is not _DONE]
         for event in [*self._arrived.values(), *under_way]:
-            self.lane.compute_waits(event)
+            self.copy_stream.compute_waits(event)
         self._slots, self._home, self._arrived = [], {}, {}
 
     def _issue(self) -> None:
@@ -129,16 +137,22 @@ class Conveyor:
     def _allocate(self, keys: Sequence[Key], buffers: int) -> None:
         """Memory for those of the units that are resident, and a ring of so many buffers; what is there stays."""
         homes = [key for key in keys if key not in self.streamed and key not in self._home]
-        self._home |= {key: self.lane.buffer(self.sizes[key]) for key in homes}
-        slots = [_Slot(self.lane.buffer(self.buffer_bytes)) for _ in range(buffers - len(self._slots))]
+        self._home |= {key: self.copy_stream.buffer(self.sizes[key]) for key in homes}
+        slots = [_Slot(self.copy_stream.buffer(self.buffer_bytes)) for _ in range(buffers - len(self._slots))]
         self._slots += slots
         if homes or slots:
             # The allocator may hand out memory that computation still reads.
-            self.lane.copy_waits(self.lane.used())
+            self.copy_stream.copy_waits(self.copy_stream.used())
 
     def _send_until(self, end: int) -> None:
-        """Queue copies up to a position, or until no buffer is free."""
-        while self._issued < end and self._send(self.order[self._issued % len(self.order)]):
+        """Queue copies up to a position, or until no buffer is free, or the host would wait too early."""
+        while self._issued < end:
+            key = self.order[self._issued % len(self.order)]
+            there = key not in self.streamed and (key in self._arrived or key in self._awaited)
+            if self._issued > self._reach and not there and self.blocks(key):
+                break
+            if not self._send(key):
+                break
             self._issued += 1
 
     def _send(self, key: Key) -> bool:
@@ -148,12 +162,12 @@ class Conveyor:
             if slot.position >= max(self._current, 0):
                 return False
             if slot.used is not None:
-                self.lane.copy_waits(slot.used)
+                self.copy_stream.copy_waits(slot.used)
             self.fill(key, slot.buffer)
-            slot.position, slot.ready, slot.used = self._issued, self.lane.copied(), None
+            slot.position, slot.ready, slot.used = self._issued, self.copy_stream.copied(), None
         elif key not in self._arrived and key not in self._awaited:
             self.fill(key, self._home[key])
-            self._arrived[key] = self.lane.copied()
+            self._arrived[key] = self.copy_stream.copied()
         return True
 
 

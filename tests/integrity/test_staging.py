@@ -9,7 +9,7 @@ import pytest
 
 from consisid.engine.errors import EngineError
 from consisid.engine.manifest import GraphEntry
-from consisid.engine.util.files import write_aside
+from consisid.engine.util.files import atomic_dir
 from consisid.export import build
 from consisid.export.staging import Staging, staging
 
@@ -93,7 +93,7 @@ def test_a_damaged_entry_is_a_graph_that_is_not_finished(tmp_path, text):
 def test_a_folder_aside_has_a_name_that_cannot_be_guessed_and_is_short(tmp_path):
     target, names = tmp_path / ("x" * 255), set()
     for _ in range(3):
-        with suppress(KeyError), write_aside(target) as aside:
+        with suppress(KeyError), atomic_dir(target) as aside:
             names.add(aside.name)
             raise KeyError
     assert len(names) == 3

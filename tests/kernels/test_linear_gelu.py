@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consisid.engine.graphs.graph import in_rows
+from consisid.engine.graphs.graph import in_ff_chunks
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape
@@ -82,7 +82,7 @@ def alive(events, sizes):
 @pytest.mark.parametrize(("batch", "rows"), [(1, 1), (2, 1), (1, 3)])
 def test_a_block_on_a_gpu_holds_one_wide_tensor(batch, rows):
     """Of [S, 4 C], or of a piece of it; the plain operators hold two."""
-    graph = BLOCK if rows == 1 else in_rows(BLOCK, rows)
+    graph = BLOCK if rows == 1 else in_ff_chunks(BLOCK, rows)
     wide = {batch * len(piece) * 4 * WIDTH * 2 for piece in torch.arange(TOKENS).tensor_split(rows)}
     fused, plain = (count(graph, {"B": batch}, torch.bfloat16, fused=fused) for fused in (True, False))
     assert [alive(counted.events, wide) for counted in (fused, plain)] == [1, 2]

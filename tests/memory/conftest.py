@@ -8,7 +8,7 @@ import torch
 from conftest import random_identity
 
 from consisid.engine import ConsisID
-from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.planner import UNKNOWN, MemoryPlan, candidates, look_ahead
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
@@ -21,8 +21,8 @@ PERSON = random_identity(TINY)  # what an engine finds out about a face it finds
 
 
 @dataclass
-class LateLane:
-    """A lane whose copies happen only when computation waits for them, and whose buffers hold NaN until then.
+class LateCopies:
+    """A copy_stream whose copies happen only when computation waits for them, and whose buffers hold NaN until then.
 
     A buffer that is filled too early, while a call still needs it, or read before anybody waited, gives NaN.
     """
@@ -75,7 +75,7 @@ class LateLane:
 def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", room: int = 0) -> MemoryPlan:
     """A plan in which, per stage, up to `streamed` units stream through up to `buffers` buffers, and what
     a budget of the largest peak and `room` bytes leaves of a stage is used ahead; room 0 stands for nothing ahead."""
-    found = sizes(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
+    found = video_costs(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
     stages = []
     for stage in found.stages:
         ways = [
@@ -89,14 +89,14 @@ def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", 
     return MemoryPlan(found.label, sum(way.peak for way in stages), UNKNOWN, tuple(stages), held=False)
 
 
-def put(engine: ConsisID, plan: MemoryPlan, monkeypatch, lane=None) -> None:
-    """Make an engine follow a plan, on a lane of the test's own."""
+def put(engine: ConsisID, plan: MemoryPlan, monkeypatch, copy_stream=None) -> None:
+    """Make an engine follow a plan, on a copy_stream of the test's own."""
     monkeypatch.setattr(engine, "memory", plan.budget)
     monkeypatch.setattr("consisid.engine.run.run.plan_of", lambda *_, **__: replace(plan, label=plan.label + " "))
     engine.text_encoder._kept.clear()
-    if lane is not None:
-        monkeypatch.setattr(engine.weights, "lane", lane)
-        monkeypatch.setattr(engine.weights.host, "lane", lane)
+    if copy_stream is not None:
+        monkeypatch.setattr(engine.weights, "copy_stream", copy_stream)
+        monkeypatch.setattr(engine.weights.host, "copy_stream", copy_stream)
 
 
 def latents(engine: ConsisID, person=PERSON, **options):

@@ -9,7 +9,7 @@ from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
 from consisid.engine.runtime.cuda_graphs import Buffers, Captured, Captures
 
-from .conftest import OPTIONS, PERSON, PROMPT, LateLane, forced, latents, put
+from .conftest import OPTIONS, PERSON, PROMPT, LateCopies, forced, latents, put
 
 
 class Repeater:
@@ -94,7 +94,7 @@ def test_same_bytes_when_recorded(engine, expected, cfg):
 
 def test_same_bytes_when_recorded_and_streamed(engine, expected, monkeypatch):
     """A recording per buffer of the ring, whichever block is in it."""
-    put(recorded(engine), forced(engine, 4, 2), monkeypatch, LateLane())
+    put(recorded(engine), forced(engine, 4, 2), monkeypatch, LateCopies())
     assert torch.equal(latents(engine, num_inference_steps=3), expected["batched"])
     # `block` in either buffer, `last_block` always in the second; two faces, `embed` and `head` are resident.
     assert Repeater.made == 2 + 1 + 2 + 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.budget import parse, show
-from consisid.engine.memory.costs import Sizes, Unit, sizes
+from consisid.engine.memory.costs import Costs, Unit, video_costs
 from consisid.engine.memory.planner import UNKNOWN, machine_named, plan, smaller
 from consisid.engine.memory.simulate import MACHINES, Machine, replay, spread
 from consisid.engine.shapes import VideoShape
@@ -29,9 +29,9 @@ BUDGETS = st.integers(2 * GIB, 80 * GIB)
 
 
 @lru_cache
-def sizes_of(kind: str, **options) -> Sizes:
+def sizes_of(kind: str, **options) -> Costs:
     variant, shape, dtype = KINDS[kind]
-    return sizes(variant, VideoShape.of(variant, *shape), dtype, device="cuda", **options)
+    return video_costs(variant, VideoShape.of(variant, *shape), dtype, device="cuda", **options)
 
 
 def attempt(budget, *arguments, **options):

@@ -9,12 +9,13 @@ from consisid.engine import ConsisID
 from consisid.engine.errors import MemoryBudgetError
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.allocator import aligned
-from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.costs import video_costs
+from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 
-from .conftest import OPTIONS, PROMPT, SHAPE, LateLane, forced, latents, put
+from .conftest import OPTIONS, PROMPT, SHAPE, LateCopies, forced, latents, put
 
-STAGE_OF = {name: graph.stage for name, graph in graph_table(TINY, SHAPE).items()}
+STAGE_OF = {name: graph.stage for name, graph in graph_table(TINY, VideoShape.of(TINY, None, None, None)).items()}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,8 @@ STAGE_OF = {name: graph.stage for name, graph in graph_table(TINY, SHAPE).items(
     ],
 )
 def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, buffers, cfg, pinned, room):
-    lane = LateLane()
-    put(engine, forced(engine, streamed, buffers, cfg, room), monkeypatch, lane)
+    copy_stream = LateCopies()
+    put(engine, forced(engine, streamed, buffers, cfg, room), monkeypatch, copy_stream)
     engine.weights.host.keep = pinned
     assert torch.equal(latents(engine), expected[cfg])
     # A second video, whose first stages find their results; then one that passes over a stage's first calls.
@@ -44,7 +45,7 @@ def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, b
 @pytest.mark.parametrize(("streamed", "pinned"), [(0, False), (3, False), (4, True), (2, True)])
 def test_same_bytes_for_any_residency_with_a_lora(engine, tiny, monkeypatch, streamed, pinned):
     """One, another, none: what was kept of the weights with the one before is not used again."""
-    put(engine, forced(engine, streamed, 2, room=2**30), monkeypatch, LateLane())
+    put(engine, forced(engine, streamed, 2, room=2**30), monkeypatch, LateCopies())
     engine.weights.host.keep, person = pinned, random_identity(TINY)
     states = [lora(tiny.checkpoint), lora(tiny.checkpoint, 1, modules=MODULES[::3]), None]
     try:
@@ -67,9 +68,9 @@ def test_same_bytes_for_any_residency_with_a_lora(engine, tiny, monkeypatch, str
 def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buffers):
     """Its first units, those of the plan and no others, are on their way before the last call of the stage before, in
     the memory that the plan has for them; they are copied once. A stage that is passed over is forgotten."""
-    plan, lane, log = forced(engine, streamed, buffers, room=2**30), LateLane(), []
-    put(engine, plan, monkeypatch, lane)
-    weights, fill, done = engine.weights, engine.weights.host.fill, engine.weights.done
+    plan, copy_stream, log = forced(engine, streamed, buffers, room=2**30), LateCopies(), []
+    put(engine, plan, monkeypatch, copy_stream)
+    weights, fill, done = engine.weights, engine.weights.host.fill, engine.weights.release
 
     def filling(graph, names, layer, buffer):
         log.append(("copy", weights._stage, (graph.name, layer)))
@@ -80,7 +81,7 @@ def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buf
         done(name, layer)
 
     monkeypatch.setattr(weights.host, "fill", filling)
-    monkeypatch.setattr(weights, "done", finished)
+    monkeypatch.setattr(weights, "release", finished)
     assert torch.equal(latents(engine, random_identity(TINY)), expected["batched"])
     for stage in ("image", "prepare", "schedule"):  # those that a stage with units follows; identities have no photo
         early = [
@@ -94,7 +95,7 @@ def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buf
     made = {stage.name: [*stage.resident, *stage.streamed] for stage in plan.stages}
     bytes_of = {key: weights.host.size(weights._graphs[key[0]][0]) for keys in made.values() for key in keys}
     entered = [stage for stage in plan.stages if stage.name not in ("photo", "decode")]  # an identity, and latents
-    assert sorted(lane.allocated) == sorted(
+    assert sorted(copy_stream.allocated) == sorted(
         [bytes_of[key] for stage in entered for key in stage.resident]
         + [stage.buffer_bytes for stage in entered for _ in range(stage.buffers)]
         + [fixed_bytes(engine)[stage.name] for stage in entered if fixed_bytes(engine)[stage.name]]
@@ -106,7 +107,7 @@ def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buf
 
 def fixed_bytes(engine) -> dict[str, int]:
     """By stage, the piece of memory for the weights that never stream, as plans count it."""
-    found = sizes(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
+    found = video_costs(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
     return {stage.name: stage.fixed for stage in found.stages}
 
 
@@ -116,23 +117,23 @@ def test_modes_agree(expected):
 
 def test_buffers_are_those_of_the_plan(engine, monkeypatch):
     """Allocated when a stage begins, as many and as large as planned, and none in the loop."""
-    plan, lane = forced(engine, 3, 2), LateLane()
-    put(engine, plan, monkeypatch, lane)
+    plan, copy_stream = forced(engine, 3, 2), LateCopies()
+    put(engine, plan, monkeypatch, copy_stream)
     enter, counted = engine.weights._enter, {}
 
     def counting(stage):
         enter(stage)
-        counted[stage], lane.allocated = lane.allocated, []
+        counted[stage], copy_stream.allocated = copy_stream.allocated, []
 
     monkeypatch.setattr(engine.weights, "_enter", counting)
-    take, late = engine.weights.take, []
+    take, late = engine.weights.acquire, []
 
     def taking(name, layer):
         tensors = take(name, layer)
-        late.extend(lane.allocated)
+        late.extend(copy_stream.allocated)
         return tensors
 
-    monkeypatch.setattr(engine.weights, "take", taking)
+    monkeypatch.setattr(engine.weights, "acquire", taking)
     latents(engine)
     assert late == []
     for stage in plan.stages:
@@ -144,45 +145,45 @@ def test_buffers_are_those_of_the_plan(engine, monkeypatch):
 
 def test_a_buffer_is_filled_again_only_after_a_wait(engine, monkeypatch):
     """Every copy into memory that a call has read comes after the copy stream waited for a later `used`."""
-    lane = LateLane()
-    put(engine, forced(engine, 4, 2), monkeypatch, lane)
+    copy_stream = LateCopies()
+    put(engine, forced(engine, 4, 2), monkeypatch, copy_stream)
     engine.weights.host.keep = True
     latents(engine)
-    start = max(i for i, entry in enumerate(lane.log) if entry[0] == "step")
-    first = min(i for i, entry in enumerate(lane.log) if entry[0] == "step")
-    loop = lane.log[first:start]
+    start = max(i for i, entry in enumerate(copy_stream.log) if entry[0] == "step")
+    first = min(i for i, entry in enumerate(copy_stream.log) if entry[0] == "step")
+    loop = copy_stream.log[first:start]
     copies = [i for i, entry in enumerate(loop) if entry[0] == "copy"]
     assert copies
     for i in copies:
         kind, event = loop[i - 1]
         assert kind == "copy waits"
-        assert ("used", event) in lane.log
+        assert ("used", event) in copy_stream.log
 
 
 def test_stages_hand_the_device_over(engine, monkeypatch):
     """While a stage runs, no weights of another are bound; modulation leaves before the loop."""
     put(engine, forced(engine, 4, 2), monkeypatch)
-    take, seen = engine.weights.take, []
+    take, seen = engine.weights.acquire, []
 
     def watching(name, layer):
         tensors = take(name, layer)
         seen.append(STAGE_OF[name])
         assert {STAGE_OF[graph] for graph, _ in engine.weights._bound} <= {STAGE_OF[name]}
-        order = engine.weights._conveyor.order if engine.weights._conveyor else []
+        order = engine.weights._prefetcher.order if engine.weights._prefetcher else []
         assert {STAGE_OF[graph] for graph, _ in order} <= {STAGE_OF[name]}
         return tensors
 
-    monkeypatch.setattr(engine.weights, "take", watching)
+    monkeypatch.setattr(engine.weights, "acquire", watching)
     engine.generate(random_identity(TINY), PROMPT, **{**OPTIONS, "output_type": "uint8"})
     order = list(dict.fromkeys(seen))
     assert order == ["face", "image", "text", "prepare", "schedule", "denoise", "decode"]
     assert engine.weights._bound == {}
-    assert engine.weights._conveyor is None
+    assert engine.weights._prefetcher is None
 
 
 def test_a_stage_that_comes_back(engine, tiny, monkeypatch):
     """A callback that replaces the embeddings and the timesteps calls for weights that have left."""
-    put(engine, forced(engine, 4, 2), monkeypatch, LateLane())
+    put(engine, forced(engine, 4, 2), monkeypatch, LateCopies())
 
     def callback(owner, step, timestep, tensors):
         if step == 0:
@@ -199,7 +200,7 @@ def test_random_weights_stream_too(tmp_path, monkeypatch):
     build("tiny", tmp_path / "random", backend="eager", random_weights=True)
     engine = ConsisID.open(tmp_path / "random")
     resident = latents(engine)
-    put(engine, forced(engine, 4, 2), monkeypatch, LateLane())
+    put(engine, forced(engine, 4, 2), monkeypatch, LateCopies())
     assert torch.equal(latents(engine), resident)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from consisid.engine.graphs.graph import in_rows
+from consisid.engine.graphs.graph import in_ff_chunks
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.costs import ROWS
 from consisid.engine.memory.planner import MemoryPlan, plan
@@ -14,7 +14,7 @@ from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 
-from .conftest import OPTIONS, PERSON, PROMPT, SHAPE, LateLane, forced, put
+from .conftest import OPTIONS, PERSON, PROMPT, SHAPE, LateCopies, forced, put
 from .test_plans import sizes_of
 
 PREVIEW_SHAPE = VideoShape.of(PREVIEW, 480, 720, 49)
@@ -29,7 +29,7 @@ def test_pieces_give_the_same_within_rounding(engine, expected, monkeypatch, cfg
     """And the same bytes wherever the weights are."""
     videos = []
     for streamed in (0, 4):
-        put(engine, in_pieces(forced(engine, streamed, 2, cfg)), monkeypatch, LateLane())
+        put(engine, in_pieces(forced(engine, streamed, 2, cfg)), monkeypatch, LateCopies())
         videos.append(engine.generate(PERSON, PROMPT, **OPTIONS))
     whole = expected[cfg]
     assert (videos[0].latents - whole).abs().max() < 1e-4
@@ -40,7 +40,7 @@ def test_pieces_give_the_same_within_rounding(engine, expected, monkeypatch, cfg
 def test_the_last_rows_are_not_lost():
     """Tokens that the pieces do not divide evenly."""
     for graph in (graph for graph in graph_table(TINY, SHAPE).values() if graph.chunked):
-        whole, pieces = (g.module().ff.to_empty(device="cpu") for g in (graph, in_rows(graph, ROWS)))
+        whole, pieces = (g.module().ff.to_empty(device="cpu") for g in (graph, in_ff_chunks(graph, ROWS)))
         generator = torch.Generator().manual_seed(1)
         for parameter in whole.parameters():
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -52,7 +52,7 @@ def test_the_last_rows_are_not_lost():
 def test_pieces_hold_less():
     """At full size the wide rows are what a block holds most of, once, and no more in pieces."""
     graph = graph_table(PREVIEW, PREVIEW_SHAPE)["block"]
-    whole, pieces = (count(g, {"B": 1}, torch.bfloat16, True) for g in (graph, in_rows(graph, ROWS)))
+    whole, pieces = (count(g, {"B": 1}, torch.bfloat16, True) for g in (graph, in_ff_chunks(graph, ROWS)))
     wide = 4 * PREVIEW.transformer.inner_dim * (PREVIEW_SHAPE.video_tokens + 226) * 2
     assert wide < whole.peak <= 2 * wide
     assert pieces.peak < 0.9 * whole.peak

@@ -28,11 +28,11 @@ from consisid.engine.backends.tensorrt import library as trt
 from consisid.engine.backends.tensorrt import run as trt_run
 from consisid.engine.backends.tensorrt.backend import RTX, TENSORRT, TensorRT
 from consisid.engine.backends.tensorrt.library import BuildOptions
-from consisid.engine.backends.tensorrt.run import Engine
+from consisid.engine.backends.tensorrt.run import LoadedEngine
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import BackendError, EngineError
 from consisid.engine.graphs.graph import weight_shapes
-from consisid.engine.graphs.grouped import sharded_table
+from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.manifest import Manifest
 from consisid.engine.runtime.executor import Held, executor
 from consisid.engine.shapes import VideoShape
@@ -43,7 +43,7 @@ from consisid.export.describe import describe_folder
 
 installed = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
 TARGETS = ("sm_89", "sm_120")
-TABLE_3 = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)
+TABLE_3 = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)
 # No face, a shallow decoder, one chunk of frames: every kind of engine but the face's, in half a minute.
 SMALL = replace(
     TINY, name="custom",
@@ -218,7 +218,7 @@ def test_an_engine_that_is_read_again_has_its_lora_again(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     (tmp_path / "x.engine").write_bytes(b"plan")
     library = _FakeLibrary(known=["a"])
-    engine = Engine(library, tmp_path / "x.engine", torch.device("cpu"))
+    engine = LoadedEngine(library, tmp_path / "x.engine", torch.device("cpu"))
     assert engine.streamable == 0
     engine.refit({"a": torch.tensor([1.5, 2.0])})
     for _ in range(2):

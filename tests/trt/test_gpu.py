@@ -10,12 +10,12 @@ from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.ptx import Kernel
 from consisid.engine.backends.tensorrt.run import Captured
 from consisid.engine.graphs.graph import weight_shapes
-from consisid.engine.graphs.grouped import sharded_table
+from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-GRAPH = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)["trunk_0"]
+GRAPH = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)["trunk_0"]
 
 
 @pytest.fixture(params=[TENSORRT, RTX], ids=lambda each: each.name)

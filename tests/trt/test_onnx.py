@@ -9,14 +9,14 @@ from torch import Tensor
 
 from consisid.engine.backends import backend
 from consisid.engine.graphs.graph import Graph, weight_shapes
-from consisid.engine.graphs.grouped import sharded_table
+from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 from consisid.export.onnx import DERIVED, skeleton
 from consisid.kernels.standalone import STANDALONE
 
 # Three blocks, of which two have a face attention, and the last block; every graph that layers share is in one of them.
-GRAPHS = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)
+GRAPHS = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)
 # Another order of additions in float32, over up to fifty layers.
 TOLERANCE = 5e-6
 SIZES = ({"B": 2, "N": 3, "H": 96, "W": 128}, {"B": 1, "N": 1, "H": 65, "W": 72})
@@ -57,7 +57,7 @@ FIXED = ("eva", "retinaface", "bisenet")  # a random configuration has those of 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_random_configurations(seed, exported):
     variant = random_variant(seed)
-    table = sharded_table(variant, VideoShape.of(variant, None, None, None), 3)
+    table = grouped_table(variant, VideoShape.of(variant, None, None, None), 3)
     for name in sorted(table.keys() - FIXED):
         check(table[name], exported(table[name]))
 

@@ -5,15 +5,15 @@ import torch
 
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.graphs.graph import STAGES
-from consisid.engine.graphs.grouped import sharded_table
+from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.lora.weights import Lora
 from consisid.engine.memory import planner as memory
-from consisid.engine.memory.costs import sizes
+from consisid.engine.memory.costs import video_costs
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
-from consisid.engine.weights.baked import EngineWeights, resident_share
-from consisid.engine.weights.copy_stream import lane_of
+from consisid.engine.weights.baked import BakedWeights, resident_share
+from consisid.engine.weights.copy_stream import copy_stream_of
 
 CPU = torch.device("cpu")
 
@@ -35,19 +35,19 @@ class Engine:
 @pytest.mark.parametrize("variant", [TINY, PREVIEW])
 def test_every_graph_has_a_stage(variant):
     shape = VideoShape.of(variant, None, None, None)
-    for graph in [*sharded_table(variant, shape).values(), *graph_table(variant, shape).values()]:
+    for graph in [*grouped_table(variant, shape).values(), *graph_table(variant, shape).values()]:
         assert graph.stage in STAGES
 
 
 def plan(fraction):
-    found = sizes(TINY, VideoShape.of(TINY, None, None, None), torch.float32)
+    found = video_costs(TINY, VideoShape.of(TINY, None, None, None), torch.float32)
     least = memory.smallest(found, memory.UNKNOWN, None, False)[1]
     largest = memory.plan(None, found).peak
     return memory.plan(least + int(fraction * (largest - least)), found)
 
 
 def weights_of(found):
-    weights = EngineWeights(None, CPU, torch.float32, lane_of(CPU))
+    weights = BakedWeights(None, CPU, torch.float32, copy_stream_of(CPU))
     for name, size in {"trunk_0": 300, "trunk_1": 100, "text_layers_0": 50}.items():
         weights.hold(name, Engine(size))
     weights.use(found)
@@ -58,9 +58,9 @@ def test_a_budget_goes_to_the_engines_of_a_stage():
     found = plan(0.0)
     assert not found.held
     weights = weights_of(found)
-    assert weights.take("text_layers_0", 0) == ()
-    weights.take("trunk_0", 0)
-    weights.take("trunk_1", 0)
+    assert weights.acquire("text_layers_0", 0) == ()
+    weights.acquire("trunk_0", 0)
+    weights.acquire("trunk_1", 0)
     engines = weights.engines
     assert engines["text_layers_0"].closed == 1  # its stage is over
     assert engines["trunk_0"].closed == 0
@@ -72,16 +72,16 @@ def test_a_budget_goes_to_the_engines_of_a_stage():
 
 def test_without_a_plan_nothing_is_limited():
     weights = weights_of(None)
-    weights.take("text_layers_0", 0)
-    weights.take("trunk_0", 0)
+    weights.acquire("text_layers_0", 0)
+    weights.acquire("trunk_0", 0)
     assert all(engine.budget is None and not engine.closed for engine in weights.engines.values())
 
 
 def test_a_lora_refits_the_engines_that_hold_what_it_changes(tiny_checkpoint):
     """Always from the checkpoint's weights, stacked as the engine has them, and back to these."""
     checkpoint, to_k = Checkpoint(tiny_checkpoint), "transformer_blocks.3.attn1.to_k"
-    table = sharded_table(TINY, VideoShape.of(TINY, None, None, None), 3)
-    weights = EngineWeights(checkpoint, CPU, torch.float32, lane_of(CPU))
+    table = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)
+    weights = BakedWeights(checkpoint, CPU, torch.float32, copy_stream_of(CPU))
     for name, graph in table.items():
         weights.bind(graph, [])
         weights.hold(name, Engine(0))
@@ -93,7 +93,7 @@ def test_a_lora_refits_the_engines_that_hold_what_it_changes(tiny_checkpoint):
         for part in ("to_q", "to_k", "to_v")
     ]
     for count, active in enumerate((((loras[0], 0.5),), ((loras[0], 1.0), (loras[1], 1.0)), ())):
-        weights.adapt(active)
+        weights.set_loras(active)
         given = {name: engine.weights for name, engine in weights.engines.items() if hasattr(engine, "weights")}
         assert list(given) == ["trunk_1"]
         found = given["trunk_1"]

@@ -15,7 +15,7 @@ from ...graphs.graph import Graph
 from .build import Built, build
 from .library import BuildOptions, Library
 from .plugins import ATTRIBUTES, register
-from .run import Engine
+from .run import LoadedEngine
 
 
 class TensorRT(Library):
@@ -32,7 +32,7 @@ class TensorRT(Library):
         """Write the engine of an ONNX file; see build.build."""
         return build(self, onnx, file, options)
 
-    def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> Engine:
+    def load(self, graph: Graph, path: Path | None, device: torch.device, weights: Sequence[str]) -> LoadedEngine:
         """An engine, ready to be called with its inputs; `weights` is empty, it holds its own.
 
         Raises:
@@ -41,7 +41,7 @@ class TensorRT(Library):
         assert path is not None
         self.check(device)
         self.plugins  # noqa: B018  # an engine may hold some
-        return Engine(self, path, device)
+        return LoadedEngine(self, path, device)
 
 
 TENSORRT = TensorRT("tensorrt", "tensorrt", "tensorrt")

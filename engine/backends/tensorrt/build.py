@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import BackendError
-from ...util.files import file_aside
+from ...util.files import atomic_file
 from .library import PROFILES, BuildOptions, Library
 from .plugins import register
 
@@ -67,11 +67,11 @@ def build(backend: Library, onnx: Path, file: Path, options: "BuildOptions") -> 
         log.errors.append("out of memory")
     if plan is None:
         raise refusal(backend.name, onnx.stem, log.errors)
-    with file_aside(file) as aside, aside.open("wb") as out:
+    with atomic_file(file) as aside, aside.open("wb") as out:
         out.write(plan)
     plugins.clear()  # the builder is done with them
     if cache is not None and options.timing_cache is not None:
-        with file_aside(options.timing_cache) as aside:
+        with atomic_file(options.timing_cache) as aside:
             aside.write_bytes(config.get_timing_cache().serialize())
     return described(log.lines, time.perf_counter() - start, file.stat().st_size)
 

@@ -12,7 +12,7 @@ from .. import Outputs
 from .library import Library
 
 
-class Engine:
+class LoadedEngine:
     """`engine(inputs, ())` -> outputs. The engine is read at the first call, and again after `close`.
 
     What a call needs beside inputs, outputs and weights is taken from PyTorch's allocator for its length, so that the
@@ -185,7 +185,7 @@ class Captured:
     Weights must all be on the device.
     """
 
-    def __init__(self, engine: Engine, example: Sequence[Tensor]):
+    def __init__(self, engine: LoadedEngine, example: Sequence[Tensor]):
         self.inputs = [x.clone() for x in example]
         side = torch.cuda.Stream(engine.device)
         side.wait_stream(torch.cuda.current_stream(engine.device))
