@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_a_copy_that_blocks_the_host_is_made_while_the_call_before_runs(streamed
         log.append(("call", key))
         belt.release(key)
     belt.close()
-    first = [step for key, after in zip(KEYS, KEYS[1:], strict=False) for step in (("call", key), ("copy", after))]
+    first = [step for key, after in pairwise(KEYS) for step in (("call", key), ("copy", after))]
     again = ("copy", KEYS[0]) if streamed else None
     assert log[: len(first) + 3] == [
         ("copy", KEYS[0]), *first, ("call", KEYS[-1]), *([again] if again else [("call", KEYS[0])])
