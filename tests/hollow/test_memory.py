@@ -112,9 +112,6 @@ def test_weights_come_from_pinned_memory(hollow, wide_checkpoint_folder, person)
 
 
 @pytest.mark.parametrize("error", [1, 2, 801])
-@pytest.mark.xfail(
-    strict=True, reason="cudaHostRegister's refusal ends the run, and leaves its error to the next kernel"
-)
 def test_where_pinning_is_refused_weights_come_from_the_page_cache(hollow, wide_checkpoint_folder, person, error):
     """As under WSL and with a low limit of locked memory: the run goes on, and says so."""
     engine = ConsisID.open(wide_checkpoint_folder, device="cuda", memory="1GiB")
