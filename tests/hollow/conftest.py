@@ -50,7 +50,9 @@ def loaded() -> Device:
         pytest.skip(reason)
     # cuDNN's attention is planned by code of cuDNN itself, which finds no GPU that it knows.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return Device()
+    device = Device()
+    device.set_fill(FILL)
+    return device
 
 
 @pytest.fixture(autouse=True)
