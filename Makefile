@@ -41,16 +41,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compile every kernel for every architecture, with no GPU, and write kernels/resources.json, and what attention's loop
-# executes with each option, kernels/instructions.json; CI compares.
+# Compile every kernel for every architecture, with no GPU, and write kernels/aot/resources.json, and what attention's loop
+# executes with each option, kernels/aot/instructions.json; CI compares.
 kernels: $(READY)
-	$(BIN)/python -m consisid.kernels.resources
-	$(BIN)/python -m consisid.kernels.instructions
+	$(BIN)/python -m consisid.kernels.aot.resources
+	$(BIN)/python -m consisid.kernels.aot.instructions
 
 # Measure joint attention on the GPU of this machine and write its rows of kernels/tuning.json, after each group of
 # candidates; an interrupted run goes on. OUTPUT=file writes the table there too.
 tune: $(READY)
-	$(BIN)/python -m consisid.kernels.tune $(if $(OUTPUT),--output '$(OUTPUT)')
+	$(BIN)/python -m consisid.kernels.tools.autotune $(if $(OUTPUT),--output '$(OUTPUT)')
 
 clean:
 	rm -rf $(VENV) .venv-parity $(CUDA_VENV) tests/hollow/build out build dist *.egg-info

@@ -57,7 +57,7 @@ def measure(
     variant: Variant, name: str, dtype: torch.dtype, targets: Sequence[str], plugins: bool, folder: Path
 ) -> dict[str, Any]:
     """The row of one graph, with our Triton kernels in the engine or TensorRT's own attention."""
-    from consisid.export.onnx import skeleton, write
+    from consisid.export.onnx.model import skeleton, write
 
     graph = graphs(variant)[name]
     weights = RandomWeights(variant, VideoShape.of(variant, None, None, None), torch.device("cpu"), graph.dtype(dtype))

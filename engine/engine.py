@@ -20,7 +20,8 @@ from .manifest import DTYPES, Manifest, open_checkpoint
 from .memory.budget import parse
 from .memory.costs import Costs, video_costs
 from .memory.device import DeviceShare, device_memory_free
-from .memory.planner import MemoryPlan, machine_named, plan
+from .memory.planner import MemoryPlan, plan
+from .memory.simulate import machine_named
 from .runtime.cuda_graphs import Captures
 from .runtime.executor import GraphExecutor, executor
 from .sampling import load_scheduler
@@ -109,7 +110,7 @@ class Engine(Adapters):
             warm_up: run every graph once, so that the first video does not pay for what loads late; `warmed` says
                 what that took.
             cuda_graphs: launch each call of the denoising loop as one CUDA graph, recorded at its second call. What
-                the recordings hold (see capture.py) is in no plan of the memory.
+                the recordings hold (see runtime/cuda_graphs.py) is in no plan of the memory.
 
         Raises:
             InputError: CUDA graphs on a device that is no CUDA GPU.

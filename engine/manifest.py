@@ -36,7 +36,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
-# Choices of a build of engines that hold their weights; backends/tensorrt.py, BuildOptions, says what each is.
+# Choices of a build of engines that hold their weights; backends/tensorrt/, BuildOptions, says what each is.
 FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
 Hash = Annotated[str, Len(64, 64)]
 Bytes = Annotated[int, Ge(0)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.backends import holds_weights
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
 from consisid.engine.errors import InputError
@@ -26,9 +26,9 @@ from consisid.engine.util.device import check_device
 from consisid.engine.variants import Variant
 from consisid.engine.weights.device import DeviceWeights
 
-from .choose import check_backend, check_targets, find_unusable
+from .checkpoint_source import Source
+from .compile import check_backend, check_targets, find_unusable
 from .entries import compiled
-from .source import Source
 from .staging import staging
 
 
@@ -87,7 +87,7 @@ def build(
         opened = source.open(work.folder)
         weights = describe_weights(opened)
         origin = source.hash or weights_hash(weights)
-        holds = backend in HOLDS_WEIGHTS
+        holds = holds_weights(backend)
         spec = BuildSpec(
             opened.variant, *shape.pixels, dtype, backend, runs_on, kernels_hash(), origin,
             tuple(targets), layers_per_shard if holds else 0, tuple(flags),

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from consisid.engine.backends import BACKENDS
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.grouped import LAYERS
 from consisid.engine.util.cli import run
 
-from .choose import NAMES
+from .compile import AUTO
 
 FLAG_HELP = {
     "refit": "weights can be replaced, for a LoRA",
@@ -23,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
     p.add_argument("checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, or "tiny"')
     p.add_argument("--output", type=Path, help="the engine folder to make")
-    p.add_argument("--backend", default="auto", help=f"who compiles the graphs: {', '.join(NAMES)} (default auto)")
+    p.add_argument(
+        "--backend", default="auto", help=f"who compiles the graphs: {', '.join((AUTO, *BACKENDS))} (default auto)"
+    )
     p.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16 on a GPU, else float32"
     )

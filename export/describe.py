@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.backends import holds_weights
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.grouped import LAYERS, grouped_table
@@ -16,12 +16,13 @@ from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.device import device_memory_free
-from consisid.engine.memory.planner import machine_named, plan
+from consisid.engine.memory.planner import plan
+from consisid.engine.memory.simulate import machine_named
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
 
-from .choose import check_backend, check_targets, find_unusable
-from .source import Source
+from .checkpoint_source import Source
+from .compile import check_backend, check_targets, find_unusable
 
 
 def describe_folder(manifest: Manifest, folder: Path) -> str:
@@ -83,7 +84,7 @@ def describe_plan(
         f"  {'graph':<16} {'calls with':>12} {'M parameters':>14} {'GB':>8}",
     ]
     width, total = DTYPES[dtype].itemsize, 0
-    sharded = backend in HOLDS_WEIGHTS
+    sharded = holds_weights(backend)
     table = grouped_table(source.variant, shape, layers_per_shard) if sharded else graph_table(source.variant, shape)
     for name, graph in table.items():
         count = len(graph.layers) * sum(prod(s) for s in weight_shapes(graph.module()).values())

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from consisid.engine.backends import HOLDS_WEIGHTS
+from consisid.engine.backends import holds_weights
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import CheckpointError
@@ -13,7 +13,7 @@ from consisid.engine.manifest import BuildSpec, GraphEntry
 from consisid.engine.util.files import sha256
 from consisid.engine.weights.device import DeviceWeights
 
-from .choose import compile_graph
+from .compile import compile_graph
 
 
 def compiled(
@@ -41,7 +41,7 @@ def compiled(
         spec.backend, graph, stem, store.device, store.dtype, lambda: store.layer(graph, names, 0), options, unusable
     )
     seconds = time.perf_counter() - start
-    if choice.backend in HOLDS_WEIGHTS:
+    if holds_weights(choice.backend):
         names = []
     if choice.file is None:
         return GraphEntry(choice.backend, names, seconds, choice.milliseconds, choice.rejected)

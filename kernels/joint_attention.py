@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tuning
+from . import dispatch
 from ._triton import runs, tl, triton
 from .attention_others import PACKAGES, by_package, by_torch_preferring, reference
 from .cost import Cost
@@ -162,7 +162,7 @@ def joint_attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + target, result / total[:, None], mask=(row < queries)[:, None])
 
 
-def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: tuning.Config) -> Tensor:
+def by_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, config: dispatch.Config) -> Tensor:
     """Our kernel. The head dimension is a power of two from 16 to 128, the scale positive, no length is zero."""
     batch, queries, heads, dim = q.shape
     out = q.new_empty(q.shape)
@@ -199,7 +199,7 @@ def supported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
 
 def launch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The operator consisid::joint_attention: the implementation which the table names for this GPU and shape."""
-    choice = tuning.choose(q.device, q.dtype, q.shape[-1], k.shape[1])
+    choice = dispatch.choose(q.device, q.dtype, q.shape[-1], k.shape[1])
     if choice.implementation == "ours" and supported(q, k, v, scale):
         return by_kernel(q, k, v, scale, choice.config)
     if choice.implementation in ("ours", "torch"):
@@ -217,7 +217,7 @@ def describe(device: torch.device | str, shape: Sequence[int], dtype: torch.dtyp
     device = torch.device(device)
     if device.type != "cuda":
         return f"torch's scaled_dot_product_attention, because no kernel runs on {device.type}"
-    choice = tuning.choose(device, dtype, shape[3], shape[1])
+    choice = dispatch.choose(device, dtype, shape[3], shape[1])
     return f"{choice.implementation}, {choice.reason}"
 
 

@@ -13,7 +13,8 @@ from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import Manifest
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
-from consisid.export import build, choose
+from consisid.export import build
+from consisid.export import compile as choose
 from consisid.export.describe import describe_folder
 
 GRAPH = graph_table(TINY, VideoShape.of(TINY, 96, 144, 9))["time_embed"]

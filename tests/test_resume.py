@@ -15,7 +15,8 @@ from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import EngineError, InputError
 from consisid.engine.manifest import Manifest, describe_weights
-from consisid.export import build, choose
+from consisid.export import build
+from consisid.export import compile as choose
 from consisid.export import staging as module
 from consisid.export.staging import staging
 
@@ -33,7 +34,7 @@ CHILD = (
     """
 import os, signal, sys
 from consisid.engine import manifest
-from consisid.export import build, choose, source, staging
+from consisid.export import build, checkpoint_source as source, compile as choose, staging
 where = sys.argv[1]
 def at(place):
     if place == where:

@@ -9,7 +9,8 @@ from torch.utils import cpp_extension
 
 from consisid.engine.errors import BackendError
 from consisid.engine.manifest import Manifest
-from consisid.export import build, choose, toolkit
+from consisid.export import build, toolkit
+from consisid.export import compile as choose
 from consisid.export.describe import describe_plan
 
 MODULE = import_module("consisid.export.build")

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consisid import kernels
 from consisid.kernels import attention_others
 from consisid.kernels.attention_others import BACKENDS, NAMES, PACKAGES, load_package
+from consisid.kernels.dispatch import Config, default_config
 from consisid.kernels.joint_attention import by_kernel
-from consisid.kernels.tuning import Config, default_config
 
 from . import Case, Context, Unavailable, Work
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from consisid.engine.backends import backend
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.video import Stats
-from consisid.kernels import cases as kernel_cases
+from consisid.kernels.dispatch import Config, default_config
 from consisid.kernels.joint_attention import by_kernel
-from consisid.kernels.tuning import Config, default_config
+from consisid.kernels.tools import cases as kernel_cases
 
 from ..inputs import identity
 from ..runs import prompt_of

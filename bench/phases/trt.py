@@ -17,8 +17,8 @@ from consisid.engine.backends.tensorrt.ptx import Kernel
 from consisid.engine.backends.tensorrt.run import Captured, LoadedEngine
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.grouped import TRUNK, grouped_table
+from consisid.kernels.dispatch import default_config
 from consisid.kernels.joint_attention import by_kernel
-from consisid.kernels.tuning import default_config
 
 from ..cost import graph_flops
 from . import Case, Context, Unavailable, Work
@@ -49,7 +49,7 @@ class Shard:
         return self.c.once(("engine", name, plugins), lambda: self._build(name, plugins))
 
     def _build(self, name: str, plugins: tuple[str, ...]) -> LoadedEngine:
-        from consisid.export.onnx import skeleton, write
+        from consisid.export.onnx.model import skeleton, write
 
         engines: Any = backend(name)
         engines.check(self.c.device)
@@ -108,7 +108,7 @@ def cases(c: Context) -> Iterator[Case]:
 def launched(c: Context) -> Work:
     """The code of the attention plugin with TensorRT's order of addresses, against Triton's own launch."""
     need_gpu(c, "a launch through the CUDA driver")
-    from consisid.kernels.standalone import compile_standalone
+    from consisid.kernels.aot.ptx import compile_standalone
 
     t = c.variant.transformer
     size = (c.batch, c.tokens, t.num_attention_heads, t.attention_head_dim)

@@ -1,6 +1,7 @@
 """How a graph is compiled and run. One file per backend, imported when it is first asked for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -30,21 +31,32 @@ class Backend(Protocol):
         nothing: it may be captured as a CUDA graph."""
 
 
-# The module of each, or the object in it.
-BACKENDS: Mapping[str, str] = {
-    "eager": ".eager",
-    "inductor": ".inductor",
-    "tensorrt": ".tensorrt.backend:TENSORRT",
-    "tensorrt-rtx": ".tensorrt.backend:RTX",
+@dataclass(frozen=True)
+class Row:
+    """A backend: its module, or the object in it after a colon, and whether its engines have their weights inside, so
+    that their runners take none."""
+
+    place: str
+    holds_weights: bool = False
+
+
+BACKENDS: dict[str, Row] = {
+    "eager": Row(".eager"),  # PyTorch operator by operator; any size
+    "inductor": Row(".inductor"),  # compiled ahead of time by AOTInductor
+    "tensorrt": Row(".tensorrt.backend:TENSORRT", holds_weights=True),  # for the GPU of this machine
+    "tensorrt-rtx": Row(".tensorrt.backend:RTX", holds_weights=True),  # also for other GPUs (--target)
 }
-HOLDS_WEIGHTS = frozenset({"tensorrt", "tensorrt-rtx"})
-"""Backends whose engines have their weights inside; their runners take none."""
+
+
+def holds_weights(name: str) -> bool:
+    """Whether engines of this backend have their weights inside."""
+    return name in BACKENDS and BACKENDS[name].holds_weights
 
 
 def backend(name: str) -> Backend:
     """The backend called `name`; raises BackendError with the names that exist."""
     if name not in BACKENDS:
         raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(BACKENDS)}.")
-    module, _, found = BACKENDS[name].partition(":")
+    module, _, found = BACKENDS[name].place.partition(":")
     imported = import_module(module, __name__)
     return cast(Backend, getattr(imported, found) if found else imported)

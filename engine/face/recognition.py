@@ -1,4 +1,4 @@
-"""The two networks of antelopev2 under ONNX Runtime: here ArcFace, in detect.py the detector."""
+"""The two networks of antelopev2 under ONNX Runtime: here ArcFace, in detection.py the detector."""
 
 from pathlib import Path
 from typing import Any

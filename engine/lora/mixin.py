@@ -7,7 +7,7 @@ from os import PathLike
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from ..backends import HOLDS_WEIGHTS
+from ..backends import holds_weights
 from ..checkpoint.reading import Checkpoint
 from ..errors import BackendError, InputError, shown
 from ..graphs.graph import weight_shapes
@@ -213,7 +213,7 @@ class Adapters:
         spec, changed = self.manifest.spec, frozenset(lora.changes)
         if spec.layers_per_shard and "refit" in spec.flags:
             return
-        held = {name: entry for name, entry in self.manifest.graphs.items() if entry.backend in HOLDS_WEIGHTS}
+        held = {name: entry for name, entry in self.manifest.graphs.items() if holds_weights(entry.backend)}
         for name, graph in spec.graphs().items() if held else ():
             if name in held and reads(graph, list(weight_shapes(graph.module())), 0, changed):
                 raise BackendError(

@@ -1,21 +1,20 @@
 """A budget of device memory becomes a plan: per stage what is resident, what streams, and what that costs.
 
-Pure arithmetic on engine/sizes.py and the speeds of a machine: nothing is loaded, no device is asked. Every stage has
+Pure arithmetic on memory/costs.py and the speeds of a machine: nothing is loaded, no device is asked. Every stage has
 its candidates; a plan takes the fastest of those that fit, so a larger budget, whose candidates include those of a
 smaller one, is never slower.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 
 from ..errors import MemoryBudgetError
 from .allocator import aligned
 from .budget import show
 from .costs import ROWS, Costs, Key, StageCosts
-from .simulate import MACHINES, Machine, replay, spread
+from .simulate import UNKNOWN, Machine, replay, spread
 
 BUFFERS = (2, 3, 4)
 # What blocks in rows are assumed to take, against compiled ones, until a GPU has told: they run operator by operator.
@@ -23,8 +22,6 @@ ROWS_PRICE = 1.1
 # What tiles take, against the same arithmetic in whole frames: 2.04 s for 0.875 s on an H200, where 1.35 times as many
 # pixels are decoded (bench/reports/h200.md).
 TILE_PRICE = 1.7
-# For a GPU that has no row of its own: an assumption, which orders candidates and predicts nothing well.
-UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
 
 
 @dataclass(frozen=True)
@@ -301,12 +298,3 @@ def smaller(
     if least >= than.peak:
         return None
     return plan(max(least, int(than.peak * step)), sizes, than.machine, cfg=cfg, tiling=tiling)
-
-
-def machine_named(gpu: str) -> Machine:
-    """The row of MACHINES for a GPU by the driver's name, such as "NVIDIA GeForce RTX 4090"; UNKNOWN without one."""
-    words = re.split(r"[\s-]+", gpu.lower())
-    if {"laptop", "mig"}.intersection(words):  # another chip of the same name, or a part of one
-        return UNKNOWN
-    names = {*words, *(left + right for left, right in pairwise(words))}  # "rtx 4090" is two words
-    return next((row for key, row in MACHINES.items() if key in names), UNKNOWN)

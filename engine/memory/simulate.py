@@ -2,11 +2,13 @@
 
 One copy engine works through the copies in the order of execution; one compute stream through the calls. A call waits
 for its weights; a copy into a buffer that is used again waits for the last call that read it. This is the order that
-engine/stream.py issues on a device.
+engine/weights/prefetch.py issues on a device.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .costs import Key, Unit
 
@@ -144,3 +146,16 @@ def replay(
         (stalls[0], stalls[-1] if simulated > 1 else 0.0),
         moved + (passes - simulated) * again,
     )
+
+
+# For a GPU that has no row of its own: an assumption, which orders candidates and predicts nothing well.
+UNKNOWN = Machine("unknown", 100e12, 12e9, "assumed: 100 TFLOP/s, 12 GB/s")
+
+
+def machine_named(gpu: str) -> Machine:
+    """The row of MACHINES for a GPU by the driver's name, such as "NVIDIA GeForce RTX 4090"; UNKNOWN without one."""
+    words = re.split(r"[\s-]+", gpu.lower())
+    if {"laptop", "mig"}.intersection(words):  # another chip of the same name, or a part of one
+        return UNKNOWN
+    names = {*words, *(left + right for left, right in pairwise(words))}  # "rtx 4090" is two words
+    return next((row for key, row in MACHINES.items() if key in names), UNKNOWN)

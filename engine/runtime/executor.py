@@ -21,7 +21,7 @@ from ..variants import Variant
 
 
 class Weights(Protocol):
-    """Where the tensors of a call come from: engine/residency.py.
+    """Where the tensors of a call come from: weights/manager.py.
 
     version: another number when the same call takes other tensors.
     """
@@ -35,7 +35,7 @@ class Weights(Protocol):
         """The call that used them is queued."""
 
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
-        """What is made inside is gone at the end of the stage; see residency.py."""
+        """What is made inside is gone at the end of the stage; see weights/manager.py."""
 
     def keep(self, tensor: Tensor) -> Tensor:
         """What `scratch` has made, for longer."""
@@ -77,8 +77,8 @@ class GraphExecutor(ABC):
         device, dtype: where and in what the graphs run.
 
     Attributes:
-        calls: how often each graph has run, and each session of ONNX Runtime (face.py); of what `counted` gave, those
-            of that alone.
+        calls: how often each graph has run, and each session of ONNX Runtime (face/extractor.py); of what `counted`
+            gave, those of that alone.
     """
 
     def __init__(

@@ -9,13 +9,10 @@ from pathlib import Path
 SOURCES = {
     "consisid.kernels": ("*",),
     "consisid.engine": ("networks", "backends", "graphs"),
-    "consisid.export": ("onnx", "onnx.py", "onnx_functions.py", "through_onnx.py"),
+    "consisid.export": ("onnx",),
 }
 # Names of files and folders that measure, tune or describe kernels and are in no graph.
-TOOLS = frozenset(
-    {"tools", "cases.py", "instructions.json", "instructions.py", "measure.py", "resources.json", "sass.py"}
-    | {"timing.py", "tune.py", "benchmark.py", "autotune.py"}
-)
+TOOLS = frozenset({"tools", "instructions.json", "instructions.py", "resources.json", "sass.py"})
 SUFFIXES = (".py", ".json")
 
 

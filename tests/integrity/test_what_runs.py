@@ -165,11 +165,12 @@ def test_the_sources_that_decide_a_graph():
     """Every folder as deep as it goes, and what writes a graph as ONNX; nothing that measures. Nothing is imported."""
     names = set(source_files())
     assert {
-        "consisid.engine/graphs.py", "consisid.engine/shards.py", "consisid.engine/networks/vae.py",
-        "consisid.engine/backends/inductor.py", "consisid.export/onnx.py", "consisid.export/onnx_functions.py",
-        "consisid.kernels/joint_attention.py", "consisid.kernels/tuning.json", "consisid.kernels/standalone.py",
+        "consisid.engine/graphs/table.py", "consisid.engine/graphs/grouped.py", "consisid.engine/networks/t5.py",
+        "consisid.engine/backends/inductor.py", "consisid.engine/backends/tensorrt/build.py",
+        "consisid.export/onnx/model.py", "consisid.export/onnx/functions.py", "consisid.kernels/joint_attention.py",
+        "consisid.kernels/tuning.json", "consisid.kernels/aot/ptx.py",
     } <= names  # fmt: skip
-    tools = ("measure", "timing", "cases", "tune.py", "benchmark", "resources.json", "tools/", "pycache")
+    tools = ("timing", "cases", "autotune", "benchmark", "resources.json", "sass", "tools/", "pycache")
     assert not [name for name in names if any(tool in name for tool in tools)]
     command = "import sys; from consisid.engine.util.sources import kernels_hash as h; print(h(), *sys.modules)"
     shown = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
@@ -180,9 +181,10 @@ def test_the_sources_that_decide_a_graph():
 @pytest.mark.parametrize(
     ("changed", "differs"),
     [
-        ("kernels/deep/er/new.py", True), ("engine/networks/deep/new.py", True), ("engine/graphs.py", True),
-        ("export/onnx_functions.py", True), ("kernels/tuning.json", True), ("kernels/tools/benchmark.py", False),
-        ("kernels/measure.py", False), ("kernels/sass.py", False), ("engine/text.py", False), ("export/cli.py", False),
+        ("kernels/deep/er/new.py", True), ("engine/networks/deep/new.py", True), ("engine/graphs/table.py", True),
+        ("export/onnx/functions.py", True), ("kernels/tuning.json", True), ("kernels/tools/benchmark.py", False),
+        ("kernels/aot/resources.json", False), ("kernels/aot/sass.py", False),
+        ("engine/text.py", False), ("export/cli.py", False),
     ],
 )  # fmt: skip
 def test_a_change_of_a_source_changes_the_hash(tmp_path, monkeypatch, changed, differs):

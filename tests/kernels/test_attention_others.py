@@ -10,7 +10,7 @@ import torch
 from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from consisid.kernels import attention_others, tuning
+from consisid.kernels import attention_others, dispatch
 from consisid.kernels.attention_others import by_package, by_torch_preferring, load_package, package_works, reference
 
 joint_attention = import_module("consisid.kernels.joint_attention")  # the package exports the function of that name
@@ -115,7 +115,7 @@ def test_a_package_that_does_not_work_is_passed_over_with_a_warning(monkeypatch,
     install(monkeypatch, "fa3_fwd_interface", attend)
     with pytest.warns(UserWarning, match=said):
         assert not package_works("fa3", CPU, BF16)
-    choice = tuning.look_up(
+    choice = dispatch.look_up(
         "NVIDIA H200", (9, 0), torch.bfloat16, 64, 17776, lambda name: attention_others.usable(name, CPU, BF16)
     )
     assert choice.implementation == "ours"
@@ -133,8 +133,8 @@ def test_the_operator_calls_what_was_chosen(monkeypatch, implementation):
             return reference(q, k, v, scale)
 
         monkeypatch.setattr(joint_attention, name, stand_in)
-    choice = tuning.Choice(implementation, tuning.FLOAT32, "")
-    monkeypatch.setattr(tuning, "choose", lambda *_: choice)
+    choice = dispatch.Choice(implementation, dispatch.FLOAT32, "")
+    monkeypatch.setattr(dispatch, "choose", lambda *_: choice)
     tensors = qkv()
     result = joint_attention.launch(*tensors, 0.3)
     assert torch.equal(result, reference(*tensors, 0.3))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from consisid.kernels import cost, measure
-from consisid.kernels.cases import FULL, SMALL, cases
+from consisid.kernels import cost
+from consisid.kernels.tools import benchmark as measure
+from consisid.kernels.tools.cases import FULL, SMALL, cases
 
 TOKENS, TEXT, WIDTH = 17776, 226, 3072
 MODULES = {

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from consisid.kernels import group_norm_silu, tune
-from consisid.kernels.cases import SMALL, Size, cases
+from consisid.kernels import group_norm_silu
 from consisid.kernels.group_norm_silu import reference as group_norm_reference
 from consisid.kernels.joint_attention import by_kernel, reference
+from consisid.kernels.tools import autotune as tune
+from consisid.kernels.tools.cases import SMALL, Size, cases
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,7 +9,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from consisid.kernels import instructions, resources, sass, tuning  # noqa: E402
+from consisid.kernels import dispatch  # noqa: E402
+from consisid.kernels.aot import instructions, resources, sass  # noqa: E402
 
 KEPT = json.loads(instructions.PATH.read_text())
 ROWS = KEPT["rows"]
@@ -19,7 +20,7 @@ def test_no_worse_than_the_table():
     """All variants on five architectures: half a minute of compiling."""
     if triton.__version__ != KEPT["triton"]:
         pytest.skip(f"the table was made with triton {KEPT['triton']}, this is {triton.__version__}")
-    command = [sys.executable, "-m", "consisid.kernels.instructions", "--check"]
+    command = [sys.executable, "-m", "consisid.kernels.aot.instructions", "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     assert run.stdout.startswith(f"{sum(map(len, ROWS.values()))} variants")
@@ -30,7 +31,7 @@ def test_the_table_is_whole_and_its_defaults_have_no_faults():
     for arch, rows in ROWS.items():
         number = int(arch.removeprefix("sm_"))
         assert list(rows) == [str(config) for config in instructions.variants(number)]
-        default = tuning.default_config((number // 10, number % 10), torch.bfloat16)
+        default = dispatch.default_config((number // 10, number % 10), torch.bfloat16)
         assert next(iter(rows)) == str(default)
         assert not instructions.faults(arch, rows)
 

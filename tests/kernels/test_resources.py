@@ -9,9 +9,9 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from consisid.kernels import resources  # noqa: E402
-from consisid.kernels.cases import FULL, cases  # noqa: E402
-from consisid.kernels.specimens import record  # noqa: E402
+from consisid.kernels.aot import resources  # noqa: E402
+from consisid.kernels.aot.record import record  # noqa: E402
+from consisid.kernels.tools.cases import FULL, cases  # noqa: E402
 
 KEPT = json.loads(resources.PATH.read_text())
 
@@ -20,7 +20,7 @@ def test_no_worse_than_the_table():
     """All five architectures: a minute of compiling."""
     if triton.__version__ != KEPT["triton"]:
         pytest.skip(f"the table was made with triton {KEPT['triton']}, this is {triton.__version__}")
-    command = [sys.executable, "-m", "consisid.kernels.resources", "--check"]
+    command = [sys.executable, "-m", "consisid.kernels.aot.resources", "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.startswith(f"{sum(map(len, KEPT['kernels'].values()))} kernels")

@@ -9,9 +9,12 @@ import torch
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
-from consisid.kernels import describe, instructions, measure, tune, tuning
+from consisid.kernels import describe, dispatch
+from consisid.kernels.aot import instructions
 from consisid.kernels.attention_others import BACKENDS, PACKAGES, reference
-from consisid.kernels.cases import SMALL, cases
+from consisid.kernels.tools import autotune as tune
+from consisid.kernels.tools import benchmark as measure
+from consisid.kernels.tools.cases import SMALL, cases
 
 BF16, FP32 = torch.bfloat16, torch.float32
 ROW = {
@@ -23,28 +26,28 @@ ROW = {
 
 @pytest.fixture
 def measured(monkeypatch):
-    table = tuning.table() | {"measured": {"Some GPU": {tuning.shape_class(64, 17776): ROW}}}
-    monkeypatch.setattr(tuning, "table", lambda: table)
+    table = dispatch.table() | {"measured": {"Some GPU": {dispatch.shape_class(64, 17776): ROW}}}
+    monkeypatch.setattr(dispatch, "table", lambda: table)
 
 
 @pytest.mark.usefixtures("measured")
 def test_a_measured_row_is_used_where_it_applies():
-    choice = tuning.look_up("Some GPU", (7, 5), BF16, 64, 20000)
+    choice = dispatch.look_up("Some GPU", (7, 5), BF16, 64, 20000)
     assert choice.implementation == "ours"
-    assert choice.config == tuning.Config(64, 32, 4, 2, polynomial=4)
+    assert choice.config == dispatch.Config(64, 32, 4, 2, polynomial=4)
     assert choice.reason == "the fastest as measured on Some GPU for head_dim 64, long"
     others = (("Some GPU", BF16, 64, 100), ("Some GPU", BF16, 128, 20000), ("Other", BF16, 64, 20000))
     for gpu, dtype, dim, tokens in others:
-        choice = tuning.look_up(gpu, (7, 5), dtype, dim, tokens)
+        choice = dispatch.look_up(gpu, (7, 5), dtype, dim, tokens)
         assert choice.implementation == "torch"
         assert "was not measured" in choice.reason
-    assert tuning.look_up("Some GPU", (9, 0), FP32, 64, 20000).implementation == "torch"
+    assert dispatch.look_up("Some GPU", (9, 0), FP32, 64, 20000).implementation == "torch"
 
 
 @pytest.mark.usefixtures("measured")
 def test_a_measured_row_goes_before_a_rule_and_takes_the_next_best_where_the_best_is_missing():
-    assert tuning.look_up("Some GPU", (9, 0), BF16, 64, 20000).implementation == "ours"
-    choice = tuning.look_up("Some GPU", (9, 0), BF16, 64, 20000, lambda name: name != "ours")
+    assert dispatch.look_up("Some GPU", (9, 0), BF16, 64, 20000).implementation == "ours"
+    choice = dispatch.look_up("Some GPU", (9, 0), BF16, 64, 20000, lambda name: name != "ours")
     assert choice.implementation == "cudnn"
     assert choice.reason == "as measured on Some GPU for head_dim 64, long; not usable here: ours"
 
@@ -65,10 +68,10 @@ def test_gpus_that_nobody_measured_go_by_rule(gpu, capability):
     """Whatever is missing is passed over, down to PyTorch's own choice."""
     missing = []
     for name in [*RULES[gpu, capability], "torch"]:
-        choice = tuning.look_up(gpu, capability, BF16, 64, 17776, lambda name: name not in missing)
+        choice = dispatch.look_up(gpu, capability, BF16, 64, 17776, lambda name: name not in missing)
         assert choice.implementation == name
         assert choice.config.producer == (capability == (9, 0))
-        assert choice.config.producer or choice.config == tuning.default_config(capability, BF16)
+        assert choice.config.producer or choice.config == dispatch.default_config(capability, BF16)
         assert choice.reason.startswith("by rule until measured: ")
         assert choice.reason.endswith(f"; not usable here: {', '.join(missing)}") == bool(missing)
         missing.append(name)
@@ -76,32 +79,32 @@ def test_gpus_that_nobody_measured_go_by_rule(gpu, capability):
 
 def test_a_rule_is_for_the_shapes_that_its_figures_are_of():
     for dim, tokens, dtype in ((64, 500, BF16), (128, 17776, BF16), (64, 17776, FP32)):
-        assert tuning.look_up("NVIDIA H200", (9, 0), dtype, dim, tokens).implementation == "torch"
+        assert dispatch.look_up("NVIDIA H200", (9, 0), dtype, dim, tokens).implementation == "torch"
 
 
 def test_defaults_go_to_the_nearest_older_capability():
-    assert tuning.default_config((9, 0), BF16).descriptors
-    assert tuning.default_config((12, 1), BF16) == tuning.default_config((12, 0), BF16)
-    assert tuning.default_config((8, 7), BF16) == tuning.default_config((8, 6), BF16)
-    assert tuning.default_config((7, 5), BF16) == tuning.default_config((8, 0), BF16)
-    assert not tuning.default_config((9, 0), FP32).descriptors
+    assert dispatch.default_config((9, 0), BF16).descriptors
+    assert dispatch.default_config((12, 1), BF16) == dispatch.default_config((12, 0), BF16)
+    assert dispatch.default_config((8, 7), BF16) == dispatch.default_config((8, 6), BF16)
+    assert dispatch.default_config((7, 5), BF16) == dispatch.default_config((8, 0), BF16)
+    assert not dispatch.default_config((9, 0), FP32).descriptors
 
 
 def test_the_file_holds_what_can_be_used():
-    table = json.loads(tuning.PATH.read_text())
+    table = json.loads(dispatch.PATH.read_text())
     known = {"ours", *BACKENDS, *PACKAGES}
     for row in table["defaults"].values():
-        tuning.Config(**row)
+        dispatch.Config(**row)
     for gpu, rows in table["measured"].items():
         for key, row in rows.items():
             assert row["fastest"] in known, (gpu, key)
             assert row["fastest"] == min(row["milliseconds"], key=row["milliseconds"].get), (gpu, key)
-            tuning.Config(**row["config"])
+            dispatch.Config(**row["config"])
             assert row["versions"], (gpu, key)
     for capability, row in table["by_rule"].items():
         assert known.issuperset(row["order"]), capability
         assert set(row) - {"config"} == {"gpus", "shapes", "order", "source"}
-        tuning.Config(**row.get("config", table["defaults"]["9.0"]))
+        dispatch.Config(**row.get("config", table["defaults"]["9.0"]))
         assert row["source"].startswith("by rule until measured: ")
 
 
@@ -121,10 +124,10 @@ def test_describe_without_a_gpu():
 def test_tune_without_a_gpu(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    before = tuning.PATH.read_bytes()
+    before = dispatch.PATH.read_bytes()
     assert tune.main([]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert tuning.PATH.read_bytes() == before
+    assert dispatch.PATH.read_bytes() == before
 
 
 def test_candidates_are_distinct_and_valid():
@@ -147,10 +150,10 @@ def test_polynomials_are_tried_where_the_exponentials_are_the_limit():
     """With the tensor cores of Ampere, Ada and Blackwell's RTX cards they are not, and a polynomial is more to do."""
     for arch, rows in json.loads(instructions.PATH.read_text())["rows"].items():
         capability = divmod(int(arch.removeprefix("sm_")), 10)
-        row = rows[str(replace(tuning.default_config(capability, BF16), polynomial=0))]
+        row = rows[str(replace(dispatch.default_config(capability, BF16), polynomial=0))]
         assert bool(tune.polynomials(capability)) == (row["exps"] > row["tensor"]), arch
         if not tune.polynomials(capability):
-            assert tuning.default_config(capability, BF16).polynomial == 0
+            assert dispatch.default_config(capability, BF16).polynomial == 0
 
 
 @pytest.fixture
@@ -158,8 +161,8 @@ def own(tmp_path, monkeypatch):
     """The table of the package, as a file that may be written."""
     path = tmp_path / "package" / "tuning.json"
     path.parent.mkdir()
-    path.write_text(tuning.PATH.read_text())
-    monkeypatch.setattr(tuning, "PATH", path)
+    path.write_text(dispatch.PATH.read_text())
+    monkeypatch.setattr(dispatch, "PATH", path)
     return path
 
 
@@ -168,7 +171,7 @@ def test_a_row_is_written_beside_the_others(own):
     tune.write("Some GPU", "head_dim 64, short", ROW, [own])
     table = json.loads(own.read_text())
     assert list(table["measured"]["Some GPU"]) == ["head_dim 64, long", "head_dim 64, short"]
-    assert table["defaults"] == tuning.table()["defaults"]
+    assert table["defaults"] == dispatch.table()["defaults"]
     assert list(own.parent.iterdir()) == [own]
 
 
@@ -270,7 +273,7 @@ def test_before_any_option_ran_there_is_a_row(bench, own):
         bench.run()
     row = row_of(own)
     assert (row["fastest"], row["tried"]) == ("cudnn", {})
-    assert row["config"] == asdict(tuning.default_config((9, 0), BF16))
+    assert row["config"] == asdict(dispatch.default_config((9, 0), BF16))
 
 
 def test_where_no_option_of_ours_is_right_the_others_are_left(bench, own, monkeypatch):
@@ -311,7 +314,7 @@ def test_no_two_options_have_one_name():
         configs = [replace(c, polynomial=share) for c in tune.candidates(capability) for share in (0, 2, 4, 8)]
         configs += tune.producers(capability, 64)
         assert len({str(config) for config in configs}) == len(configs)
-    named = tuning.Config(64, 128, 4, 2, descriptors=True, polynomial=2, ahead=True)
+    named = dispatch.Config(64, 128, 4, 2, descriptors=True, polynomial=2, ahead=True)
     assert str(named) == "64x128, 4 warps, 2 stages, polynomial 2, descriptors, ahead"
 
 

@@ -9,7 +9,8 @@ from conftest import random_identity
 
 from consisid.engine import ConsisID
 from consisid.engine.memory.costs import video_costs
-from consisid.engine.memory.planner import UNKNOWN, MemoryPlan, candidates, look_ahead
+from consisid.engine.memory.planner import MemoryPlan, candidates, look_ahead
+from consisid.engine.memory.simulate import UNKNOWN
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 

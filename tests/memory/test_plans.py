@@ -13,8 +13,8 @@ from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.budget import parse, show
 from consisid.engine.memory.costs import Costs, Unit, video_costs
-from consisid.engine.memory.planner import UNKNOWN, machine_named, plan, smaller
-from consisid.engine.memory.simulate import MACHINES, Machine, replay, spread
+from consisid.engine.memory.planner import plan, smaller
+from consisid.engine.memory.simulate import MACHINES, UNKNOWN, Machine, machine_named, replay, spread
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY, V1_5
 

@@ -12,7 +12,8 @@ from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
 
 from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory.device import DeviceMemory, explain
-from consisid.engine.memory.planner import UNKNOWN, MemoryPlan, StagePlan
+from consisid.engine.memory.planner import MemoryPlan, StagePlan
+from consisid.engine.memory.simulate import UNKNOWN
 from consisid.engine.run.request import Options
 from consisid.engine.run.run import Run
 from consisid.engine.variants import TINY

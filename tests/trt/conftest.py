@@ -8,7 +8,7 @@ import torch
 from drawn import random_weights
 
 from consisid.engine.graphs.graph import Graph
-from consisid.export.onnx import skeleton, write
+from consisid.export.onnx.model import skeleton, write
 
 
 @pytest.fixture

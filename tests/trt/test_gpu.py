@@ -73,9 +73,9 @@ def test_refit_replaces_weights_until_it_is_undone(engine):
 
 
 def test_ptx_by_the_driver_equals_the_launch_by_triton():
+    from consisid.kernels.aot.ptx import compile_standalone
+    from consisid.kernels.dispatch import default_config
     from consisid.kernels.joint_attention import by_kernel
-    from consisid.kernels.standalone import compile_standalone
-    from consisid.kernels.tuning import default_config
 
     q, k, v = torch.randn(3, 2, 302, 3, 64, device="cuda", dtype=torch.bfloat16).unbind(0)
     major, minor = torch.cuda.get_device_capability()

@@ -12,8 +12,8 @@ from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
-from consisid.export.onnx import DERIVED, skeleton
-from consisid.kernels.standalone import STANDALONE
+from consisid.export.onnx.model import DERIVED, skeleton
+from consisid.kernels.aot.ptx import STANDALONE
 
 # Three blocks, of which two have a face attention, and the last block; every graph that layers share is in one of them.
 GRAPHS = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)

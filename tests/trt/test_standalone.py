@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from consisid.kernels import standalone
-from consisid.kernels.standalone import STANDALONE, Code, compile_standalone, without_scratch
+from consisid.kernels.aot import ptx as standalone
+from consisid.kernels.aot.ptx import STANDALONE, Code, compile_standalone, without_scratch
 
 triton = pytest.importorskip("triton")
 B, S, H, D, TEXT = 2, 302, 3, 64, 32

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from consisid.kernels.standalone import STANDALONE, Code, compile_standalone
+from consisid.kernels.aot.ptx import STANDALONE, Code, compile_standalone
 
 from ...errors import BackendError
 from .library import Library

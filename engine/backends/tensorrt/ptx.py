@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from consisid.kernels.standalone import Code
+from consisid.kernels.aot.ptx import Code
 
 from ...errors import BackendError
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from consisid.kernels import joint_attention, ops, tuning
+from consisid.kernels import dispatch, joint_attention, ops
+from consisid.kernels.dispatch import Config
 from consisid.kernels.joint_attention import by_kernel, reference
-from consisid.kernels.tuning import Config
 
 PLAIN = Config(16, 32, 4, 1)
 CONFIGS = {
@@ -47,7 +47,7 @@ def test_public_function_takes_the_kernel(assert_close):
 def test_default_rows_of_the_table(capability):
     """What a GPU without a row of its own would launch, in float16 and with a tail of queries and of keys. The bound is
     that of the polynomial below, and of float16."""
-    config = tuning.default_config(capability, torch.float16)
+    config = dispatch.default_config(capability, torch.float16)
     q, k, v, scale = arguments(1, config.block_m + 5, 2 * config.block_n + 7, 1, 64, torch.float16)
     exact = reference(q.double(), k.double(), v.double(), scale)
     error = float((by_kernel(q, k, v, scale, config) - exact).abs().max())

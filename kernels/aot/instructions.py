@@ -1,5 +1,5 @@
 """What the loop of joint_attention executes with each of its options, read from the disassembly without a GPU:
-`python -m consisid.kernels.instructions`.
+`python -m consisid.kernels.aot.instructions`.
 
 Attention is arithmetic alone, so that its time is no less than that of the unit with the most to do. For 128 x 128
 scores of head_dim 64, whatever the size of a block, the table says how many cycles of a multiprocessor its units need:
@@ -30,13 +30,13 @@ from pathlib import Path
 
 import torch
 
-from . import tuning
-from ._triton import INSTALLED, triton
-from .cases import FULL, cases
-from .joint_attention import LOG2_E, by_kernel
+from .. import dispatch
+from .._triton import INSTALLED, triton
+from ..joint_attention import LOG2_E, by_kernel
+from ..tools.cases import FULL, cases
+from .record import record
 from .resources import SHARED, TENSOR, compile_for, run_tool
 from .sass import count_products, main_loop, product_flops
-from .specimens import record
 
 PATH = Path(__file__).with_name("instructions.json")
 SCORES = 128 * 128
@@ -86,21 +86,21 @@ class Row:
     loads: int
 
 
-def variants(arch: int) -> Iterator[tuning.Config]:
+def variants(arch: int) -> Iterator[dispatch.Config]:
     """The default row, and what it may have to give way to or took the place of."""
-    default = tuning.default_config((arch // 10, arch % 10), torch.bfloat16)
+    default = dispatch.default_config((arch // 10, arch % 10), torch.bfloat16)
     yield default
     if arch in (80, 89, 120):
         yield replace(default, polynomial=4)
         yield replace(default, ahead=True)
-        yield tuning.Config(128, 128, 8, 2)
+        yield dispatch.Config(128, 128, 8, 2)
         return
-    wide = tuning.Config(128, 128, 8, 2, descriptors=True)
+    wide = dispatch.Config(128, 128, 8, 2, descriptors=True)
     found = [wide, replace(wide, ahead=True), replace(wide, polynomial=4, ahead=True)]
     if arch == 90:
         unrolled = replace(wide, ahead=True, unrolled=True)
         found += [replace(wide, num_stages=3, polynomial=4, ahead=True), unrolled, replace(unrolled, polynomial=8)]
-        found += [replace(unrolled, descriptors=False), tuning.Config(64, 128, 4, 2, descriptors=True)]
+        found += [replace(unrolled, descriptors=False), dispatch.Config(64, 128, 4, 2, descriptors=True)]
         found += [replace(wide, block_n=256), replace(wide, block_m=256)]
         found += [replace(wide, ahead=True, producer=True)]
     else:
@@ -108,10 +108,10 @@ def variants(arch: int) -> Iterator[tuning.Config]:
     yield from (config for config in found if config != default)
 
 
-def measure(config: tuning.Config, arch: int) -> Row:
+def measure(config: dispatch.Config, arch: int) -> Row:
     q, k, v, scale = next(case for case in cases(FULL, "meta") if case.name == "joint_attention").arguments
     if config.producer:
-        from .joint_attention_gluon import launch_gluon
+        from ..joint_attention_gluon import launch_gluon
 
         options = (scale * LOG2_E, config.block_n, config.num_stages)
         launches = record(launch_gluon, q, k, v, torch.empty_like(q), *options)

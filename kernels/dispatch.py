@@ -1,11 +1,11 @@
 """Which implementation of joint_attention is used on a GPU, and with which options: tuning.json, read only here.
 
-The file has three parts. "measured" has a row for each GPU name and shape class, written by `python -m
-consisid.kernels.tune` on such a GPU. "by_rule" has an order of preference for each compute capability, from figures
-that others published or that were measured on one GPU of it: each row's "source" begins with "by rule" and names them,
-"gpus" says which GPUs it was made for, and "config" has options for our kernel where they are not the default ones. It
-gives way to a measured row. "defaults" has options for our kernel by compute capability; those of 9.0 are the fastest
-that were tried on an H200, the others were chosen by reasoning about instructions, registers and shared memory.
+The file has three parts. "measured" has a row for each GPU name and shape class, written by `make tune` on such a GPU.
+"by_rule" has an order of preference for each compute capability, from figures that others published or that were
+measured on one GPU of it: each row's "source" begins with "by rule" and names them, "gpus" says which GPUs it was made
+for, and "config" has options for our kernel where they are not the default ones. It gives way to a measured row.
+"defaults" has options for our kernel by compute capability; those of 9.0 are the fastest that were tried on an H200,
+the others were chosen by reasoning about instructions, registers and shared memory.
 
 What is not installed, or switched off in PyTorch, is passed over for the next best. A GPU without a row, and a shape
 that no row is about, use PyTorch's own choice of attention. Tuning options are stored whole, so that a row says exactly

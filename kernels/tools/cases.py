@@ -1,5 +1,5 @@
-"""Every kernel with arguments as the network passes them: the one list that is compiled ahead of time (specimens.py),
-measured (measure.py) and counted.
+"""Every kernel with arguments as the network passes them: the one list that is compiled ahead of time (aot/record.py),
+measured (benchmark.py) and counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import Cost
+from ..cost import Cost
 
 
 @dataclass(frozen=True)

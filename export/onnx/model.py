@@ -25,7 +25,7 @@ from consisid.engine.backends.inductor import EXAMPLE_SIZES, SIZES, trace
 from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.networks.vae_decoder import SpatialNorm, Upsample
 
-from .onnx_functions import DOMAIN, OPSET, attention, protos
+from .functions import DOMAIN, OPSET, attention, protos
 
 TYPES = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16,
          torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.bool: TensorProto.BOOL}  # fmt: skip
@@ -199,7 +199,8 @@ def _translate(
 
 
 def _keep_source(node: onnx.NodeProto) -> None:
-    """Of all that the exporter noted about a node leave where it came from: "transformer.py:158" under SOURCE."""
+    """Of all that the exporter noted about a node leave where it came from, "networks/transformer.py:158", under
+    SOURCE."""
     noted = {entry.key: entry.value for entry in node.metadata_props}
     frames = re.findall(r'File "([^"]+)", line (\d+)', noted.get("pkg.torch.onnx.stack_trace", ""))
     own = [f"{Path(file).name}:{line}" for file, line in frames if "torch" not in Path(file).parts]

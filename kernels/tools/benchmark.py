@@ -1,6 +1,6 @@
 """Every kernel against its PyTorch and its torch.compile form on this machine's GPU, as a share of the limit that the
-hardware sets: `python -m consisid.kernels.measure`. Without a GPU it prints what each kernel has to do, the least time
-that it can take at given ceilings, and stops there.
+hardware sets: `python -m consisid.kernels.tools.benchmark`. Without a GPU it prints what each kernel has to do, the
+least time that it can take at given ceilings, and stops there.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import INSTALLED, triton
+from .._triton import INSTALLED, triton
+from ..joint_attention import describe
 from .cases import FULL, Case, cases
-from .joint_attention import describe
 from .timing import ceilings, time
 
 # Of an H200: what cuBLAS reached in bf16 on one, and the 4.8 TB/s of NVIDIA's data sheet times the nine tenths that a

@@ -21,7 +21,7 @@ def compile_through_onnx(
     options: BuildOptions,
 ) -> Any:
     """Write the engine of a graph with its weights to `file`, by the backend `name`; returns Built."""
-    from .onnx import skeleton, write
+    from .model import skeleton, write
 
     onnx = file.with_suffix(".onnx")
     engines: Any = backend(name)

@@ -25,43 +25,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tuning
-from ._triton import INSTALLED, triton
-from .attention_others import BACKENDS, PACKAGES, by_package, by_torch, package_works, reference
-from .joint_attention import by_kernel, cost
+from .. import dispatch
+from .._triton import INSTALLED, triton
+from ..attention_others import BACKENDS, PACKAGES, by_package, by_torch, package_works, reference
+from ..joint_attention import by_kernel, cost
 from .timing import Run, time
 
 GROUP = 8  # candidates that are timed in turns; each holds a result of its own meanwhile
 Tried = dict[str, float | None]
-Keep = Callable[[Mapping[str, float], tuning.Config | None, bool], None]
+Keep = Callable[[Mapping[str, float], dispatch.Config | None, bool], None]
 
 # What PyTorch says when no kernel of a backend takes an input, and Triton when a pass of its compiler gives up.
 REFUSALS = ("No available kernel", "Invalid backend", "PassManager::run failed")
 
 
-def candidates(capability: tuple[int, int]) -> Iterator[tuning.Config]:
+def candidates(capability: tuple[int, int]) -> Iterator[dispatch.Config]:
     """What is worth compiling there. Costs that do not fit a GPU fail to launch and are passed over."""
     hopper = capability >= (9, 0)
     sizes = ((64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8))
     for (rows, columns, warps), stages, descriptors, ahead in itertools.product(
         sizes, (2, 3), (False, True) if hopper else (False,), (False, True)
     ):
-        yield tuning.Config(rows, columns, warps, stages, descriptors, ahead=ahead)
+        yield dispatch.Config(rows, columns, warps, stages, descriptors, ahead=ahead)
         if capability[0] == 9 and descriptors and ahead:  # elsewhere it spills registers
-            yield tuning.Config(rows, columns, warps, stages, descriptors, ahead=ahead, unrolled=True)
+            yield dispatch.Config(rows, columns, warps, stages, descriptors, ahead=ahead, unrolled=True)
     if capability[0] == 10:
         for stages, ahead in itertools.product((2, 3), (False, True)):  # a thread for each query
-            yield tuning.Config(128, 128, 4, stages, descriptors=True, ahead=ahead)
+            yield dispatch.Config(128, 128, 4, stages, descriptors=True, ahead=ahead)
         # The only architecture on which Triton specialises warps.
         for rows, columns, stages in itertools.product((128, 256), (64, 128), (2, 3)):
-            yield tuning.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
+            yield dispatch.Config(rows, columns, rows // 32, stages, descriptors=True, warp_specialize=True)
 
 
-def producers(capability: tuple[int, int], head_dim: int) -> Iterator[tuning.Config]:
+def producers(capability: tuple[int, int], head_dim: int) -> Iterator[dispatch.Config]:
     """Ours in Gluon. Tried last: where its barriers were wrong, it would not end, and all else is written by then."""
     if capability[0] == 9 and head_dim in (64, 128):
         for columns, stages in itertools.product((64, 128), (2, 3)):
-            yield tuning.Config(128, columns, 8, stages, descriptors=True, ahead=True, producer=True)
+            yield dispatch.Config(128, columns, 8, stages, descriptors=True, ahead=True, producer=True)
 
 
 def polynomials(capability: tuple[int, int]) -> tuple[int, ...]:
@@ -114,9 +114,9 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Ke
     allowed = 2 * min(errors.values())
     theirs = {name: run for name, run in theirs.items() if errors[name] <= allowed}
     others = time(theirs, rounds)
-    known: dict[str, tuning.Config] = {}
+    known: dict[str, dispatch.Config] = {}
 
-    def fastest(count: int) -> list[tuning.Config]:
+    def fastest(count: int) -> list[dispatch.Config]:
         spent = {name: tried[name] or 0.0 for name in known if tried.get(name) is not None}
         return [known[name] for name in sorted(spent, key=lambda name: spent[name])[:count]]
 
@@ -126,7 +126,7 @@ def measure(q: Tensor, k: Tensor, v: Tensor, rounds: int, tried: Tried, keep: Ke
             return
         keep(others, None, False)
 
-    def try_all(configs: Sequence[tuning.Config]) -> None:
+    def try_all(configs: Sequence[dispatch.Config]) -> None:
         known.update({str(config): config for config in configs})
         left = [config for config in configs if str(config) not in tried]
         for start in range(0, len(left), GROUP):
@@ -162,7 +162,7 @@ def write(gpu: str, key: str, row: Mapping[str, object], places: Sequence[Path])
 
 def read(place: Path) -> dict[str, Any]:
     """The table in a file, or, where there is none yet, the package's."""
-    table: dict[str, Any] = json.loads((place if place.exists() else tuning.PATH).read_text())
+    table: dict[str, Any] = json.loads((place if place.exists() else dispatch.PATH).read_text())
     return table
 
 
@@ -185,12 +185,12 @@ def find_places(output: Path | None) -> list[Path]:
     Raises:
         ValueError: there would be none, or `output` cannot be written.
     """
-    places = [tuning.PATH, *([output.absolute()] if output else [])]
+    places = [dispatch.PATH, *([output.absolute()] if output else [])]
     able = [place for place in places if os.access(place.parent, os.W_OK) and not place.is_dir()]
     if output and output.absolute() not in able:
         raise ValueError(f"--output {output} cannot be written; name a file in a folder that is there.")
     if not able:
-        raise ValueError(f"{tuning.PATH} cannot be written; name another file with --output.")
+        raise ValueError(f"{dispatch.PATH} cannot be written; name another file with --output.")
     return able
 
 
@@ -222,15 +222,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     qkv = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
     q, k, v = qkv[:, :, 0].contiguous(), qkv[:, :, 1].contiguous(), qkv[:, :, 2]
     work = cost(options.batch, options.tokens, options.tokens, options.heads, options.head_dim, q.element_size())
-    gpu, key = torch.cuda.get_device_name(), tuning.shape_class(options.head_dim, options.tokens)
+    gpu, key = torch.cuda.get_device_name(), dispatch.shape_class(options.head_dim, options.tokens)
     versions = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
-    command = f"python -m consisid.kernels.tune {' '.join(arguments if arguments is not None else sys.argv[1:])}"
+    command = (
+        f"python -m consisid.kernels.tools.autotune {' '.join(arguments if arguments is not None else sys.argv[1:])}"
+    )
     about: dict[str, Any] = {"shape": shape, "versions": versions}
     tried = left_off(gpu, key, about, places)
 
-    def keep(times: Mapping[str, float], config: tuning.Config | None, complete: bool) -> None:
+    def keep(times: Mapping[str, float], config: dispatch.Config | None, complete: bool) -> None:
         rates = {name: round(work.flops / spent / 1e9, 1) for name, spent in times.items()}
-        chosen = config or tuning.default_config(torch.cuda.get_device_capability(), q.dtype)
+        chosen = config or dispatch.default_config(torch.cuda.get_device_capability(), q.dtype)
         fastest = min(times, key=lambda name: times[name])
         row = {"fastest": fastest, "config": asdict(chosen), "tflops": rates, "milliseconds": dict(times), **about}
         write(gpu, key, row | {"complete": complete, "tried": tried, "command": command.strip()}, places)

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consisid.engine.backends import HOLDS_WEIGHTS, Runner, backend
+from consisid.engine.backends import BACKENDS, Runner, backend, holds_weights
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
 from consisid.engine.backends.tensorrt.build import capability
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs.graph import Graph, weight_shapes
 
-from .through_onnx import compile_through_onnx
+from .onnx.compile import compile_through_onnx
 from .toolkit import check_compiler, check_toolkit
 
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
+HOLDERS = tuple(name for name in BACKENDS if holds_weights(name))
 RUNS = 5
 
 # Against eager in float32: another order of additions, over at most 20 layers in one graph.
@@ -102,7 +103,7 @@ def compile_graph(
 def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
     """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here,
     and only where a graph has one set of weights."""
-    return CANDIDATES + tuple(name for name in sorted(HOLDS_WEIGHTS) if len(graph.layers) == 1 and _runs(name, device))
+    return CANDIDATES + tuple(name for name in HOLDERS if len(graph.layers) == 1 and _runs(name, device))
 
 
 def _runs(name: str, device: torch.device) -> bool:
@@ -123,7 +124,7 @@ def _make(
     weights: Callable[[], Sequence[Tensor]],
     options: BuildOptions,
 ) -> Path | None:
-    if name not in HOLDS_WEIGHTS:
+    if not holds_weights(name):
         return _compile(name, graph, stem, device, dtype)
     file = stem.with_suffix(f".{name}{backend(name).SUFFIX}")
     compile_through_onnx(name, graph, file, dtype, weights, options)
@@ -173,20 +174,10 @@ def _time(runner: Runner, inputs: Sequence[Tensor], weights: Sequence[Tensor], d
     return statistics.median(samples[1:])  # the first is a warm-up
 
 
-# Every name that --backend takes, with a line about it.
-NAMES: Mapping[str, str] = {
-    AUTO: "times the candidates per graph on this device and keeps the fastest that is right",
-    "eager": "PyTorch operator by operator; any size",
-    "inductor": "compiled ahead of time by AOTInductor",
-    "tensorrt": "TensorRT engines for the GPU of this machine",
-    "tensorrt-rtx": "TensorRT for RTX engines, also for other GPUs (--target)",
-}
-
-
 def check_backend(name: str) -> str:
     """The name, if there is such a backend; raises BackendError with the names that exist."""
-    if name not in NAMES:
-        raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join(NAMES)}.")
+    if name != AUTO and name not in BACKENDS:
+        raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join((AUTO, *BACKENDS))}.")
     return name
 
 
@@ -217,10 +208,10 @@ def check_targets(name: str, targets: Sequence[str], flags: Sequence[str]) -> No
     Raises:
         BackendError: it cannot; or no engine of these compute capabilities, or of these flags together.
     """
-    if (targets or flags) and name not in HOLDS_WEIGHTS:
+    if (targets or flags) and not holds_weights(name):
         asked = f"--target {','.join(targets)}" if targets else f"--{flags[0].replace('_', '-')}"
         raise BackendError(f"The backend {name} has no {asked}; add --backend tensorrt-rtx.")
-    engines: Any = backend(name) if name in HOLDS_WEIGHTS else None
+    engines: Any = backend(name) if holds_weights(name) else None
     if "refit" in flags and targets:
         raise BackendError(
             "An engine for another GPU cannot be made refittable, so it takes no LoRA; leave out --refit, or build on "

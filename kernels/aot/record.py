@@ -12,9 +12,9 @@ from unittest import mock
 
 import torch
 
-from . import tuning
-from .cases import FULL, cases
-from .joint_attention import by_kernel
+from .. import dispatch
+from ..joint_attention import by_kernel
+from ..tools.cases import FULL, cases
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def launches(arch: int) -> Iterator[tuple[str, Launch]]:
             yield (case.name if len(recorded) == 1 else f"{case.name}: {part}"), launch
 
 
-def _variants(arch: int) -> dict[str, tuning.Config]:
+def _variants(arch: int) -> dict[str, dispatch.Config]:
     """The default; on data-centre GPUs since Hopper also other ways to read tiles and to divide work between warps. The
     options of the loop are in instructions.py."""
-    found = {"joint_attention": tuning.default_config((arch // 10, arch % 10), torch.bfloat16)}
+    found = {"joint_attention": dispatch.default_config((arch // 10, arch % 10), torch.bfloat16)}
     if arch in (90, 100):
-        found["joint_attention by plain loads"] = tuning.Config(128, 128, 8, 2)
+        found["joint_attention by plain loads"] = dispatch.Config(128, 128, 8, 2)
     if arch == 100:
-        found["joint_attention warp specialised"] = tuning.Config(
+        found["joint_attention warp specialised"] = dispatch.Config(
             128, 128, 4, 2, descriptors=True, warp_specialize=True
         )
     return found

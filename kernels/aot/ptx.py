@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tuning
-from .joint_attention import by_kernel
-from .modulated_norm import launch_both, launch_norm, launch_residual
+from .. import dispatch
+from ..joint_attention import by_kernel
+from ..modulated_norm import launch_both, launch_norm, launch_residual
+from .record import Launch, record
 from .resources import compile_for
-from .specimens import Launch, record
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Code:
 
 def _attention(arch: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Launch:
     # Tensor descriptors are made by the host and are no addresses.
-    config = tuning.default_config((arch // 10, arch % 10), q.dtype)
-    plain = config if not config.descriptors else tuning.default_config((8, 0), q.dtype)
+    config = dispatch.default_config((arch // 10, arch % 10), q.dtype)
+    plain = config if not config.descriptors else dispatch.default_config((8, 0), q.dtype)
     return record(by_kernel, q, k, v, scale, plain)[0]
 
 

@@ -1,4 +1,4 @@
-"""What every kernel takes of each GPU architecture, found without a GPU: `python -m consisid.kernels.resources`.
+"""What every kernel takes of each GPU architecture, found without a GPU: `python -m consisid.kernels.aot.resources`.
 
 The launchers run on meta tensors of full size and what they would have launched is compiled ahead of time for every
 architecture, with the arguments' types, alignments and constants as they would be on a GPU. The disassembly, by the
@@ -27,8 +27,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._triton import INSTALLED, triton
-from .specimens import Launch, launches
+from .._triton import INSTALLED, triton
+from .record import Launch, launches
 
 PATH = Path(__file__).with_name("resources.json")
 # Shared memory a program may have, in bytes, and the tensor-core instruction that is due.

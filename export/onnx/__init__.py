@@ -1,0 +1,1 @@
+"""Graphs as ONNX files, and backends that build from them."""

@@ -1,0 +1,1 @@
+"""What measures kernels on a GPU."""
