@@ -31,6 +31,7 @@ from .timing import seconds_of
 
 SCHEMA = 4
 PULSE = 0.05  # seconds
+MOST_RUNS, MOST_THREADS = 1000, 1024
 Pair = tuple[list[Sample], list[Sample]]
 """Samples of a peer, and of the engine in the same turns."""
 # Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a peer that does
@@ -138,6 +139,10 @@ def bench(options: Options, nvml: Any = None) -> dict[str, Any]:
     """
     if options.runs < 1 or options.steps < 2:
         raise InputError(f"--runs {options.runs} has to be at least 1 and --steps {options.steps} at least 2.")
+    if options.runs > MOST_RUNS:
+        raise InputError(f"--runs {options.runs} may be at most {MOST_RUNS}.")
+    if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
+        raise InputError(f"--threads {options.threads} has to be from 1 to {MOST_THREADS}.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     b = Bench(options)

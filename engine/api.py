@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .conditioning import condition
-from .decode.frames import finish
 from .decode.image import first_frames
 from .denoise import denoise
 from .engine import Engine
@@ -20,7 +19,6 @@ from .run.frames import decoded
 from .run.recovery import looking_at_photo, run_with_oom_retry
 from .run.request import Options, Request, person_of
 from .run.run import Run
-from .sampling import Stepper, draw
 from .video import Video
 
 
@@ -32,10 +30,8 @@ class ConsisID(Engine):
     goes on.
     """
 
-    def identify(
-        self, photo: Photo | Sequence[Photo], *, face: Choice = "largest", aligned: bool = False, mode: str = "crop",
-        key_points: str = "crop",
-    ) -> Identity:  # fmt: skip
+    def identify(self, photo: Photo | Sequence[Photo], *, face: Choice = "largest", aligned: bool = False,
+                 mode: str = "crop", key_points: str = "crop") -> Identity:  # fmt: skip
         """The identity features of the person in a photo, for any number of videos; a photo seen before costs nothing.
 
         Args:
@@ -99,8 +95,7 @@ class ConsisID(Engine):
     def _make(self, run: Run, person: Identity | Photo, aligned: bool) -> Any:
         final, request = self._latents(run, person, aligned), run.request
         with run.stage("decode"):
-            latents = final / self.variant.vae.scaling_factor
-            frames = decoded(run, lambda: finish(run.networks, latents, run.options.output_type, *run.decoding))
+            frames = decoded(run, final / self.variant.vae.scaling_factor)
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos
 
@@ -108,28 +103,24 @@ class ConsisID(Engine):
         """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
         networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
-            if isinstance(given, Identity):
-                person = given
-            else:
-                person = self.faces.within(networks).identify(given, aligned=aligned)
+            person = (
+                given if isinstance(given, Identity) else self.faces.within(networks).identify(given, aligned=aligned)
+            )
             face = conditioner.face(networks, person)
             moments = conditioner.images(networks, person, shape.height, shape.width, run.image_tile)
         self.release_faces()
         with run.stage("text"):
             embeds, negative = request.embeds(lambda prompts: self.text_encoder(networks, prompts))
-            both = embeds if negative is None else torch.cat((negative, embeds))
         with run.stage("prepare"):
-            stepper = Stepper(run.scheduler, run.options.num_inference_steps, run.options.eta, request.generator)
-            run.num_timesteps = len(stepper.timesteps)
+            stepper = run.stepper()
             image = first_frames(moments, request.batch, request.generator, shape)
-            draw_noise = lambda size: draw(size, request.generator, self.device, self.dtype)  # noqa: E731
-            noise = request.latents(draw_noise, image.shape[2])
+            noise = request.noise(channels=image.shape[2])
             positions = conditioner.positions(shape)
-            conditioning = condition(networks, positions, both, image * self.image_scale, face)
+            conditioning = condition(networks, positions, embeds, image * self.image_scale, face)
         with run.stage("denoise"):
             return denoise(
-                run.loop, stepper, noise * run.scheduler.init_noise_sigma, both, conditioning, positions,
+                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, conditioning, positions,
                 guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
-                state=run.resume(both, image, noise, person.id_cond, *person.id_vit_hidden),
+                state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden),
                 keep=run.keep if run.keeps else None, stop=lambda: run.interrupt,
             )  # fmt: skip

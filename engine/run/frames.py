@@ -6,27 +6,33 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
+from ..decode.frames import finish
 from ..util.turns import turn_of
 from .recovery import attempt
 from .run import Run
 
-Decode = Callable[[], Any]
 
-
-def decoded(run: Run, decode: Decode) -> Any:
-    """What `decode` gives, frames per video; iterators become parts of the run.
+def decoded(run: Run, latents: Tensor) -> Any:
+    """Frames per video of latents [b, F, 16, h, w] (unscaled), see decode.frames.finish; iterators become parts of the
+    run.
 
     After running out of memory these go on as the next smaller plan says, behind the frames that were read.
     """
     if run.options.output_type != "stream":
-        return decode()
-    found = [FrameStream(run, partial(_entry, decode, index)) for index in range(run.request.batch)]
+        return _finish(run, latents)
+    found = [FrameStream(run, partial(_entry, run, latents, index)) for index in range(run.request.batch)]
     run.stream(found)
     return found
 
 
-def _entry(decode: Decode, index: int) -> Iterator[Any]:
-    found: Iterator[Any] = decode()[index]
+def _finish(run: Run, latents: Tensor) -> Any:
+    return finish(run.networks, latents, run.options.output_type, *run.decoding)
+
+
+def _entry(run: Run, latents: Tensor, index: int) -> Iterator[Any]:
+    found: Iterator[Any] = _finish(run, latents)[index]
     return found
 
 

@@ -17,7 +17,7 @@ from ..denoise import CFG_MODES
 from ..errors import InputError, shown
 from ..face.identity import Identity
 from ..networks.positions import check_positions
-from ..sampling import generators
+from ..sampling import draw, generators
 from ..shapes import VideoShape, whole
 from ..text import check_prompt, check_unicode
 
@@ -248,27 +248,29 @@ class Request:
         return self.options.decode != "whole"
 
     def embeds(self, encode: Callable[[Sequence[str]], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The prompts' embeddings [b, T, d_model], and the negative ones, None without guidance."""
-        options, negative = self.options, None
+        """Embeddings [G * b, T, d_model], with guidance the negative ones first; and these alone, None without."""
+        options = self.options
         given = options.prompt_embeds
-        embeds = encode(check_prompt(options.prompt)) if given is None else given
-        if self.guided:
-            negative = options.negative_prompt_embeds
-            if negative is None:
-                texts = options.negative_prompt or ""
-                negative = encode([texts] * self.prompts if isinstance(texts, str) else list(texts))
-            negative = self._for_each_video(negative)
-        return self._for_each_video(embeds), negative
+        embeds = self._for_each_video(encode(check_prompt(options.prompt)) if given is None else given)
+        if not self.guided:
+            return embeds, None
+        negative = options.negative_prompt_embeds
+        if negative is None:
+            texts = options.negative_prompt or ""
+            negative = encode([texts] * self.prompts if isinstance(texts, str) else list(texts))
+        negative = self._for_each_video(negative)
+        return torch.cat((negative, embeds)), negative
 
     def _for_each_video(self, embeds: Tensor) -> Tensor:
         return embeds.to(self.device, self.dtype).repeat_interleave(self.options.num_videos_per_prompt, dim=0)
 
-    def latents(self, draw: Callable[[tuple[int, ...]], Tensor], channels: int) -> Tensor:
-        """Noise [b, F, channels, h, w]: the caller's, or drawn."""
+    def noise(self, channels: int) -> Tensor:
+        """[b, F, channels, h, w]: the caller's latents, or drawn."""
         given, shape = self.options.latents, self.shape
         if given is not None:
             return given.to(self.device, self.dtype)
-        return draw((self.batch, shape.latent_frames, channels, shape.latent_height, shape.latent_width))
+        size = (self.batch, shape.latent_frames, channels, shape.latent_height, shape.latent_width)
+        return draw(size, self.generator, self.device, self.dtype)
 
 
 def is_finite(value: Any) -> bool:

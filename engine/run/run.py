@@ -16,6 +16,7 @@ from ..lora.weights import Active
 from ..memory.device import DeviceMemory
 from ..memory.planner import MemoryPlan
 from ..runtime.executor import GraphExecutor
+from ..sampling import Stepper
 from ..video import Stats
 from .clock import Clock
 from .request import Request
@@ -158,6 +159,13 @@ class Run:
         weights.peaks.clear()
         first, *rest = weights.copy_stream.stalls()
         self.stalls = [*self.stalls[:-1], self.stalls[-1] + first, *rest]
+
+    def stepper(self) -> Stepper:
+        """The steps of the run's scheduler."""
+        options = self.options
+        stepper = Stepper(self.scheduler, options.num_inference_steps, options.eta, self.request.generator)
+        self.num_timesteps = len(stepper.timesteps)
+        return stepper
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
