@@ -99,13 +99,11 @@ class ConsisID(Engine):
         videos = Video.several(frames, final, self.variant.fps, run.stats)
         return videos[0] if request.single else videos
 
-    def _latents(self, run: Run, given: Identity | Photo, aligned: bool) -> Tensor:
+    def _latents(self, run: Run, who: Identity | Photo, aligned: bool) -> Tensor:
         """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
         networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
-            person = (
-                given if isinstance(given, Identity) else self.faces.within(networks).identify(given, aligned=aligned)
-            )
+            person = who if isinstance(who, Identity) else self.faces.within(networks).identify(who, aligned=aligned)
             face = conditioner.face(networks, person)
             moments = conditioner.images(networks, person, shape.height, shape.width, run.image_tile)
         self.release_faces()
