@@ -55,10 +55,14 @@ class Stats:
             f" ({len(self.steps)} steps of {sorted(self.steps)[len(self.steps) // 2]:.3f} s)" if self.steps else ""
         )
         text = f"{sum(self.seconds.values()):.2f} s: {stages}{per_step}; peak {self.peak_bytes / 2**30:.2f} GiB"
+        on_cpu = self.modes.get("device") == "cpu"
+        if on_cpu:
+            text += " of the whole process"
         if "weights from" in self.modes:
             text += f", weights from {self.modes['weights from']}"
         if self.predicted_bytes is not None:
-            text += f" (predicted {self.predicted_bytes / 2**30:.2f} GiB)"
+            whose = "for weights and tensors alone " if on_cpu else ""
+            text += f" ({whose}predicted {self.predicted_bytes / 2**30:.2f} GiB)"
         if self.streamed_bytes:
             text += f", {self.streamed_bytes / 1e9:.2f} GB streamed, steps stalled {sum(self.stalls):.3f} s"
         return text

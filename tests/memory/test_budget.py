@@ -7,6 +7,7 @@ import pytest
 
 from consisid.engine.errors import InputError
 from consisid.engine.memory.budget import MARGIN, parse, show
+from consisid.engine.video import Stats
 
 FREE = 80 * 2**30
 
@@ -53,3 +54,11 @@ def test_auto_where_nothing_is_free():
 def test_what_is_shown_is_read():
     for count in (1, 10**6, 2**30 + 1, 3 * 2**33 + 7):
         assert count <= parse(show(count), FREE) <= count * 1.01 + 2**20
+
+
+def test_the_peak_of_a_cpu_is_said_to_be_the_whole_process():
+    """What a budget is of there are weights and tensors, and the system counts everything."""
+    sizes = {"peak_bytes": 2**30, "predicted_bytes": 2**29}
+    on_cpu = Stats({"decode": 1.0}, modes={"device": "cpu"}, **sizes).summary()
+    assert "peak 1.00 GiB of the whole process (for weights and tensors alone predicted 0.50 GiB)" in on_cpu
+    assert "peak 1.00 GiB (predicted 0.50 GiB)" in Stats({"decode": 1.0}, modes={"device": "cuda:0"}, **sizes).summary()
