@@ -199,8 +199,7 @@ def _translate(
 
 
 def _keep_source(node: onnx.NodeProto) -> None:
-    """Of all that the exporter noted about a node leave where it came from, "networks/transformer.py:158", under
-    SOURCE."""
+    """Of all that the exporter noted about a node leave where it came from: "transformer.py:158" under SOURCE."""
     noted = {entry.key: entry.value for entry in node.metadata_props}
     frames = re.findall(r'File "([^"]+)", line (\d+)', noted.get("pkg.torch.onnx.stack_trace", ""))
     own = [f"{Path(file).name}:{line}" for file, line in frames if "torch" not in Path(file).parts]

@@ -55,7 +55,7 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
 
     # Modules of the same names as the functions which the package exports in their place.
     attention, rope, norm, face, silu, gelu = (
-        import_module(f"{__package__}.{name}")
+        import_module(f"consisid.kernels.{name}")
         for name in (
             "joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu",
             "linear_gelu",

@@ -97,4 +97,4 @@ def test_a_node_knows_its_line_of_source():
     model = skeleton(GRAPHS["trunk_1"], torch.float32).model
     places = {entry.value for node in model.graph.node for entry in node.metadata_props}
     assert places
-    assert all(place.rpartition(":")[0] in ("transformer.py", "spans.py") for place in places)
+    assert all(place.rpartition(":")[0] in ("transformer.py", "layer_groups.py") for place in places)

@@ -48,6 +48,8 @@ def plan(fraction):
 
 def weights_of(found):
     weights = BakedWeights(None, CPU, torch.float32, copy_stream_of(CPU))
+    for graph in grouped_table(TINY, VideoShape.of(TINY, None, None, None), 2).values():
+        weights.bind(graph, [])
     for name, size in {"trunk_0": 300, "trunk_1": 100, "text_layers_0": 50}.items():
         weights.hold(name, Engine(size))
     weights.use(found)
