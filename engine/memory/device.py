@@ -54,12 +54,12 @@ class DeviceShare:
     limit is one of the process, so it is moved when the engine begins to compute and put back when it ends.
 
     Attributes:
-        others: bytes that were reserved by others when the engine last began.
+        others, others_allocated: bytes that others had reserved, and of these allocated, when the engine last began.
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.others = device, 0
-        self._own = 0
+        self.device, self.others, self.others_allocated = device, 0, 0
+        self._own, self._own_allocated = 0, 0
         self._fraction: float | None = None
 
     def begin(self, reserved: int | None) -> None:
@@ -70,6 +70,7 @@ class DeviceShare:
             self._fraction = torch.cuda.get_per_process_memory_fraction(self.device)
             torch.cuda.empty_cache()  # free memory that others keep counts as theirs
             self.others = max(0, torch.cuda.memory_reserved(self.device) - self._own)
+            self.others_allocated = max(0, torch.cuda.memory_allocated(self.device) - self._own_allocated)
         fraction = self._fraction
         if reserved is not None:
             fraction = min(fraction, (self.others + reserved) / _total(self.device))
@@ -79,6 +80,7 @@ class DeviceShare:
         """The engine computes no more; what it still holds is its own when it begins again."""
         if self.device.type == "cuda" and self._fraction is not None:
             self._own = max(0, torch.cuda.memory_reserved(self.device) - self.others)
+            self._own_allocated = max(0, torch.cuda.memory_allocated(self.device) - self.others_allocated)
             torch.cuda.set_per_process_memory_fraction(self._fraction, self.device)
             self._fraction = None
 

@@ -231,6 +231,7 @@ class Run:
             self.suspend()
         others = self.engine.share.others
         stats.streamed_bytes, stats.stalls = self.copied, self._loop_stalls
+        stats.allocated_bytes = max(0, stats.allocated_bytes - self.engine.share.others_allocated)
         stats.peak_bytes = max(stats.peak_bytes, *self.peaks.values(), 0) - others
         stats.stage_bytes = {name: peak - others for name, peak in self.peaks.items()}
         stats.predicted_bytes = self.plan.reserved if self.plan is not None else None

@@ -247,3 +247,10 @@ def test_the_dry_run_prints_the_plan(capsys):
     assert main(["tiny", "--dry-run", "--device", "cpu", "--memory", "1MiB"]) == 2
     assert "smallest budget that works" in capsys.readouterr().err
     assert main(["tiny", "--output", "nowhere", "--memory", "1GiB"]) == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_without_a_limit_guidance_runs_at_once(steps):
+    """As a run without a budget does: the order in which seconds are added up is no reason against it."""
+    found = plan(None, sizes_of("preview", steps=steps), MACHINES["h200"], tiling=True)
+    assert (found.cfg, found.tile, found.rows) == ("batched", None, 1)
