@@ -195,7 +195,7 @@ def test_half_a_person_or_two(tiny, person, names, message):
         ({"attention_kwargs": {"scale": "1"}}, r'it may be \{"scale": number\}'),
         ({"attention_kwargs": 3}, r'it may be \{"scale": number\}'),
         ({"max_sequence_length": 226}, "take 32 tokens"),
-        ({"max_sequence_length": "all"}, "take 32 tokens"),
+        ({"max_sequence_length": "all"}, "is not a whole number"),
         ({"width": 160, "height": 96}, "learned positions for 96x144"),
     ],
 )

@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import fields
 from fractions import Fraction
 from functools import cache
 
@@ -28,6 +29,7 @@ from consisid.engine.face.photo import load_photo
 from consisid.engine.face.selection import check_choice
 from consisid.engine.lora.files import SETTINGS
 from consisid.engine.memory.budget import parse
+from consisid.engine.run.request import Options, Request, person_of
 from consisid.engine.sampling import generators
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import REFUSED
@@ -273,6 +275,25 @@ def test_numbers(first, second, third):
     assert shape is None or shape.video_tokens <= 2**19
     refused_or(lambda: generators(first, second, 1))
     refused_or(lambda: check_choice(third))
+
+
+OPTIONS = st.fixed_dictionaries({}, optional={field.name: THINGS for field in fields(Options)})
+
+
+@fuzz(60)
+@given(options=OPTIONS, changed=st.sampled_from([field.name for field in fields(Options)]), thing=THINGS)
+def test_arguments_of_generate(options, changed, thing, engine):
+    """One that is strange among good ones, and any number of strange ones: checked, or refused before a run begins."""
+    good = {"prompt": "A person walks.", "num_inference_steps": 2}
+    for given_options in ({**good, changed: thing}, {**good, **options}):
+        request = refused_or(lambda: Request.check(engine, Options(**given_options)))  # noqa: B023
+        assert request is None or 0 < request.batch <= 64 * 5
+
+
+@fuzz(30)
+@given(st.lists(THINGS, min_size=5, max_size=5))
+def test_people(things):
+    refused_or(lambda: person_of(*things))
 
 
 WORDS = st.one_of(

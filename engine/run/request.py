@@ -20,6 +20,7 @@ from ..networks.positions import check_positions
 from ..sampling import draw, generators
 from ..shapes import VideoShape, whole
 from ..text import check_prompt, check_unicode
+from ..util.files import as_path
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -97,9 +98,9 @@ class Options:
     @property
     def callback_tensors(self) -> Sequence[str]:
         """The tensors that the callback gets; diffusers' PipelineCallback names them itself."""
-        return (
-            getattr(self.callback_on_step_end, "tensor_inputs", None) or self.callback_on_step_end_tensor_inputs or ()
-        )
+        own = getattr(self.callback_on_step_end, "tensor_inputs", None)
+        asked = self.callback_on_step_end_tensor_inputs
+        return own if own is not None else () if asked is None else asked
 
     @property
     def lora_scale(self) -> float:
@@ -143,10 +144,20 @@ class Options:
                 raise InputError(f"{name}={shown(given)} is none of {listed}.")
         if self.tile is not None and self.decode in (None, "whole"):
             raise InputError(f'tile={shown(self.tile)} goes with decode="tiled", "exact" or "tiled-reference".')
-        unknown = [name for name in self.callback_tensors if name not in CALLBACK_TENSORS]
+        if self.checkpoint is not None:
+            as_path(self.checkpoint)
+        self._check_callback()
+        self._check_attention()
+
+    def _check_callback(self) -> None:
+        if not (self.callback_on_step_end is None or callable(self.callback_on_step_end)):
+            raise InputError(f"callback_on_step_end={shown(self.callback_on_step_end)} is no function.")
+        wanted = self.callback_tensors
+        if not isinstance(wanted, list | tuple) or not all(isinstance(name, str) for name in wanted):
+            raise InputError(f"callback_on_step_end_tensor_inputs={shown(wanted)} is no list of names.")
+        unknown = [name for name in wanted if name not in CALLBACK_TENSORS]
         if unknown:
             raise InputError(f"Callbacks cannot have {', '.join(unknown)}; there are {', '.join(CALLBACK_TENSORS)}.")
-        self._check_attention()
 
     def _check_attention(self) -> None:
         given = self.attention_kwargs
@@ -213,7 +224,8 @@ class Request:
         steps, most = options.num_inference_steps, engine.scheduler.config.get("num_train_timesteps")
         if most is not None and steps > most:
             raise InputError(f"num_inference_steps={shown(steps)} is more than {most}, all that the model has.")
-        if options.max_sequence_length not in (None, length):
+        asked_length = options.max_sequence_length
+        if asked_length is not None and whole("max_sequence_length", asked_length) != length:
             raise InputError(
                 f"max_sequence_length={shown(options.max_sequence_length)}: this model's graphs take {length} tokens "
                 "of text; leave it out."
@@ -275,7 +287,10 @@ class Request:
 
 def is_finite(value: Any) -> bool:
     """Whether something is a number, and neither infinite nor NaN."""
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def person_of(identity: Any, image: Any, id_cond: Any, id_vit_hidden: Any, kps_cond: Any) -> Any:
