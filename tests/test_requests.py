@@ -229,6 +229,35 @@ def test_loras_count_from_the_next_run_on(tiny_folder, alone):
     assert not torch.equal(with_it, alone[0])
 
 
+def test_loras_of_a_video_within_a_callback_are_not_those_of_the_outer_one(tiny_folder, alone):
+    engine, made = ConsisID.open(tiny_folder, memory="150MiB"), []
+
+    def callback(pipeline, step, timestep, tensors):
+        if step == 1:
+            pipeline.load_lora_weights(lora())
+            made.append(make(pipeline, 0))
+            pipeline.unload_lora_weights()
+
+    assert torch.equal(make(engine, 0, callback_on_step_end=callback), alone[0])
+    assert not torch.equal(made[0], alone[0])
+
+
+def test_a_request_that_waits_has_the_scheduler_of_when_it_came(tiny_folder, alone):
+    engine, later = ConsisID.open(tiny_folder), []
+
+    def callback(pipeline, step, timestep, tensors):
+        if step == 0:
+            later.append(threading.Thread(target=lambda: later.append(make(engine, 1))))
+            later[0].start()
+            until(lambda: waiting(engine) == 1)
+            engine.scheduler.alphas_cumprod = engine.scheduler.alphas_cumprod.mul_(0.9)
+
+    assert torch.equal(make(engine, 0, callback_on_step_end=callback), alone[0])
+    later[0].join(WAIT)
+    assert torch.equal(later[1], alone[1])
+    assert not torch.equal(make(engine, 1), alone[1])
+
+
 def test_a_scheduler_belongs_to_a_run(tiny_folder, alone):
     """Neither what a callback does to it nor another one in its place changes a run that has begun."""
     engine = ConsisID.open(tiny_folder)
