@@ -259,6 +259,8 @@ class Run:
         if self._complete:
             self.file.remove()
         if self.engine.active is self:
+            if self._complete:
+                self.suspend()  # what the last frames took; a stream's stats are asked for afterwards
             self.engine.give_back()
 
 

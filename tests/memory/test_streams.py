@@ -119,3 +119,17 @@ def test_another_run_between_frames(tiny_folder, monkeypatch):
     read += [next(frames)]
     assert found[-1] == 150 * 2**20
     assert np.array_equal(np.stack([*read, *frames]), whole)
+
+
+def test_the_stats_of_a_stream_are_those_of_the_run(tiny_folder):
+    """All that it copied, its last frames included."""
+    from consisid.engine import ConsisID
+
+    engine = ConsisID.open(tiny_folder, memory="150MiB")
+    engine.generate(PERSON, PROMPT, **OPTIONS)  # what is kept of the person and the prompt is there then
+    whole = engine.generate(PERSON, PROMPT, **OPTIONS).stats
+    video = stream(engine)
+    list(video.frames)
+    assert video.stats.streamed_bytes == whole.streamed_bytes
+    assert video.stats.calls == whole.calls
+    assert len(video.stats.stalls) == len(whole.stalls)
