@@ -128,7 +128,7 @@ def test_sessions_are_on_the_gpu_of_the_engine_and_leave_it(tiny, monkeypatch):
     monkeypatch.setattr(FakeSession, "made", [], raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    networks = SimpleNamespace(device=torch.device("cuda:1"), calls=Counter())
+    networks = SimpleNamespace(device=torch.device("cuda:1"), calls=Counter(), count=lambda name: None)
     faces = Faces(networks, tiny.checkpoint, tiny.manifest)
     assert FakeSession.made == []  # opening an engine costs nothing
     face = np.zeros((112, 112, 3), np.uint8)

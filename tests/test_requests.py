@@ -368,7 +368,7 @@ def test_who_waits_may_give_up(monkeypatch):
         thread.start()
         held.wait(WAIT)
         with monkeypatch.context() as patch:
-            patch.setattr("consisid.engine.util.turnsEvent", Interrupted)
+            patch.setattr("consisid.engine.util.turns.Event", Interrupted)
             if late:
                 threading.Timer(0.05, done.set).start()
             with pytest.raises(KeyboardInterrupt):

@@ -109,7 +109,9 @@ def _checked(name: str, returned: Any, tensor: Tensor, step: int) -> Tensor:
         )
     new = (returned or {}).get(name, tensor)
     if not isinstance(new, Tensor) or new.shape != tensor.shape or not new.is_floating_point():
-        given = f"{list(new.shape)} in {new.dtype}" if isinstance(new, Tensor) else type(new).__name__
+        given = type(new).__name__
+        if isinstance(new, Tensor):
+            given = f"{list(new.shape)}" + ("" if new.is_floating_point() else f" in {new.dtype}")
         raise InputError(
             f"The callback returned {name} of {given} after step {step + 1}; it has to be a tensor of "
             f"{list(tensor.shape)} in floating point."

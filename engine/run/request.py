@@ -16,7 +16,6 @@ from ..decode.tile import check_tile
 from ..denoise import CFG_MODES
 from ..errors import InputError, shown
 from ..face.identity import Identity
-from ..networks.positions import check_positions
 from ..sampling import draw, generators
 from ..shapes import VideoShape, whole
 from ..text import check_prompt, check_unicode
@@ -213,7 +212,6 @@ class Request:
             n: getattr(engine.shape, n) if getattr(options, n) is None else getattr(options, n) for n in VIDEO_SIZES
         }
         shape = VideoShape.of(engine.variant, **sizes)
-        check_positions(engine.variant.transformer, shape)
         options.check()
         embeds, length = options.prompt_embeds, engine.variant.transformer.max_text_seq_length
         if embeds is not None and embeds.dim() != 3:

@@ -15,6 +15,7 @@ from ..engine import Engine
 from ..lora.weights import Active
 from ..memory.device import DeviceMemory
 from ..memory.planner import MemoryPlan
+from ..networks.positions import check_positions
 from ..runtime.executor import GraphExecutor
 from ..sampling import Stepper
 from ..video import Stats
@@ -64,6 +65,7 @@ class Run:
         if self.snapshot is not None:
             self.start = self.snapshot.start
         self.networks = engine.networks(self.request.shape).counted()
+        check_positions(engine.variant.transformer, self.request.shape)
         self.plan = plan_of(engine, self.request, self.cfg_asked) if engine.memory is not None else None
         self.before = DeviceMemory.now(engine.device)
 

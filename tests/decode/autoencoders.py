@@ -10,7 +10,7 @@ import torch
 from consisid.engine.checkpoint.write import _randomise
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk
-from consisid.engine.runtime.executor import Held
+from consisid.engine.runtime.executor import Held, PerLayer
 from consisid.engine.variants import TINY, VaeConfig
 
 
@@ -78,6 +78,9 @@ class Decoding:
 
     def many(self, name, *inputs):
         return self.modules[name](*inputs)
+
+    def under(self, runners):
+        return PerLayer(self.variant, runners, self.weights, self.device, self.dtype)
 
 
 @cache

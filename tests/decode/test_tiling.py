@@ -147,7 +147,8 @@ def test_blending_is_where_the_tiles_meet():
                 return torch.nn.functional.interpolate(part, scale_factor=float(SMALL.spatial_ratio))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("consisid.engine.decode.blendedTileDecoder", Copy)
+            patch.setattr("consisid.engine.decode.blended.TileDecoder", Copy)
+            patch.setattr("consisid.engine.decode.diffusers_tiles.TileDecoder", Copy)
             frames = torch.cat(list(frames_in_order(networks, latents, plain, mode, (5, 6))))
         assert torch.allclose(frames, torch.full_like(frames, 0.3), atol=1e-6), mode
 
