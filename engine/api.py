@@ -16,8 +16,9 @@ from .face.identity import Identity
 from .face.selection import Choice
 from .run.callbacks import step_callback
 from .run.frames import decoded
+from .run.person import person_of
 from .run.recovery import looking_at_photo, run_with_oom_retry
-from .run.request import Options, Request, person_of
+from .run.request import Options, Request
 from .run.run import Run
 from .video import Video
 

@@ -29,7 +29,8 @@ from consisid.engine.face.photo import load_photo
 from consisid.engine.face.selection import check_choice
 from consisid.engine.lora.files import SETTINGS
 from consisid.engine.memory.budget import parse
-from consisid.engine.run.request import Options, Request, person_of
+from consisid.engine.run.person import person_of
+from consisid.engine.run.request import Options, Request
 from consisid.engine.sampling import generators
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import REFUSED

@@ -197,8 +197,7 @@ def candidates(
                     rows=rows,
                 )
             )
-    # To the microsecond: sums in another order differ by less, and shall not decide.
-    return tuple(sorted(found, key=lambda plan: (round(plan.seconds, 6), plan.order)))
+    return tuple(sorted(found, key=lambda plan: (round(plan.seconds, 6), plan.order)))  # sums round differently
 
 
 def plan(
