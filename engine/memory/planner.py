@@ -197,7 +197,7 @@ def candidates(
                     rows=rows,
                 )
             )
-    return tuple(sorted(found, key=lambda plan: (round(plan.seconds, 6), plan.order)))  # sums round differently
+    return tuple(sorted(found, key=lambda plan: (float(f"{plan.seconds:.9g}"), plan.order)))  # sums differ behind
 
 
 def plan(
