@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.files import edit, replace
-from conftest import random_identity, reference_pipeline
 from safetensors.torch import load_file, save_file
 from skimage.data import astronaut
+from support.files import edit, replace
+from support.people import random_identity
+from support.reference import reference_pipeline
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint.reading import Checkpoint

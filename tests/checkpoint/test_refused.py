@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from checkpoint.files import edit, point, replace, truncate
 from safetensors.torch import load_file, save_file
+from support.files import edit, point, replace, truncate
 
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.reading import FACE_FILES, Checkpoint

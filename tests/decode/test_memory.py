@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from decode.autoencoders import decoding, random_latents
+from support.autoencoders import decoding, random_latents
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from decode.autoencoders import SMALL
+from support.autoencoders import SMALL
 
-from consisid.bench.seams import main, measure, seam, smooth_latents
+from consisid.bench.tools.tile_quality import main, measure, seam, smooth_latents
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.decode import blended as tiling

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from conftest import random_identity
+from support.people import random_identity
 
 from consisid.engine.errors import InputError
 from consisid.engine.util import mp4

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import random_identity
-from decode.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
+from support.autoencoders import SMALL, decoding, diffusers_vae, random_config, random_latents
+from support.people import random_identity
 
 from consisid.engine.decode.chunks import Host
 from consisid.engine.decode.diffusers_tiles import check_reference, encode_reference

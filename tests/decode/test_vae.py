@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decode.autoencoders import diffusers_vae, random_config, same_weights
+from support.autoencoders import diffusers_vae, random_config, same_weights
 
 from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk, live_caches
 from consisid.engine.variants import PREVIEW, TINY

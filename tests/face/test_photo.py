@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import bomb, png
 from PIL import Image, ImageCms
+from support.people import bomb, png
 
 from consisid.engine.errors import InputError
 from consisid.engine.face import photo

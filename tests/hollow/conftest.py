@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_identity
 from hollow.calls import Device, Kind, Record, present
+from support.people import random_identity
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.checkpoint import write_checkpoint

@@ -38,8 +38,8 @@ GPU = {"HOLLOW_GIB": "140", "HOLLOW_NAME": "NVIDIA H200"}
 def ours(budget: float | None) -> dict[str, Any]:
     """One video of the preview model with random weights within a budget in GiB."""
     import torch
-    from conftest import random_identity
     from hollow.calls import Device, Kind
+    from support.people import random_identity
 
     from consisid.engine import ConsisID, ConsisIDError
     from consisid.export import build
@@ -78,8 +78,8 @@ def theirs(mode: str) -> dict[str, Any]:
     """One video by diffusers' pipeline with empty weights: what its modes keep where does not depend on them."""
     import diffusers
     import torch
-    from conftest import random_identity
     from hollow.calls import Device, Kind
+    from support.people import random_identity
 
     from consisid.engine.checkpoint import write_checkpoint
     from consisid.engine.variants import PREVIEW

@@ -6,9 +6,10 @@ On a GPU test_gpu.py runs it with all other options.
 import importlib.util
 from pathlib import Path
 
-import gluon_emulator
 import pytest
 import torch
+
+from . import gluon_emulator
 
 pytest.importorskip("triton")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,13 +18,16 @@ from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY
 from consisid.export import build
 
+pytestmark = pytest.mark.order(-6)
+
 SCRIPT = """
 import json, sys
 from collections import Counter
 sys.path.insert(0, sys.argv[2])
+import pytest
 import torch
-from conftest import random_identity
 from safetensors.torch import save_file
+from support.people import random_identity
 from triton.runtime import interpreter
 from consisid.engine import ConsisID
 from consisid.engine.decode.frames import finish

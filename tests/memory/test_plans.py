@@ -2,36 +2,20 @@
 
 import subprocess
 import sys
-from functools import lru_cache
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.plans import GIB, KINDS, sizes_of
 
 from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.budget import parse, show
-from consisid.engine.memory.costs import Costs, Unit, video_costs
+from consisid.engine.memory.costs import Unit
 from consisid.engine.memory.planner import plan, smaller
 from consisid.engine.memory.simulate import MACHINES, UNKNOWN, Machine, machine_named, replay, spread
-from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW, TINY, V1_5
 
-GIB = 2**30
-KINDS = {
-    "preview": (PREVIEW, (480, 720, 49), torch.bfloat16),
-    "preview, small": (PREVIEW, (256, 384, 17), torch.float16),
-    "1.5": (V1_5, (480, 720, 49), torch.bfloat16),
-    "tiny": (TINY, (96, 144, 17), torch.float32),
-}
 BUDGETS = st.integers(2 * GIB, 80 * GIB)
-
-
-@lru_cache
-def sizes_of(kind: str, **options) -> Costs:
-    variant, shape, dtype = KINDS[kind]
-    return video_costs(variant, VideoShape.of(variant, *shape), dtype, device="cuda", **options)
 
 
 def attempt(budget, *arguments, **options):
@@ -233,7 +217,7 @@ def test_replay_by_hand():
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
 def test_the_simulation_prints(machine):
-    command = [sys.executable, "-m", "consisid.bench.simulate", "tiny", "--memory", "2GiB", "--machine", machine]
+    command = [sys.executable, "-m", "consisid.bench.tools.simulate", "tiny", "--memory", "2GiB", "--machine", machine]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert MACHINES[machine].sources in output
     assert "simulated stall per step" in output

@@ -1,0 +1,168 @@
+"""The compiled engine against eager, the same weights and seed; one compiled engine per session."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.people import random_identity
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from consisid.engine import ConsisID
+from consisid.engine.backends import backend, inductor
+from consisid.engine.backends.inductor import INT32, most_samples, trace
+from consisid.engine.errors import EngineError
+from consisid.engine.graphs.graph import Graph, Spec, weight_shapes
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import PREVIEW, TINY
+
+pytestmark = pytest.mark.order(-9)
+
+PREVIEW_GRAPHS = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"cfg": "sequential"}])
+def test_compiled_equals_eager(tiny, compiled, options):
+    """Whole loop and decode in float32: only the order of additions differs."""
+    person, options = random_identity(TINY), {"seed": 5, "num_inference_steps": 3, **options}
+    eager = tiny.generate(person, "A person walks.", output_type="latent", **options).latents
+    found = compiled.generate(person, "A person walks.", output_type="latent", **options).latents
+    assert (found - eager).abs().max() < 1e-4
+    frames = [engine.generate(person, "A person walks.", **options).frames.astype(int) for engine in (tiny, compiled)]
+    assert abs(frames[0] - frames[1]).max() <= 1
+
+
+def test_compiled_identify_equals_eager(tiny, compiled, face):
+    eager, found = (engine.identify(face, aligned=True) for engine in (tiny, compiled))
+    assert (eager.id_cond - found.id_cond).abs().max() < 1e-4
+    for ours, theirs in zip(eager.id_vit_hidden, found.id_vit_hidden, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_one_block_file_serves_any_weights(compiled):
+    """Weights are arguments: weights that no layer has, and any batch."""
+    networks = compiled.networks()
+    graph = graph_table(TINY, compiled.shape)["block"]
+    names = list(weight_shapes(graph.module()))
+    reference = backend("eager").load(graph, None, torch.device("cpu"), names)
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.05 * torch.randn(s, generator=generator) for s in weight_shapes(graph.module()).values()]
+    for batch in (1, 2, 3):
+        inputs = [spec.example({"B": batch}, torch.float32, "cpu") for spec in graph.specs().values()]
+        with torch.no_grad():
+            expected = reference(inputs, weights)
+            found = networks.runners["block"](inputs, weights)
+        assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_another_size_is_refused(compiled):
+    with pytest.raises(EngineError, match=r"built for 144x96, 17 frames .*--height 80 --width 64 --num-frames 17"):
+        compiled.generate(random_identity(TINY), "A man.", height=80, width=64, num_inference_steps=1)
+
+
+OPEN = """
+import sys
+started = []
+compilers = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.exec")
+sys.addaudithook(lambda event, _: started.append(event) if event in compilers else None)
+from consisid.engine import ConsisID, Identity
+engine = ConsisID.open(sys.argv[1])
+assert not [m for m in sys.modules if m.startswith(("diffusers", "transformers"))]
+engine.generate(Identity.load(sys.argv[2]), "A man.", seed=1, num_inference_steps=1)
+from torch._inductor import metrics
+heavy = ("scipy", "diffusers.models", "diffusers.pipelines", "transformers.models", "consisid.export")
+print(len(started), *started, metrics.generated_kernel_count, *[m for m in sys.modules if m.startswith(heavy)])
+"""
+
+
+def test_opening_compiles_nothing_and_imports_no_models(compiled_folder, tmp_path):
+    person = random_identity(TINY).save(tmp_path / "me.safetensors")
+    command = [sys.executable, "-c", OPEN, str(compiled_folder), str(person)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert result.stdout.split() == ["0", "0"]
+
+
+@pytest.mark.parametrize("name", PREVIEW_GRAPHS)
+def test_every_full_size_graph_traces_on_the_meta_device(name):
+    program = trace(PREVIEW_GRAPHS[name], torch.device("meta"), torch.bfloat16)
+    outputs = [node for node in program.graph.nodes if node.op == "output"]
+    assert len(outputs) == 1
+    # Weights are arguments: nothing of the model is in the program itself.
+    assert not program.state_dict
+    assert not program.constants
+
+
+def elements(graph, samples):
+    """Of the largest tensor of a graph that is traced for up to that many, with that many."""
+    program = trace(graph, torch.device("meta"), torch.bfloat16, samples)
+    (symbol,) = program.range_constraints
+    counts = [v.numel() for n in program.graph.nodes for v in tree_leaves(n.meta.get("val")) if isinstance(v, Tensor)]
+    return max(int(count.node.expr.subs({symbol: samples})) for count in counts if isinstance(count, torch.SymInt))
+
+
+BATCHED = {"text_project", "image_embed", "embed", "block", "last_block", "head", "face"}
+
+
+def test_a_graph_is_compiled_for_as_many_samples_as_indices_of_32_bits_reach():
+    """Inductor takes 64-bit indices where the range of a size does not exclude larger tensors."""
+    batched = {name for name, graph in PREVIEW_GRAPHS.items() if any("B" in s.shape for s in graph.inputs.values())}
+    assert batched == BATCHED
+    found = {}
+    for name in BATCHED:
+        graph = PREVIEW_GRAPHS[name]
+        found[name] = most_samples(graph, trace(graph, torch.device("meta"), torch.bfloat16))
+        assert elements(graph, found[name]) <= INT32 < elements(graph, found[name] + 1)
+    assert found["block"] == INT32 // (17776 * 4 * 3072)
+
+
+class _Wide(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+def test_what_32_bits_do_not_reach_takes_any_batch():
+    graph = Graph("wide", "", _Wide, {"x": Spec(("B", 2**15, 2**15))})
+    program = trace(graph, torch.device("meta"), torch.bfloat16)
+    assert most_samples(graph, program) == inductor.SIZES["B"][2]
+
+
+def test_more_samples_than_a_graph_is_compiled_for_go_in_pieces(tmp_path, monkeypatch):
+    graph, device = graph_table(TINY, VideoShape.of(TINY, None, None, None))["face"], torch.device("cpu")
+    wide = max(spec.shape[1] * spec.shape[2] for spec in graph.inputs.values())
+    monkeypatch.setattr(inductor, "INT32", 3 * wide - 1)  # as if two samples were all that the indices reach
+    path = tmp_path / "face.pt2"
+    inductor.compile(graph, path, device, torch.float32)
+    names, loader, called = list(weight_shapes(graph.module())), torch._C._aoti.AOTIModelPackageLoader, []
+
+    class Loader:
+        def __init__(self, *given):
+            self.package = loader(*given)
+            self.get_metadata = self.package.get_metadata
+
+        def run(self, tensors):
+            called.append(len(tensors[0]))
+            return self.package.run(tensors)
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", Loader)
+    run, eager = inductor.load(graph, path, device, names), backend("eager").load(graph, None, device, names)
+    weights = [torch.randn(shape) for shape in weight_shapes(graph.module()).values()]
+    for batch in (1, 2, 3, 5):
+        inputs = [spec.example({"B": batch}, torch.float32, "cpu") for spec in graph.inputs.values()]
+        expected = eager(inputs, weights)
+        assert (run(inputs, weights) - expected).norm() / expected.norm() < 1e-5
+    assert called == [1, 2, 2, 1, 2, 2, 1]
+
+
+def test_warm_up_runs_every_graph_and_changes_nothing(compiled_folder):
+    options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
+    state = torch.get_rng_state()
+    warm = ConsisID.open(compiled_folder, warm_up=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(warm.warmed) == set(warm.manifest.graphs)
+    assert all(seconds > 0 for seconds in warm.warmed.values())
+    cold = ConsisID.open(compiled_folder)
+    assert not cold.warmed
+    person = random_identity(TINY)
+    assert torch.equal(*(e.generate(person, "A man.", **options).latents for e in (warm, cold)))

@@ -1,0 +1,43 @@
+"""What the documents say of files and rooms is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "bench/TODO-gpu.md",
+]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document):
+    named = re.findall(r"\b(?:engine|kernels|export|bench|tests|docs)/[\w/.-]+\.(?:py|json|md)\b", document.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_files_of_rooms_exist():
+    """Those that docs/architecture.md names without the part, in backticks."""
+    named = re.findall(r"`([a-z_0-9]+/[a-z_0-9/]+\.py)`", ARCHITECTURE)
+    assert named
+    assert [name for name in named if not ((ROOT / "engine" / name).exists() or (ROOT / name).exists())] == []
+
+
+def test_every_room_is_described_once():
+    rows = re.findall(r"^\| `([^`]+)` \|", ARCHITECTURE, re.MULTILINE)
+    rooms = [f"{path.parent.relative_to(ROOT)}/" for part in ("kernels", "export", "bench")
+             for path in (ROOT / part).rglob("__init__.py")]  # fmt: skip
+    rooms += [f"engine/{path.name}/" for path in (ROOT / "engine").iterdir() if (path / "__init__.py").exists()]
+    rooms += [f"engine/{path.name}" for path in (ROOT / "engine").glob("*.py") if path.name != "__init__.py"]
+    assert sorted(rows) == sorted(rooms)
+
+
+@pytest.mark.parametrize("part", ["engine", "kernels", "export"])
+def test_no_file_is_too_long_to_read(part):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in (ROOT / part).rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
