@@ -106,6 +106,11 @@ def run_tool(tool: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, check=True, text=True).stdout
 
 
+def count_fp64(code: str) -> int:
+    """Instructions in double precision of a disassembly."""
+    return sum(bool(re.search(DOUBLE, line)) for line in code.splitlines())
+
+
 def measure(launch: Launch, arch: int) -> Resources:
     compiled = compile_for(launch, arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -121,7 +126,7 @@ def measure(launch: Launch, arch: int) -> Resources:
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         **{name: len(re.findall(rf"\b{mnemonic}\b", code)) for name, mnemonic in SASS.items()},
-        fp64=sum(bool(re.search(DOUBLE, line)) for line in code.splitlines()),
+        fp64=count_fp64(code),
     )
 
 

@@ -1,0 +1,306 @@
+"""What AOTInductor makes of every graph, without a GPU: kernels, calls of libraries, copies, double precision, bytes.
+
+    make cuda TESTS=tests/hollow/test_graphs.py                                 # a part of TINY, compared
+    .venv-cuda/bin/python tests/hollow/graph_table.py --check --variant tiny    # all of TINY, 15 minutes on two cores
+    .venv-cuda/bin/python tests/hollow/graph_table.py                           # tests/hollow/graphs.json, again
+    .venv-cuda/bin/python tests/hollow/graph_table.py --variant preview --arch 90 89 \
+        --output bench/reports/hollow-graphs                                    # full size, .json and .md
+
+Each graph is compiled by engine/backends/inductor.py in a process of its own, for the hollow device that says it is
+the architecture, in bfloat16, with two samples where there may be several. A package is then read, not run: all counts
+are of what one call of the graph does. Rows hold for one release of PyTorch; what is in a file for the release in use
+is kept and only what is missing compiled, so that an interrupted run goes on (`--again` compiles all anew). With
+`--check` nothing is written.
+
+    kernels   Triton kernels that are launched, ours and generated ones
+    ours      of them, those written by hand in kernels/
+    extern    calls that PyTorch or a library answers, by name; operators of ours with a namespace. What these launch
+              in turn is not counted
+    copies    passes over memory that compute nothing: generated kernels whose operators only move, cut, join or cast,
+              and calls of copy_ and clone
+    cats      of them, those that join tensors
+    clones    of them, those that do nothing but make a tensor contiguous or of its own (no cats)
+    bias      generated kernels that add nothing but a convolution's bias, which cuDNN is not given
+    fp64      instructions in double precision of a kernel's machine code, as kernels/aot counts them, by kernel
+    bytes     Inductor's estimate of what all kernels and calls read and write together: each of a kernel's inputs and
+              outputs once, or only the part that it can touch; weights count, intermediate results inside a kernel or
+              a call do not. What a kernel of ours writes counts twice, because it might also read it, and calls with
+              several results count nothing
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+TINY = Path(__file__).with_name("graphs.json")
+REPORT = ROOT / "bench" / "reports" / "hollow-graphs"  # of the preview model, .json and .md
+
+LIMIT = 900  # seconds for one graph
+MOVES = frozenset(
+    {
+        "_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "clone", "constant_pad_nd", "copy", "copy_", "expand",
+        "permute", "repeat", "reshape", "select", "select_scatter", "slice", "slice_scatter", "split",
+        "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "view",
+    }
+)  # fmt: skip
+# What a package calls that starts nothing on the device: memory, and questions about tensors. The alignment of inputs
+# is mended by clone_preserve_strides, in branches that our tensors never take.
+QUIET = re.compile(
+    r"empty_strided\w*|new_uninitialized_tensor|clone_preserve_strides|get_\w+|delete_\w+|device_type_\w+"
+)
+CALL = re.compile(r"\bcall_(\w+?)(?:_\d+)?\(|\baoti_torch_(?:cuda_)?(\w+?)\((?:proxy_executor, (\d+))?")
+ORIGINS = re.compile(r"// Topologically Sorted Source Nodes: .*Original ATen: \[(.*)\]")
+COUNTS = ("copies", "cats", "clones", "bias")
+Row = dict[str, Any]
+
+
+# --- one graph
+
+
+def count_calls(wrapper: str, proxied: Sequence[str]) -> Row:
+    """What one call of a package does, all but `fp64` and `bytes`.
+
+    Args:
+        wrapper: the C++ of the package; one line of its `run_impl` is one launch, allocation or call, after a comment
+            that names the ATen operators which it stands for.
+        proxied: names of the operators that it calls through PyTorch's dispatcher, by their number.
+
+    Raises:
+        ValueError: a launch of a generated kernel without such a comment: Inductor has changed.
+    """
+    start = wrapper.index("::run_impl(")
+    kernels = ours = copies = cats = clones = bias = 0
+    extern: Counter[str] = Counter()
+    origins: frozenset[str] | None = None
+    for line in wrapper[start : wrapper.index("// AOTInductorModel::run_impl", start)].splitlines():
+        if comment := ORIGINS.search(line):
+            origins = frozenset(name.removeprefix("aten.") for name in comment[1].split(", "))
+            continue
+        for kernel, call, number in CALL.findall(line):
+            if kernel:
+                kernels += 1
+                if not kernel.startswith("triton_"):
+                    ours, origins = ours + 1, None
+                    continue
+                if origins is None:
+                    raise ValueError(f"{kernel} stands for no operators: {line.strip()}")
+                moved = origins <= MOVES
+                bias += not moved and origins <= MOVES | {"convolution"}
+            elif QUIET.fullmatch(call):
+                continue
+            else:
+                name = proxied[int(number)] if call == "proxy_executor_call_function" else call.removesuffix("_out")
+                extern[name] += 1
+                moved, origins = name in ("copy_", "clone"), frozenset([name])
+            joins = not origins.isdisjoint(("cat", "stack"))
+            copies += moved
+            cats += moved and joins
+            clones += moved and "clone" in origins and not joins
+            origins = None
+    return {
+        "kernels": kernels, "ours": ours, "extern": dict(sorted(extern.items())), "copies": copies, "cats": cats,
+        "clones": clones, "bias": bias,
+    }  # fmt: skip
+
+
+def count_double(cubin: bytes) -> tuple[str, int]:
+    """A kernel's name, and how many instructions of its machine code are in double precision."""
+    from consisid.kernels.aot.resources import count_fp64, run_tool
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        code = run_tool("nvdisasm", "-c", "-ndf", file.name)
+    named = re.search(r"^\s*\.section\s+\.text\.(\w+)", code, re.MULTILINE)
+    assert named is not None, "a cubin without a kernel"
+    return named[1], count_fp64(code)
+
+
+def read_package(package: Path) -> Row:
+    """All of a row but `bytes`."""
+    with zipfile.ZipFile(package) as archive:
+        names = archive.namelist()
+        wrapper = next(name for name in names if name.endswith(".wrapper.cpp"))
+        nodes = wrapper.removesuffix(".cpp") + ".json"
+        proxied = json.loads(archive.read(nodes))["nodes"] if nodes in names else []
+        row = count_calls(archive.read(wrapper).decode(), [entry["node"]["target"] for entry in proxied])
+        double: Counter[str] = Counter()
+        for name in names:
+            if name.endswith(".cubin"):
+                kernel, count = count_double(archive.read(name))
+                double[kernel] += count
+    return row | {"fp64": {kernel: count for kernel, count in sorted(double.items()) if count}}
+
+
+def measure(variant: str, name: str) -> Row:
+    """Compile a graph for the device of this process, and read it."""
+    import torch
+    from torch._inductor import metrics
+
+    from consisid.engine.backends import backend
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch._logging.set_logs(inductor_metrics=True)  # or Inductor does not count bytes
+    with tempfile.TemporaryDirectory() as place:
+        package = Path(place) / f"{name}.pt2"
+        backend("inductor").compile(graphs(variant)[name], package, torch.device("cuda", 0), torch.bfloat16)
+        return read_package(package) | {"bytes": int(metrics.num_bytes_accessed)}
+
+
+def graphs(variant: str) -> Mapping[str, Any]:
+    """The graphs of a model's own video, by name."""
+    from consisid.engine.graphs.table import graph_table
+    from consisid.engine.shapes import VideoShape
+    from consisid.engine.variants import VARIANTS
+
+    model = VARIANTS[variant]
+    return graph_table(model, VideoShape.of(model, None, None, None))
+
+
+# --- tables: {release of PyTorch: {"sm_90": {graph: Row}}}
+
+
+def release() -> str:
+    """Of the PyTorch in use: 2.11.0."""
+    import torch
+
+    return torch.__version__.partition("+")[0]
+
+
+def measure_apart(variant: str, name: str, arch: int, cache: Path) -> Row:
+    """A row in a process of its own; a graph that does not compile in time, or at all, is a row that says so."""
+    from hollow.build import environment
+
+    command = [sys.executable, __file__, "--variant", variant, "--row", name]
+    device = {"HOLLOW_DEVICES": "1", "HOLLOW_SM": str(arch), "HOLLOW_GIB": "140"}
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
+    variables = {**os.environ, **environment(), **device, **caches}
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"missing": f"not compiled within {LIMIT // 60} minutes"}
+    if done.returncode:
+        return {"missing": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]}
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measured(variant: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str, Row]]:
+    """(architecture, graph, row), one after the other. What is compiled for one graph serves the next."""
+    with tempfile.TemporaryDirectory() as cache:
+        for arch, name in wanted:
+            yield arch, name, measure_apart(variant, name, arch, Path(cache))
+
+
+def differences(kept: Row, made: Row) -> list[str]:
+    """What is not as in a kept row, one line each."""
+    return [
+        f"{key} was {kept.get(key)}, is {made.get(key)}"
+        for key in sorted({*kept, *made})
+        if kept.get(key) != made.get(key)
+    ]
+
+
+def render(table: Mapping[str, Any]) -> str:
+    """The table of a file as Markdown."""
+    lines = [
+        "# What AOTInductor makes of each graph",
+        "",
+        f"ConsisID-{table['variant']}, bfloat16, a video of its own size; compiled without a GPU (tests/hollow). "
+        "What one call of each graph does; nothing is timed. `python tests/hollow/graph_table.py --help` says what a "
+        "column is.",
+    ]
+    for torch, architectures in table["rows"].items():
+        for arch, rows in architectures.items():
+            lines += [
+                "",
+                f"## PyTorch {torch}, {arch}",
+                "",
+                "| graph | kernels | ours | extern | copies | cats | clones | bias | fp64 | GB |",
+                "|---|---|---|---|---|---|---|---|---|---|",
+            ]
+            for name, row in rows.items():
+                if "missing" in row:
+                    lines.append(f"| {name} | missing: {row['missing']} | | | | | | | | |")
+                    continue
+                extern = ", ".join(f"{count} {call}" for call, count in row["extern"].items())
+                counts = [row["kernels"], row["ours"], extern, *(row[key] for key in COUNTS), sum(row["fp64"].values())]
+                lines.append(f"| {name} | {' | '.join(map(str, counts))} | {row['bytes'] / 1e9:.3f} |")
+            double = Counter[str]()
+            for row in rows.values():
+                double.update(row.get("fp64", {}))
+            if double:
+                lines += [
+                    "",
+                    "In double precision: " + ", ".join(f"{k} ({n})" for k, n in sorted(double.items())) + ".",
+                ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser("graph_table", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--variant", default="tiny")
+    p.add_argument("--arch", type=int, nargs="+", default=[90], metavar="SM")
+    p.add_argument("--graphs", nargs="+", metavar="NAME", help="only these")
+    p.add_argument("--output", type=Path, default=TINY, help="the .json; TINY's has no .md beside it")
+    p.add_argument("--again", action="store_true", help="compile also what the file has")
+    p.add_argument("--check", action="store_true", help="compile all that the file has, and compare")
+    p.add_argument("--render", action="store_true", help="only write the .md from the .json")
+    p.add_argument("--row", help=argparse.SUPPRESS)
+    options = p.parse_args(arguments)
+    if options.row:
+        print(json.dumps(measure(options.variant, options.row)))
+        return 0
+    file = options.output.with_suffix(".json")
+    table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"variant": options.variant, "rows": {}}
+    if table["variant"] != options.variant:
+        p.error(f"{file} is a table of {table['variant']}")
+    names = list(graphs(options.variant))
+    chosen = [name for name in names if options.graphs is None or name in options.graphs]
+    kept = table["rows"].get(release(), {})
+
+    def has(arch: int, name: str) -> bool:
+        return "kernels" in kept.get(f"sm_{arch}", {}).get(name, {})
+
+    if options.check:
+        return check(options.variant, kept, [(a, n) for a in options.arch for n in chosen if has(a, n)])
+    wanted = [(a, n) for a in options.arch for n in chosen if options.again or not has(a, n)]
+    for arch, name, row in measured(options.variant, [] if options.render else wanted):
+        print(f"sm_{arch} {name} {json.dumps(row)}", flush=True)
+        rows = table["rows"].setdefault(release(), {}).setdefault(f"sm_{arch}", {})
+        rows[name] = row
+        table["rows"][release()][f"sm_{arch}"] = {each: rows[each] for each in names if each in rows}
+        table["rows"] = dict(sorted(table["rows"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
+        file.write_text(json.dumps(table, indent=1) + "\n")
+    if file != TINY:
+        file.with_suffix(".md").write_text(render(table))
+    return 0
+
+
+def check(variant: str, kept: Mapping[str, Any], wanted: Sequence[tuple[int, str]]) -> int:
+    """Compare; 1 if a row is another, 2 if there is none to compare with."""
+    if not wanted:
+        print(f"There are no such rows for PyTorch {release()}", file=sys.stderr)
+        return 2
+    found = [
+        f"sm_{arch} {name}: {line}"
+        for arch, name, row in measured(variant, wanted)
+        for line in differences(kept[f"sm_{arch}"][name], row)
+    ]
+    print("\n".join(found) or f"{len(wanted)} graphs as in the table")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
