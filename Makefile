@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 
 # A photograph becomes out/demo.mp4 on a machine without a GPU, with the small seeded checkpoint TINY.
 demo: $(READY)
-	$(BIN)/python -m consisid.bench.demo --output out
+	$(BIN)/python -m consisid.bench.tools.demo --output out
 
 # One thread for each of the two workers: two that each start as many threads as there are cores wait for each other.
 test: $(READY)

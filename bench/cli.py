@@ -39,11 +39,12 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from . import compare, report
-    from .parity import check
+    from .report import compare
+    from .report import measure as report
+    from .report.parity import check
 
     if options.identity:
-        from .similarity import measure_identity
+        from .tools.similarity import measure_identity
 
         if options.image is None or options.video is None:
             raise InputError("--identity compares a photo with a video: give --image and --video.")
@@ -56,7 +57,7 @@ def measure(options: argparse.Namespace) -> None:
     check_plots()
     if options.backend != "eager" and not options.random_weights:
         raise InputError("--backend belongs to --random-weights; an engine folder was compiled when it was built.")
-    found = report.bench(
+    found = report.measure_engine(
         report.Options(
             options.engine,
             options.steps,
@@ -81,7 +82,7 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) 
     """compare.md, which is written too."""
     from consisid.engine.util.files import atomic_file
 
-    from .compare import compare, markdown
+    from .report.compare import compare, markdown
 
     text = markdown(first, second, compare(first, second))
     with atomic_file(folder / "compare.md") as aside:
@@ -100,7 +101,7 @@ def check_plots() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
     options = parser().parse_args(arguments)
-    imports = ("consisid.bench.report", "consisid.bench.compare")
+    imports = ("consisid.bench.report.measure", "consisid.bench.report.compare")
     return run("consisid-bench", lambda: measure(options), imports=imports)
 
 

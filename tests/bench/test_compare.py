@@ -8,8 +8,8 @@ import statistics
 import pytest
 
 from consisid.bench.cli import main
-from consisid.bench.compare import compare, missed_by_chance
-from consisid.bench.runs import Row
+from consisid.bench.core.samples import Row
+from consisid.bench.report.compare import compare, missed_by_chance
 from consisid.engine.errors import InputError
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from consisid.bench import ladder
-from consisid.bench.inputs import identity
-from consisid.bench.peers import EAGER, Theirs
-from consisid.bench.profiles import PARTS, watching
+from consisid.bench.core.baselines import EAGER, Theirs
+from consisid.bench.core.inputs import identity
+from consisid.bench.tools import ablation as ladder
+from consisid.bench.tools.profiles import PARTS, watching
 from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
 

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from consisid.bench import ceilings, checks, report
-from consisid.bench.ceilings import Ceilings
 from consisid.bench.cli import main
-from consisid.bench.nvml import Watch
+from consisid.bench.core import peak_rates as ceilings
+from consisid.bench.core.nvml import Watch
+from consisid.bench.core.peak_rates import Ceilings
+from consisid.bench.report import checks
+from consisid.bench.report import measure as report
 from consisid.engine.errors import ConsisIDError
 
 

@@ -14,17 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
-from consisid.bench import machine, parity, random_folder, report
 from consisid.bench.cli import main
-from consisid.bench.inputs import identity
-from consisid.bench.memory import PLANNED
-from consisid.bench.peers import PEERS, PeerError, Theirs, open_pipeline
-from consisid.bench.render import summary
-from consisid.bench.rungs import Unhoisted, rungs
+from consisid.bench.core import environment as machine
+from consisid.bench.core import random_folder
+from consisid.bench.core.ablation import Unhoisted, rungs
+from consisid.bench.core.baselines import PEERS, PeerError, Theirs, open_pipeline
+from consisid.bench.core.inputs import identity
+from consisid.bench.report import measure as report
+from consisid.bench.report import parity
+from consisid.bench.report.memory import PLANNED
+from consisid.bench.report.render import summary
 from consisid.engine import ConsisID
 from consisid.engine.errors import ConsisIDError, NumericalError
 
-SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text())
+SCHEMA = json.loads((Path(report.__file__).parents[1] / "schema.json").read_text())
 
 
 def test_report_follows_its_schema(values):
@@ -32,7 +35,7 @@ def test_report_follows_its_schema(values):
 
 
 @pytest.mark.parametrize(
-    "file", sorted(Path(report.__file__).parent.glob("reports/cpu-tiny*.json")), ids=lambda file: file.stem
+    "file", sorted(Path(report.__file__).parents[1].glob("reports/cpu-tiny*.json")), ids=lambda file: file.stem
 )
 def test_committed_reports_follow_it_too(file):
     found = json.loads(file.read_text())
@@ -43,7 +46,7 @@ def test_committed_reports_follow_it_too(file):
 
 def test_the_readme_has_the_row_of_each_report():
     """Copied from the report, not typed."""
-    bench = Path(report.__file__).parent
+    bench = Path(report.__file__).parents[1]
     readme = (bench.parent / "README.md").read_text()
     found = [json.loads(file.read_text()) for file in bench.glob("reports/*.json")]
     reports = [values for values in found if "schema" in values]  # others are tables of their own
@@ -146,7 +149,7 @@ def test_whatever_diffusers_raises_is_its_answer(monkeypatch, random_mini):
 
 def test_parity_that_does_not_hold_fails_the_command_after_the_report(values, monkeypatch, tmp_path, capsys):
     wrong = {**values["parity"], "verdict": {"rule": "a rule", "found": 2.0, "allowed": 1.0, "holds": False}}
-    monkeypatch.setattr(report, "bench", lambda options: {**values, "parity": wrong})
+    monkeypatch.setattr(report, "measure_engine", lambda options: {**values, "parity": wrong})
     assert main(["engine", "--output", str(tmp_path)]) == 2
     assert "2.00e+00, more than 1.00e+00 (a rule)" in capsys.readouterr().err
     assert "does not hold" in (tmp_path / "report.md").read_text()

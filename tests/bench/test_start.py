@@ -1,6 +1,6 @@
 """What a new process pays before its first step."""
 
-from consisid.bench import start
+from consisid.bench.tools import cold_start as start
 
 
 def test_a_new_process_is_taken_apart(tiny_folder, tmp_path):

@@ -1,0 +1,1 @@
+"""What every measurement shares: the environment, timing, samples, counted work, diffusers beside the engine."""

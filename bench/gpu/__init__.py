@@ -1,0 +1,1 @@
+"""`python -m consisid.bench.gpu`: measure on a GPU that is there for minutes only."""

@@ -1,0 +1,160 @@
+"""What `python -m consisid.bench.gpu` measures: one file per phase, each a list of cases."""
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import Variant
+
+from ..core.weights import RandomWeights
+
+PHASES: Mapping[str, str] = {
+    "first": "the first call of a lent GPU: does all run, is it right, and what decides how long a video takes",
+    "second": "the second call: a whole video, diffusers in turns, budgets of memory, compiled graphs",
+    "ceilings": "what the hardware gives: products, copies, host to device",
+    "attention": "every implementation of joint attention at the full shape",
+    "block": "one transformer block by part",
+    "step": "one denoising step: eager, compiled, CUDA graph, diffusers",
+    "stream": "videos within budgets of device memory",
+    "decode": "the VAE decoder: memory formats, whole decodes",
+    "text": "the T5 encoder",
+    "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
+    "e2e": "a whole generate() with random weights",
+}
+EVERY = [name for name in PHASES if name not in ("first", "second")]  # which repeat rows of the others
+
+
+class Unavailable(Exception):
+    """A case that cannot be measured here; the message says why and stands in the table."""
+
+
+@dataclass
+class Work:
+    """A case that is ready to be timed.
+
+    Attributes:
+        run: one call.
+        error: ||out - reference|| / ||reference||, measured before anything is timed; None where there is nothing to
+            compare, which `note` then explains.
+        allowed: how large it may be.
+        note: what a reader of the row has to know.
+        more: called after timing; further figures for the row.
+    """
+
+    run: Callable[[], Any]
+    error: float | None = None
+    allowed: float = 0.0
+    note: str = ""
+    more: Callable[[], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. make allocates, checks and returns what is timed; flops and bytes turn seconds into rates.
+
+    foreign: what runs is others' code, so that whatever it raises says nothing about ours and stands in its row.
+    once: a single call, which is the one that is timed.
+    budget: seconds of timing, None for those of the command.
+    limit: seconds after which the row is given up.
+    """
+
+    name: str
+    make: Callable[[], Work]
+    flops: float = 0.0
+    bytes: float = 0.0
+    repeats: int = 30
+    foreign: bool = False
+    once: bool = False
+    budget: float | None = None
+    limit: float = math.inf
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all phases are given.
+
+    dtype: bfloat16 on a GPU, float32 on a CPU.
+    steps: of the e2e phase.
+    checked: whether a wrong result fails its row.
+    """
+
+    variant: Variant
+    shape: VideoShape
+    device: torch.device
+    dtype: torch.dtype
+    steps: int = 4
+    checked: bool = True
+    batch: int = 2  # both halves of classifier-free guidance
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls, variant: Variant, device: torch.device, dtype: torch.dtype | None = None, steps: int = 4, *,
+        checked: bool = True,
+    ) -> "Context":  # fmt: skip
+        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        return cls(variant, VideoShape.of(variant, None, None, None), device, dtype, steps, checked)
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def tokens(self) -> int:
+        return self.variant.transformer.max_text_seq_length + self.shape.video_tokens
+
+    @property
+    def tolerance(self) -> float:
+        """What two right implementations may differ by, relative to the norm of the result.
+
+        bfloat16 keeps 8 bits, so one rounding is 2e-3 and a block's worth of them up to 1e-2; float32 sums of a few
+        thousand terms in another order stay below 1e-4.
+        """
+        return 1e-4 if self.dtype == torch.float32 else 2e-2
+
+    @property
+    def weights(self) -> RandomWeights:
+        return self.once("weights", lambda: RandomWeights(self.variant, self.shape, self.device, self.dtype))
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What several cases of a phase share, made at first use."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def forget(self) -> None:
+        """Drop what cases have shared so far."""
+        self._made.clear()
+        gc.collect()  # modules and traced functions hold each other
+
+    def randn(self, *size: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """Seeded normal numbers on the device."""
+        if self.device.type == "meta":
+            return torch.empty(size, device="meta", dtype=dtype or self.dtype)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(size, generator=generator, device=self.device).to(dtype or self.dtype)
+
+    def need_gpu(self, what: str) -> None:
+        """Raises Unavailable on a CPU; nothing on the meta device, where a case is only built."""
+        if self.device.type == "cpu":
+            raise Unavailable(f"{what} needs a CUDA GPU")
+
+    def compare(self, got: Sequence[Tensor] | Tensor, right: Sequence[Tensor] | Tensor) -> float | None:
+        """The relative error of one or several tensors; None on the meta device. NaN is infinite."""
+        if self.device.type == "meta":
+            return None
+        pairs = zip((got,), (right,), strict=True) if isinstance(got, Tensor) else zip(got, right, strict=True)
+        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]  # type: ignore[union-attr]
+        return max(e if e == e else float("inf") for e in errors)
+
+
+def cases(phase: str, context: Context) -> Iterable[Case]:
+    """The rows of a phase."""
+    return import_module(f".{phase}", __package__).cases(context)

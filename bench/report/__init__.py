@@ -1,0 +1,1 @@
+"""consisid-bench: measure an engine folder, and write it down."""

@@ -1,0 +1,202 @@
+"""How wrong the engine is, beside how wrong diffusers is in the same dtype: both against diffusers in float32.
+
+Everything random is taken out: the noise is given, the scheduler is DDIM without noise of its own, and the image's
+latents are the posterior's mean, since float32 and bfloat16 draw other numbers from one seed.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consisid.engine import ConsisID
+from consisid.engine.errors import ConsisIDError
+
+from ..core.baselines import EAGER, GUIDANCE, answering, arguments, open_pipeline
+from ..core.inputs import PROMPT, identity
+
+CERTAIN = -30.0  # a log variance at which nothing is left to draw
+STEPS = 4
+ENOUGH, MOST = 10_000, 3  # latents to compare in a lower precision, and videos at most
+FACTOR = 1.1  # of diffusers' own error in the same dtype
+EXACT = 1e-4  # largest error of latents in float32, where diffusers is the reference itself
+Made = tuple[list[Tensor], np.ndarray]
+"""Latents after each step, float32 on the CPU, and frames [F, H, W, 3] in [0, 1]."""
+
+
+class ParityError(ConsisIDError):
+    """The engine is further from the reference than the rule allows."""
+
+
+def psnr(got: np.ndarray, right: np.ndarray, span: float = 1.0) -> float | None:
+    """Decibels of values that span so much: of frames 1; None where they are identical, which has no number."""
+    error = float(np.mean((got.astype(np.float64) - right) ** 2))
+    return None if error == 0 else 20 * math.log10(span) - 10 * math.log10(error)
+
+
+def psnr_of_latents(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+    """psnr of (found, right), all videos together; what they span is what the right ones do."""
+    got, right = (np.stack([pair[i].numpy() for pair in pairs]) for i in (0, 1))
+    return psnr(got, right, float(np.ptp(right)))
+
+
+@contextmanager
+def scheduler(engine: ConsisID, other: Any) -> Iterator[None]:
+    """Another scheduler in an engine, inside the block."""
+    before, engine.scheduler = engine.scheduler, other
+    try:
+        yield
+    finally:
+        engine.scheduler = before
+
+
+def certain(module: Any, inputs: Any, output: Any) -> Any:
+    """A hook on the VAE's encoder: the mean as it is, no variance."""
+    moments, cache = output
+    mean, _ = moments.chunk(2, dim=1)
+    return torch.cat((mean, torch.full_like(mean, CERTAIN)), dim=1), cache
+
+
+def ddim(engine: ConsisID) -> Any:
+    from diffusers import CogVideoXDDIMScheduler
+
+    return CogVideoXDDIMScheduler.from_config(engine.scheduler.config)
+
+
+class Comparison:
+    """Videos of given noise and embeddings by everyone, one for each seed."""
+
+    def __init__(self, engine: ConsisID, steps: int, seeds: Sequence[int]):
+        self.engine, self.steps, v, s = engine, min(steps, STEPS), engine.variant, engine.shape
+        size = (1, s.latent_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
+        self.noises = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        with torch.no_grad():
+            both = engine.text_encoder(engine.networks(), ["", PROMPT])
+        self.negative, self.prompt = both.chunk(2)
+
+    @torch.no_grad()
+    def theirs(self, dtype: torch.dtype) -> list[Made]:
+        """What diffusers makes in a dtype."""
+        engine = self.engine
+        pipeline = open_pipeline(engine, dtype)
+        with answering():
+            pipeline.scheduler = ddim(engine)
+            pipeline.text_encoder = None  # the embeddings are given: its memory is not needed
+            EAGER.place(pipeline, engine.device)
+            handle = pipeline.vae.encoder.register_forward_hook(certain)
+            try:
+                return [self._by(pipeline, noise.to(engine.device, dtype), dtype) for noise in self.noises]
+            finally:
+                handle.remove()
+
+    def _by(self, pipeline: Any, noise: Tensor, dtype: torch.dtype) -> Made:
+        engine, kept = self.engine, list[Tensor]()
+        prompt, negative = (x.to(engine.device, dtype) for x in (self.prompt, self.negative))
+        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": keeping(kept)}
+        person = identity(engine.variant)
+        final = pipeline(**arguments(engine, person, self.steps, 0, latents=noise, **given)).frames
+        video = pipeline.decode_latents(final)
+        return kept, pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
+
+    @torch.no_grad()
+    def ours(self) -> list[Made]:
+        """What the engine makes."""
+        engine = self.engine
+        person, networks = identity(engine.variant), engine.networks()
+        size = engine.shape.height, engine.shape.width
+        mean, variance = engine.conditioner.images(networks, person, *size)[0].chunk(2, dim=1)
+        certain = torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)
+        engine.conditioner.known(networks, person).moments[*size, None] = [certain.cpu()]
+        made = []
+        with scheduler(engine, ddim(engine)):
+            for noise in self.noises:
+                kept = list[Tensor]()
+                video = engine.generate(
+                    person, prompt_embeds=self.prompt, negative_prompt_embeds=self.negative, latents=noise, seed=0,
+                    num_inference_steps=self.steps, guidance_scale=GUIDANCE, callback_on_step_end=keeping(kept),
+                    output_type="np",
+                )  # fmt: skip
+                made.append((kept, video.frames))
+        return made
+
+
+def keeping(kept: list[Tensor]) -> Any:
+    """A callback after each step that keeps the latents."""
+
+    def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept.append(tensors["latents"].float().cpu())
+        return {}
+
+    return keep
+
+
+def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
+    """Errors over all videos: of the latents after each step the largest, the root mean square of those relative to the
+    norm, and PSNR; of the frames PSNR and the largest."""
+    steps = [list(zip(a, b, strict=True)) for (a, _), (b, _) in zip(got, right, strict=True)]
+    by_step = list(zip(*steps, strict=True))
+    frames = [np.stack([video for _, video in made]) for made in (got, right)]
+    return {
+        "max_error_per_step": [max(float((a - b).abs().max()) for a, b in pairs) for pairs in by_step],
+        "relative_error_per_step": [
+            math.sqrt(statistics.fmean(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs)) for pairs in by_step
+        ],
+        "psnr_per_step_db": [psnr_of_latents(pairs) for pairs in by_step],
+        "frames_psnr_db": psnr(frames[0], frames[1]),
+        "frames_max_error": float(np.abs(frames[0] - frames[1]).max()),
+    }
+
+
+def verdict(ours: dict[str, Any], theirs: dict[str, Any], exact: bool) -> dict[str, Any]:
+    """Whether the engine is as near to the reference as it has to be, and the rule in words."""
+    if exact:
+        rule = f"latents of the last step within {EXACT:g} of diffusers' in float32"
+        found, allowed = ours["max_error_per_step"][-1], EXACT
+    else:
+        rule = f"relative error after the last step at most {FACTOR} times diffusers' own in the same dtype"
+        found, allowed = ours["relative_error_per_step"][-1], FACTOR * theirs["relative_error_per_step"][-1]
+    return {"rule": rule, "found": found, "allowed": allowed, "holds": found <= allowed}
+
+
+def check(compared: dict[str, Any] | None) -> None:
+    """Raises ParityError where a parity section of a report does not hold."""
+    if compared is not None and not compared["verdict"]["holds"]:
+        v = compared["verdict"]
+        raise ParityError(
+            f"The engine's error is {v['found']:.2e}, more than {v['allowed']:.2e} ({v['rule']}); the report says "
+            "after which step. Do not use its times."
+        )
+
+
+def seeds_for(engine: ConsisID) -> range:
+    """As many videos as it takes for the rule to mean something: the error of one small video scatters with its noise
+    by more than the tenth that the rule allows. Full size has millions of latents, for which one is enough."""
+    s, channels = engine.shape, engine.variant.vae.latent_channels
+    latents = s.latent_frames * channels * s.latent_height * s.latent_width
+    return range(1, 1 + max(1, min(MOST, -(-ENOUGH // latents))))
+
+
+def measure(engine: ConsisID, steps: int) -> dict[str, Any]:
+    """The section of the report. The float32 reference is made first and let go before the next."""
+    exact = engine.dtype == torch.float32
+    seeds = range(1, 2) if exact else seeds_for(engine)
+    comparison = Comparison(engine, steps, seeds)
+    reference = comparison.theirs(torch.float32)
+    same = reference if exact else comparison.theirs(engine.dtype)
+    ours, theirs = against(comparison.ours(), reference), against(same, reference)
+    note = "the engine runs in float32, so diffusers in its dtype is the reference itself" if exact else ""
+    return {
+        "steps": comparison.steps,
+        "videos": len(seeds),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "reference": "diffusers in float32, DDIM, noise and embeddings given, image latents at the posterior's mean",
+        "ours": ours,
+        "diffusers": theirs,
+        "verdict": verdict(ours, theirs, exact),
+        "note": note,
+    }

@@ -1,0 +1,1 @@
+"""Commands of their own, each `python -m consisid.bench.tools.NAME`."""
