@@ -80,6 +80,30 @@ def test_what_is_wrong_is_not_taken_however_fast(monkeypatch, tmp_path, dtype, e
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("error", "right"), [(0.105, True), (0.13, False)])
+def test_in_half_precision_a_backend_may_be_a_tenth_more_wrong_than_eager(monkeypatch, tmp_path, error, right):
+    """Eager is made a tenth wrong in half precision, much more than what rounding is."""
+
+    def wrong(error):
+        def load(graph, path, device, names):
+            run = eager.load(graph, path, device, names)
+
+            def later(inputs, tensors):
+                exact = run([x.float() for x in inputs], [w.float() for w in tensors])
+                return exact * (1.0 if tensors[0].dtype is torch.float32 else 1 + error)
+
+            return later
+
+        return load
+
+    other = fake()
+    other.load = wrong(error)
+    plain = SimpleNamespace(SUFFIX=None, compile=eager.compile, load=wrong(0.1))
+    choice = chosen(monkeypatch, tmp_path, torch.bfloat16, eager=plain, inductor=other)
+    assert ("inductor" in choice.milliseconds) is right
+    assert ("inductor" in choice.rejected) is not right
+
+
 def test_what_cannot_compile_is_passed_over(monkeypatch, tmp_path):
     broken = fake(fault=RuntimeError("No working C++ compiler found in cpp.cxx\nmany more lines"))
     choice = chosen(monkeypatch, tmp_path, eager=eager, inductor=broken)

@@ -9,7 +9,7 @@ import pytest
 
 from consisid.engine.errors import EngineError
 from consisid.engine.manifest import GraphEntry
-from consisid.engine.util.files import atomic_dir
+from consisid.engine.util.files import atomic_dir, sha256
 from consisid.export import build
 from consisid.export.staging import Staging, staging
 
@@ -87,6 +87,22 @@ def test_a_damaged_entry_is_a_graph_that_is_not_finished(tmp_path, text):
         work.finish("block", GraphEntry("eager", [], 1.0))
         assert work.finished("block") == GraphEntry("eager", [], 1.0)
         (work.entries / "block.json").write_bytes(text)
+        assert work.finished("block") is None
+
+
+def test_a_graph_whose_file_was_changed_is_not_finished(tmp_path):
+    """Of the same size: its hash tells."""
+    with staging(tmp_path / "engine", "source") as work:
+        work.entries.mkdir()
+        (work.folder / "graphs").mkdir()
+        file = work.folder / "graphs" / "block.bin"
+        file.write_bytes(b"machine code")
+        entry = GraphEntry("inductor", [], 1.0, file="graphs/block.bin", bytes=12, sha256=sha256(file))
+        work.finish("block", entry)
+        assert work.finished("block") == entry
+        file.write_bytes(b"machine cods")
+        assert work.finished("block") is None
+        file.unlink()
         assert work.finished("block") is None
 
 

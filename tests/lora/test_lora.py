@@ -100,6 +100,38 @@ def test_fused_loras_stay(engine, pipeline):
     assert torch.equal(latents(engine), before)
 
 
+def test_a_lora_is_fused_at_its_weight(engine, pipeline):
+    """lora_scale times the weight that set_adapters gave it."""
+    both(engine, pipeline, lambda owner: owner.load_lora_weights(lora(engine.checkpoint), adapter_name="a"))
+    both(engine, pipeline, lambda owner: owner.set_adapters("a", 0.5))
+    both(engine, pipeline, lambda owner: owner.fuse_lora(lora_scale=0.7))
+    compare(engine, pipeline, random_identity(TINY))
+
+
+def test_a_bias_is_scaled_as_its_matrices_are(engine):
+    """As PEFT has it for LoraConfig(lora_bias=True): the layer of B as a whole, with its bias, times alpha / rank."""
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
+
+    weight, bias = (engine.checkpoint.tensor("transformer", f"proj_out.{name}") for name in ("weight", "bias"))
+    base = torch.nn.Linear(*weight.shape[::-1])
+    base.load_state_dict({"weight": weight, "bias": bias})
+    layer = Linear(base, "x", LoraConfig(r=4, lora_alpha=2, lora_bias=True), r=4, lora_alpha=2, lora_bias=True)
+    generator = torch.Generator().manual_seed(0)
+    factors = {"lora_A.weight": layer.lora_A["x"].weight, "lora_B.weight": layer.lora_B["x"].weight}
+    factors["lora_B.bias"] = layer.lora_B["x"].bias
+    for factor in factors.values():
+        factor.data = torch.randn(factor.shape, generator=generator)
+    state = {f"transformer.proj_out.{name}": factor.data for name, factor in factors.items()}
+    engine.load_lora_weights(state | {"transformer.proj_out.alpha": torch.tensor(2.0)})
+    ((read, _),) = engine.loras
+    changes = {name: change.delta(1.0) for name, change in read.changes.items()}
+    x = torch.randn(3, weight.shape[1], generator=generator)
+    with torch.no_grad():
+        found = torch.nn.functional.linear(x, weight + changes["proj_out.weight"], bias + changes["proj_out.bias"])
+        assert (found - layer(x)).abs().max() < 1e-4  # values of the order of ten
+
+
 def test_what_is_switched_off_is_what_was_loaded(engine, pipeline):
     state = lora(engine.checkpoint, modules=MODULES[::2])
     both(engine, pipeline, lambda owner: owner.disable_lora())

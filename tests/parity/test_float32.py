@@ -7,7 +7,7 @@ the order of float32 additions (folded face attention, split patch embedding), a
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, EulerDiscreteScheduler
 from support.drawn import random_variant
 from support.people import random_identity
 from support.reference import LATENTS, assert_same, compare, reference_pipeline, run_reference
@@ -29,6 +29,18 @@ def test_schedulers_and_guidance(tiny, tiny_reference, scheduler, guidance, monk
         monkeypatch.setattr(owner, "scheduler", scheduler.from_config(tiny_reference.scheduler.config))
     options = {"guidance_scale": guidance, "negative_prompt": "blurred"}
     compare(tiny, tiny_reference, random_identity(TINY), num_frames=17 if guidance > 1 else 9, **options)
+
+
+def test_a_scheduler_that_scales_noise_and_inputs(tiny_folder, tiny_checkpoint):
+    """Both are 1 for the schedulers above. Euler's noise begins 14 times as large, and the network reads it divided."""
+    engine, pipeline = ConsisID.open(tiny_folder), reference_pipeline(tiny_checkpoint)
+    for owner in (engine, pipeline):
+        owner.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+    person, options = random_identity(TINY), {"num_inference_steps": 3, "num_frames": 9}
+    reference, _ = run_reference(pipeline, person, PROMPT, decode=False, **options)
+    found = engine.generate(person, PROMPT, seed=7, output_type="latent", **options).latents
+    assert engine.scheduler.init_noise_sigma > 2
+    assert (found - reference).abs().max() < LATENTS * reference.abs().max()
 
 
 def test_dynamic_guidance(tiny, tiny_reference):

@@ -89,7 +89,11 @@ def test_a_run_without_a_seed_is_resumed_too(engine, tmp_path):
     assert torch.equal(again[0], seen[2])
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"guidance_scale": 5.0}, {"prompt": "Another."}])
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 6}, {"guidance_scale": 5.0}, {"prompt": "Another."}, {"eta": 0.5}, {"use_dynamic_cfg": True},
+     {"use_dynamic_cfg": "step"}],
+)  # fmt: skip
 def test_the_checkpoint_of_another_request_is_refused(engine, tmp_path, change):
     path = tmp_path / "run.safetensors"
     killed_at(engine, 1, path)

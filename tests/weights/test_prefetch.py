@@ -95,6 +95,24 @@ def test_a_video_copies_what_its_plan_says(engine, monkeypatch, streamed, buffer
     assert video.stats.streamed_bytes == sum(stage.copied for stage in stages)
 
 
+def test_what_a_video_has_copied_is_its_own(engine, monkeypatch):
+    """Not that of the videos before it: each of another person, the text known after the first."""
+    put(engine, forced(engine, 4, 2), monkeypatch)
+    videos = [engine.generate(random_identity(TINY, seed), PROMPT, **OPTIONS) for seed in (1, 2, 3)]
+    first, second, third = (video.stats.streamed_bytes for video in videos)
+    assert 0 < third == second < first
+
+
+def test_memory_that_the_allocator_hands_out_again_is_written_after_all_that_reads_it():
+    """Copies into new buffers wait for the computation that is queued when they are allocated, for homes and ring."""
+    for streamed in (0, 4):
+        belt, _ = prefetcher(streamed, 2, 1)
+        kinds = [kind for kind, _ in belt.copy_stream.log]
+        assert kinds.index("copy waits") < kinds.index("copy")
+        waited = next(event for kind, event in belt.copy_stream.log if kind == "copy waits")
+        assert ("used", waited) in belt.copy_stream.log
+
+
 @dataclass
 class VirtualCopies:
     """Copies that take `link` seconds a byte beside calls as long as the test says; events are points in time."""

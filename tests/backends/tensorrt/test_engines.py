@@ -167,6 +167,37 @@ def test_builds_that_cannot_be(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "flags", "level"),
+    [
+        (BuildOptions(streaming=False), set(), None),
+        (BuildOptions(), {"WEIGHT_STREAMING"}, None),
+        (BuildOptions(refit=True), {"WEIGHT_STREAMING", "REFIT"}, None),
+        (BuildOptions(version_compatible=True), {"WEIGHT_STREAMING", "VERSION_COMPATIBLE"}, None),
+        (BuildOptions(hardware_compatible=True), {"WEIGHT_STREAMING"}, "SAME_COMPUTE_CAPABILITY"),
+    ],
+)
+def test_what_a_build_asks_of_the_library(options, flags, level):
+    """Of a builder that writes down what it is asked."""
+    config = SimpleNamespace(asked=set(), hardware_compatibility_level=None)
+    config.set_flag = config.asked.add
+
+    class Names:
+        """An enumeration whose values are their names."""
+
+        def __getattr__(self, name):
+            return name
+
+    api = SimpleNamespace(
+        BuilderFlag=Names(), HardwareCompatibilityLevel=Names(), ProfilingVerbosity=SimpleNamespace(DETAILED=2)
+    )
+    library, network = SimpleNamespace(api=api), SimpleNamespace(num_inputs=0)
+    trt_build._configure(library, SimpleNamespace(create_builder_config=lambda: config), network, options)
+    assert config.asked == flags
+    assert config.hardware_compatibility_level == level
+    assert config.profiling_verbosity == 2
+
+
 def test_a_library_that_is_missing():
     with pytest.raises(BackendError, match=r"needs nowhere, which cannot be .*pip install 'consisid\[extra\]'"):
         TensorRT("x", "nowhere", "extra").api  # noqa: B018
