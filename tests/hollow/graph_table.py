@@ -6,8 +6,8 @@
     .venv-cuda/bin/python tests/hollow/graph_table.py --variant preview --arch 90 89 \
         --output bench/reports/hollow-graphs                                    # full size, .json and .md
 
-Each graph is compiled by engine/backends/inductor.py in a process of its own, for the hollow device that says it is
-the architecture, in bfloat16, with two samples where there may be several. A package is then read, not run: all counts
+Each graph is compiled by engine/backends/inductor.py for the hollow device that says it is the architecture, in
+bfloat16, with two samples where there may be several. A package is then read, not run: all counts
 are of what one call of the graph does. Rows hold for one release of PyTorch; what is in a file for the release in use
 is kept and only what is missing compiled, so that an interrupted run goes on (`--again` compiles all anew). With
 `--check` nothing is written.
@@ -32,9 +32,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,8 +145,8 @@ def read_package(package: Path) -> Row:
     return row | {"fp64": {kernel: count for kernel, count in sorted(double.items()) if count}}
 
 
-def measure(variant: str, name: str) -> Row:
-    """Compile a graph for the device of this process, and read it."""
+def measure(variant: str, names: Sequence[str]) -> Iterator[Row]:
+    """Compile graphs for the device of this process, and read them."""
     import torch
     from torch._inductor import metrics
 
@@ -152,10 +154,13 @@ def measure(variant: str, name: str) -> Row:
 
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch._logging.set_logs(inductor_metrics=True)  # or Inductor does not count bytes
-    with tempfile.TemporaryDirectory() as place:
-        package = Path(place) / f"{name}.pt2"
-        backend("inductor").compile(graphs(variant)[name], package, torch.device("cuda", 0), torch.bfloat16)
-        return read_package(package) | {"bytes": int(metrics.num_bytes_accessed)}
+    table = graphs(variant)
+    for name in names:
+        metrics.reset()
+        with tempfile.TemporaryDirectory() as place:
+            package = Path(place) / f"{name}.pt2"
+            backend("inductor").compile(table[name], package, torch.device("cuda", 0), torch.bfloat16)
+            yield read_package(package) | {"bytes": int(metrics.num_bytes_accessed)}
 
 
 def graphs(variant: str) -> Mapping[str, Any]:
@@ -178,29 +183,42 @@ def release() -> str:
     return torch.__version__.partition("+")[0]
 
 
-def measure_apart(variant: str, name: str, arch: int, cache: Path) -> Row:
-    """A row in a process of its own; a graph that does not compile in time, or at all, is a row that says so."""
+def measured(variant: str, names: Sequence[str], arch: int) -> Iterator[tuple[str, Row]]:
+    """Graphs and their rows, in a process that is the device. A graph that does not compile, or not in time, is a row
+    that says so."""
     from hollow.build import environment
 
-    command = [sys.executable, __file__, "--variant", variant, "--row", name]
+    left = list(names)
     device = {"HOLLOW_DEVICES": "1", "HOLLOW_SM": str(arch), "HOLLOW_GIB": "140"}
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
-    variables = {**os.environ, **environment(), **device, **caches}
-    try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {"missing": f"not compiled within {LIMIT // 60} minutes"}
-    if done.returncode:
-        return {"missing": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]}
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
+        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
+        variables = {**os.environ, **environment(), **device, **caches}
+        while left:
+            command = [sys.executable, __file__, "--variant", variant, "--rows", *left]
+            process = subprocess.Popen(
+                command, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
+            for row in _rows(process):
+                yield left.pop(0), row
+            if left:  # it ended in this one
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["it ended without a word"])[-1][:200]
+                late = process.wait() == -signal.SIGKILL
+                yield left.pop(0), {"missing": f"not compiled within {LIMIT // 60} minutes" if late else last}
 
 
-def measured(variant: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str, Row]]:
-    """(architecture, graph, row), one after the other. What is compiled for one graph serves the next."""
-    with tempfile.TemporaryDirectory() as cache:
-        for arch, name in wanted:
-            yield arch, name, measure_apart(variant, name, arch, Path(cache))
+def _rows(process: "subprocess.Popen[str]") -> Iterator[Row]:
+    """The rows that a process prints, until it ends, or is ended because there was none for so long."""
+    assert process.stdout is not None
+    while True:
+        limit = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+        limit.start()
+        line = process.stdout.readline()
+        limit.cancel()
+        if not line:
+            return
+        if line.startswith("{"):
+            yield json.loads(line)
 
 
 def differences(kept: Row, made: Row) -> list[str]:
@@ -257,10 +275,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--again", action="store_true", help="compile also what the file has")
     p.add_argument("--check", action="store_true", help="compile all that the file has, and compare")
     p.add_argument("--render", action="store_true", help="only write the .md from the .json")
-    p.add_argument("--row", help=argparse.SUPPRESS)
+    p.add_argument("--rows", nargs="+", help=argparse.SUPPRESS)
     options = p.parse_args(arguments)
-    if options.row:
-        print(json.dumps(measure(options.variant, options.row)))
+    if options.rows:
+        for row in measure(options.variant, options.rows):
+            print(json.dumps(row), flush=True)
         return 0
     file = options.output.with_suffix(".json")
     table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"variant": options.variant, "rows": {}}
@@ -274,31 +293,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return "kernels" in kept.get(f"sm_{arch}", {}).get(name, {})
 
     if options.check:
-        return check(options.variant, kept, [(a, n) for a in options.arch for n in chosen if has(a, n)])
-    wanted = [(a, n) for a in options.arch for n in chosen if options.again or not has(a, n)]
-    for arch, name, row in measured(options.variant, [] if options.render else wanted):
-        print(f"sm_{arch} {name} {json.dumps(row)}", flush=True)
-        rows = table["rows"].setdefault(release(), {}).setdefault(f"sm_{arch}", {})
-        rows[name] = row
-        table["rows"][release()][f"sm_{arch}"] = {each: rows[each] for each in names if each in rows}
-        table["rows"] = dict(sorted(table["rows"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
-        file.write_text(json.dumps(table, indent=1) + "\n")
+        wanted = {arch: [name for name in chosen if has(arch, name)] for arch in options.arch}
+        return check(options.variant, kept, wanted)
+    for arch in () if options.render else options.arch:
+        for name, row in measured(options.variant, [n for n in chosen if options.again or not has(arch, n)], arch):
+            print(f"sm_{arch} {name} {json.dumps(row)}", flush=True)
+            rows = table["rows"].setdefault(release(), {}).get(f"sm_{arch}", {}) | {name: row}
+            table["rows"][release()][f"sm_{arch}"] = {each: rows[each] for each in names if each in rows}
+            table["rows"] = dict(sorted(table["rows"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
+            file.write_text(json.dumps(table, indent=1) + "\n")
     if file != TINY:
         file.with_suffix(".md").write_text(render(table))
     return 0
 
 
-def check(variant: str, kept: Mapping[str, Any], wanted: Sequence[tuple[int, str]]) -> int:
+def check(variant: str, kept: Mapping[str, Any], wanted: Mapping[int, Sequence[str]]) -> int:
     """Compare; 1 if a row is another, 2 if there is none to compare with."""
-    if not wanted:
+    if not any(wanted.values()):
         print(f"There are no such rows for PyTorch {release()}", file=sys.stderr)
         return 2
     found = [
         f"sm_{arch} {name}: {line}"
-        for arch, name, row in measured(variant, wanted)
+        for arch, names in wanted.items()
+        for name, row in measured(variant, names, arch)
         for line in differences(kept[f"sm_{arch}"][name], row)
     ]
-    print("\n".join(found) or f"{len(wanted)} graphs as in the table")
+    print("\n".join(found) or f"{sum(map(len, wanted.values()))} graphs as in the table")
     return 1 if found else 0
 
 
