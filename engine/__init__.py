@@ -7,13 +7,20 @@ if TYPE_CHECKING:
     from .api import ConsisID
     from .errors import ConsisIDError
     from .face.identity import Identity
+    from .pipeline import ConsisIDPipeline
     from .video import Video
 
-__all__ = ["ConsisID", "ConsisIDError", "Identity", "Video"]
+__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Video"]
 
 # The module of each name: imported when it is first asked for, so that a command line has a hold of an interrupt before
 # PyTorch is imported, which takes seconds.
-_MODULES = {"ConsisID": "api", "ConsisIDError": "errors", "Identity": "face.identity", "Video": "video"}
+_MODULES = {
+    "ConsisID": "api",
+    "ConsisIDError": "errors",
+    "ConsisIDPipeline": "pipeline",
+    "Identity": "face.identity",
+    "Video": "video",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditioning import condition
+from .conditioning import condition_people
 from .decode.image import first_frames
 from .denoise import denoise
 from .engine import Engine
@@ -16,8 +16,8 @@ from .face.identity import Identity
 from .face.selection import Choice
 from .run.callbacks import step_callback
 from .run.frames import decoded
-from .run.person import person_of
-from .run.recovery import looking_at_photo, run_with_oom_retry
+from .run.person import identified, person_of
+from .run.recovery import outside_runs, run_with_oom_retry
 from .run.request import Options, Request
 from .run.run import Run
 from .video import Video
@@ -47,7 +47,7 @@ class ConsisID(Engine):
             InputError: a photo that cannot be read or used; FaceError when it shows no usable face.
             DeviceMemoryError: out of memory.
         """
-        with looking_at_photo(self):
+        with outside_runs(self, "looking at the photo", "Open the engine with more memory, or give a smaller photo."):
             return self.faces.identify(photo, face, aligned, mode, key_points)
 
     @torch.no_grad()
@@ -90,36 +90,41 @@ class ConsisID(Engine):
             output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
-        made = run_with_oom_retry(run, lambda run: self._make(run, person, aligned))
+        videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))
+        made = videos[0] if run.request.single else videos
         return made if return_dict else (made,)
 
-    def _make(self, run: Run, person: Identity | Photo, aligned: bool) -> Any:
-        final, request = self._latents(run, person, aligned), run.request
+    def make(self, run: Run, people: Sequence[Identity | Photo], aligned: bool = False) -> list[Video]:
+        """The videos of a run that has begun; see run_with_oom_retry.
+
+        Args:
+            people: one for all videos, or one for each prompt.
+        """
+        final = self._latents(run, people, aligned)
         with run.stage("decode"):
             frames = decoded(run, final / self.variant.vae.scaling_factor)
-        videos = Video.several(frames, final, self.variant.fps, run.stats)
-        return videos[0] if request.single else videos
+        return Video.several(frames, final, self.variant.fps, run.stats)
 
-    def _latents(self, run: Run, who: Identity | Photo, aligned: bool) -> Tensor:
+    def _latents(self, run: Run, who: Sequence[Identity | Photo], aligned: bool) -> Tensor:
         """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
         networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
-            person = who if isinstance(who, Identity) else self.faces.within(networks).identify(who, aligned=aligned)
-            face = conditioner.face(networks, person)
-            moments = conditioner.images(networks, person, shape.height, shape.width, run.image_tile)
+            people = identified(self, networks, who, aligned)
+            faces, images = conditioner.people(networks, people, shape.height, shape.width, run.image_tile)
         self.release_faces()
         with run.stage("text"):
             embeds, negative = request.embeds(lambda prompts: self.text_encoder(networks, prompts))
         with run.stage("prepare"):
             stepper = run.stepper()
-            image = first_frames(moments, request.batch, request.generator, shape)
+            videos = [request.batch // len(people)] * len(people)
+            image = first_frames(images, videos, request.generator, shape)
             noise = request.noise(channels=image.shape[2])
             positions = conditioner.positions(shape)
-            conditioning = condition(networks, positions, embeds, image * self.image_scale, face)
+            given = condition_people(networks, positions, embeds, image * self.image_scale, faces, videos)
         with run.stage("denoise"):
             return denoise(
-                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, conditioning, positions,
+                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
-                state=run.resume(embeds, image, noise, person.id_cond, *person.id_vit_hidden),
+                state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
                 keep=run.keep if run.keeps else None, stop=lambda: run.interrupt,
             )  # fmt: skip

@@ -27,6 +27,10 @@ from .variants import TransformerConfig, Variant
 KEPT = 8  # identities; the features of one are 126 MiB at full size
 
 
+Face = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Keys and values of every face attention, each [1, H * N, C]."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """All that the loop reads besides the latents. G is 2 with classifier-free guidance (unconditional first), else 1.
@@ -73,7 +77,7 @@ def _with_positions(tokens: Tensor, positions: Tensor | None) -> Tensor:
 
 def condition(
     networks: GraphExecutor, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor,
-    face: tuple[Sequence[Tensor], Sequence[Tensor]],
+    face: Face,
 ) -> Conditioning:  # fmt: skip
     """Everything that is the same in all steps of a video, on the device; face: keys and values."""
     text = project_text(networks, positions, prompt_embeds)  # first: with it the weights of the stage before leave
@@ -83,7 +87,38 @@ def condition(
     return Conditioning(text, image, cos, sin, keys, values)
 
 
-def extract_face(networks: GraphExecutor, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
+def condition_people(
+    networks: GraphExecutor, positions: Positions, prompt_embeds: Tensor, image_latents: Tensor,
+    faces: Sequence[Face], videos: Sequence[int],
+) -> list[Conditioning]:  # fmt: skip
+    """`condition` for a batch with the videos of several people, one after the other.
+
+    Args:
+        faces: keys and values of each person.
+        videos: how many of each.
+    """
+    whole = condition(networks, positions, prompt_embeds, image_latents, faces[0])
+    if len(faces) == 1:
+        return [whole]
+    texts, images = split_text(whole.text, videos), whole.image.split(list(videos))
+    placed = [[[x.to(networks.device) for x in each] for each in face] for face in faces]
+    return [
+        Conditioning(text, image, whole.cos, whole.sin, keys, values)
+        for text, image, (keys, values) in zip(texts, images, placed, strict=True)
+    ]
+
+
+def split_text(text: Tensor, videos: Sequence[int]) -> list[Tensor]:
+    """Text tokens [G * b, T, C] as one [G * n, T, C] for the n videos of each person; b of them together."""
+    if len(videos) == 1:
+        return [text]
+    halves = text.unflatten(0, (-1, sum(videos)))
+    return [part.flatten(0, 1) for part in halves.split(list(videos), dim=1)]
+
+
+def extract_face(
+    networks: GraphExecutor, identity: Identity, known_faces: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values [1, H * N, C] of every face attention, on the device.
 
     Raises:
@@ -91,7 +126,7 @@ def extract_face(networks: GraphExecutor, identity: Identity) -> tuple[list[Tens
     """
     if not networks.variant.transformer.is_train_face:
         return [], []
-    _check_fits(identity, networks.variant)
+    _check_fits(identity, networks.variant, known_faces)
     inputs = [x.to(networks.device, networks.dtype) for x in (identity.id_cond, *identity.id_vit_hidden)]
     return networks.face_keys_values(networks.one("face_extract", *inputs))
 
@@ -101,7 +136,7 @@ def encode_images(
 ) -> list[Tensor]:
     """The posteriors that a video starts from, each [1, 2 * 16, 1, h, w]: of the face, then of the drawn key points
     where the model takes them."""
-    images = [identity.image]
+    images: list[Image.Image | Tensor] = [identity.image if identity.pixels is None else identity.pixels]
     if networks.variant.transformer.is_kps and identity.key_points is not None:
         points = draw_points(identity.key_points, identity.image.height, identity.image.width)
         images.append(Image.fromarray(points))
@@ -123,10 +158,14 @@ class Known:
 
 
 class Conditioner:
-    """Makes and keeps what the videos of one engine are conditioned on."""
+    """Makes and keeps what the videos of one engine are conditioned on.
 
-    def __init__(self, checkpoint: Checkpoint, variant: Variant):
-        self.checkpoint, self.variant = checkpoint, variant
+    Args:
+        known_faces: the variant's face tower is the model's own, so the number of face tokens is known.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, variant: Variant, known_faces: bool = True):
+        self.checkpoint, self.variant, self.known_faces = checkpoint, variant, known_faces
         self._identities: WeakKeyDictionary[Identity, Known] = WeakKeyDictionary()
         self._positions: dict[VideoShape, Positions] = {}
 
@@ -134,7 +173,7 @@ class Conditioner:
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(Tokenizer(self.checkpoint.tokenizer, self.variant.transformer.max_text_seq_length))
 
-    def face(self, networks: GraphExecutor, identity: Identity) -> tuple[list[Tensor], list[Tensor]]:
+    def face(self, networks: GraphExecutor, identity: Identity) -> Face:
         """Keys and values of every face attention, on the host; computed once per identity, and anew with other LoRAs.
 
         Raises:
@@ -153,11 +192,18 @@ class Conditioner:
             moments[key] = [x.cpu() for x in encode_images(networks, identity, height, width, tile)]
         return [x.to(networks.device) for x in moments[key]]
 
+    def people(
+        self, networks: GraphExecutor, people: Sequence[Identity], height: int, width: int, tile: Tile | None = None
+    ) -> tuple[list[Face], list[list[Tensor]]]:
+        """`face` and `images` of each."""
+        faces = [self.face(networks, person) for person in people]
+        return faces, [self.images(networks, person, height, width, tile) for person in people]
+
     def known(self, networks: GraphExecutor, identity: Identity) -> Known:
         """What is kept of an identity, made where it is missing."""
         known, version = self._identities.get(identity), networks.weights.version
         if known is None or known.version != version:
-            keys, values = ([x.cpu() for x in each] for each in extract_face(networks, identity))
+            keys, values = ([x.cpu() for x in each] for each in extract_face(networks, identity, self.known_faces))
             moments = {} if known is None else known.moments
             known = self._identities[identity] = Known(keys, values, version, moments)
             while len(self._identities) > KEPT:
@@ -174,10 +220,10 @@ class Conditioner:
         return self._positions[shape]
 
 
-def _check_fits(identity: Identity, variant: Variant) -> None:
+def _check_fits(identity: Identity, variant: Variant, known_faces: bool) -> None:
     """Raises InputError where the model takes embeddings of other sizes."""
     config, eva = variant.transformer, variant.eva
-    tokens = (eva.image_size // eva.patch_size) ** 2 + 1
+    tokens = (eva.image_size // eva.patch_size) ** 2 + 1 if known_faces else identity.id_vit_hidden[0].shape[1]
     wanted = [[1, config.LFE_id_dim], *[[1, tokens, config.LFE_vit_dim]] * config.LFE_num_scale]
     given = [list(x.shape) for x in (identity.id_cond, *identity.id_vit_hidden)]
     if given != wanted:

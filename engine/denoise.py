@@ -1,14 +1,14 @@
 """The denoising loop, and everything that is computed before it because it does not change in it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .conditioning import Conditioning, Positions, project_text
+from .conditioning import Conditioning, Positions, project_text, split_text
 from .errors import InputError, NumericalError
 from .graphs.trunk import join_tokens
 from .runtime.executor import GraphExecutor
@@ -60,6 +60,28 @@ def _predict(networks: GraphExecutor, latents: Tensor, step: int, times: TimeTab
     return networks.one("head", video, times.out[step])
 
 
+def _of_people(
+    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str
+) -> Tensor:
+    """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person."""
+    found = []
+    for part, one in zip(latents.split([len(one.image) for one in given]), given, strict=True):
+        texts = one.text.split(len(part)) if cfg == "sequential" else [one.text]
+        halves = torch.cat([predict(networks, part, step, times, replace(one, text=text)) for text in texts])
+        found.append(halves)
+    if len(found) == 1:
+        return found[0]
+    return torch.cat(
+        [x.unflatten(0, (-1, len(one.image))) for x, one in zip(found, given, strict=True)], dim=1
+    ).flatten(0, 1)
+
+
+def with_prompt(given: Sequence[Conditioning], text: Tensor) -> list[Conditioning]:
+    """The same people with other text tokens [G * b, T, C]."""
+    parts = split_text(text, [len(one.image) for one in given])
+    return [replace(one, text=part) for one, part in zip(given, parts, strict=True)]
+
+
 def guidance_weight(scale: float, dynamic: bool | str, step: int, timestep: float, steps: int) -> float:
     """The weight of the prompt at a step.
 
@@ -86,7 +108,7 @@ def denoise(
     stepper: Stepper,
     latents: Tensor,
     prompt_embeds: Tensor,
-    given: Conditioning,
+    given: Sequence[Conditioning],
     positions: Positions,
     *,
     guidance: Callable[[int, float], float],
@@ -100,7 +122,8 @@ def denoise(
     """From noise to latents [b, F, 16, h, w].
 
     Args:
-        prompt_embeds: [G * b, T, d_model], what `given.text` was made from; a callback may replace it.
+        prompt_embeds: [G * b, T, d_model], what the text of `given` was made from; a callback may replace it.
+        given: of each person's videos, one after the other.
         guidance: the weight of the prompt at a step and its timestep; not asked without guidance.
         cfg: "batched" runs both halves of classifier-free guidance at once, "sequential" one after the other.
         on_step: called with (step, timestep, {"latents", "prompt_embeds"}); gives those that the loop goes on with.
@@ -121,15 +144,14 @@ def denoise(
         latents, first, replacement = state.latents, state.steps, state.prompt_embeds
     if replacement is not None:
         prompt_embeds = replacement
-        given = replace(given, text=project_text(networks, positions, prompt_embeds))
+        given = with_prompt(given, project_text(networks, positions, prompt_embeds))
     times = time_table(networks, stepper.timesteps)
     sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
-    halves_apart = given.text.shape[0] // batch if cfg == "sequential" else 1
+    calls = len(given) * (prompt_embeds.shape[0] // batch if cfg == "sequential" else 1)
     for step in range(first, steps):
-        networks.weights.expect("denoise", (steps - step) * halves_apart)
+        networks.weights.expect("denoise", (steps - step) * calls)
         inputs = stepper.scale(latents, step)
-        halves = [replace(given, text=text) for text in given.text.split(batch)] if cfg == "sequential" else [given]
-        noise = torch.cat([predict(networks, inputs, step, times, half) for half in halves])
+        noise = _of_people(networks, inputs, step, times, given, cfg)
         if guided:
             weight = guidance(step, times.timesteps[step])
             unconditional, prompted = noise.chunk(2)
@@ -141,7 +163,7 @@ def denoise(
             latents = tensors["latents"]
             if tensors["prompt_embeds"] is not prompt_embeds or prompt_embeds._version != version:
                 prompt_embeds = replacement = tensors["prompt_embeds"]
-                given = replace(given, text=project_text(networks, positions, prompt_embeds))
+                given = with_prompt(given, project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)
         sound.append(latents.isfinite().all())

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from .backends import backend
+from .checkpoint.reading import Checkpoint
 from .conditioning import Conditioner
 from .errors import EngineError, InputError
 from .face.extractor import Faces
@@ -64,13 +65,13 @@ class Engine(Adapters):
 
     def __init__(
         self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None,
-        captures: Captures | None = None,
+        captures: Captures | None = None, checkpoint: Checkpoint | None = None,
     ):  # fmt: skip
         super().__init__()
         self.folder, self.manifest, self.device = folder, manifest, device
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
-        self.checkpoint = open_checkpoint(folder, manifest)
+        self.checkpoint = checkpoint if checkpoint is not None else open_checkpoint(folder, manifest)
         kind = BakedWeights if manifest.spec.layers_per_shard else WeightManager
         self.weights: WeightManager = kind(self.checkpoint, device, self.dtype, copy_stream_of(device))
         self.weights.captures = captures
@@ -229,6 +230,8 @@ class Engine(Adapters):
             )
         runners, captures = {}, self.weights.captures
         for name, graph in self.manifest.spec.graphs(shape).items():
+            if not self.checkpoint.has_part(graph.part):
+                continue
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
             module = backend(entry.backend if entry else "eager")

@@ -42,25 +42,25 @@ class FaceError(InputError):
     """No usable face in a photograph."""
 
 
-class CheckpointError(ConsisIDError):
+class CheckpointError(ConsisIDError, ValueError):
     """A checkpoint that is missing, incomplete or of an unknown kind."""
 
 
-class EngineError(ConsisIDError):
+class EngineError(ConsisIDError, ValueError):
     """An engine folder that is stale, foreign, damaged or unfinished."""
 
 
-class BackendError(ConsisIDError):
+class BackendError(ConsisIDError, RuntimeError):
     """A backend that is not installed, or cannot do what was asked of it."""
 
 
-class NumericalError(ConsisIDError):
+class NumericalError(ConsisIDError, ArithmeticError):
     """NaN or infinity in the latents; the message names the step."""
 
 
-class MemoryBudgetError(ConsisIDError):
+class MemoryBudgetError(ConsisIDError, ValueError):
     """A memory budget that cannot be met; the message names the smallest that can."""
 
 
-class DeviceMemoryError(ConsisIDError):
+class DeviceMemoryError(ConsisIDError, MemoryError):
     """The device ran out of memory; the message names the plan, the stage and the next smaller plan."""

@@ -49,8 +49,13 @@ class VideoShape:
         return f"{self.width}x{self.height}, {self.num_frames} frames"
 
     @classmethod
-    def of(cls, variant: Variant, height: int | None, width: int | None, num_frames: int | None) -> "VideoShape":
+    def of(
+        cls, variant: Variant, height: int | None, width: int | None, num_frames: int | None, any_frames: bool = False
+    ) -> "VideoShape":  # fmt: skip
         """The shape for a model; None stands for the size that it was trained at.
+
+        Args:
+            any_frames: as the reference does, any number of frames is taken, and the decoder makes of it what it makes.
 
         Raises:
             InputError: a size that is not a positive multiple of the model's (16 pixels), or a number of frames that
@@ -72,7 +77,7 @@ class VideoShape:
                     f"{name}={shown(value)} is more than {MAX_SIDE}, the most pixels that a video can have."
                 )
         time = variant.vae.temporal_compression_ratio
-        if num_frames < 1 or (num_frames - 1) % (2 * time):
+        if num_frames < 1 or ((num_frames - 1) % (2 * time) and not any_frames):
             near = max(0, (num_frames - 1 + time) // (2 * time)) * 2 * time + 1
             raise InputError(
                 f"num_frames={shown(num_frames)} is not of the form {2 * time}k + 1; the nearest that works is "

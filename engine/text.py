@@ -58,27 +58,30 @@ class Tokenizer:
         for prompt in prompts:
             ids = self._model.encode(prompt)
             if len(ids) >= self.max_length:
-                lost = self._model.decode(ids[self.max_length - 1 :])
-                warnings.warn(
-                    f"The prompt is longer than {self.max_length} tokens; this end of it has no effect: {shown(lost)}",
-                    stacklevel=2,
-                )
+                warn_of_cut(self.max_length, self._model.decode(ids[self.max_length - 1 :]))
                 ids = ids[: self.max_length - 1]
             rows.append([*ids, END] + [PAD] * (self.max_length - 1 - len(ids)))
         return torch.tensor(rows, dtype=torch.int64)
 
 
-def check_prompt(prompt: object) -> list[str]:
+def warn_of_cut(length: int, lost: str) -> None:
+    """Say what of a prompt does not fit into `length` tokens."""
+    warnings.warn(
+        f"The prompt is longer than {length} tokens; this end of it has no effect: {shown(lost)}", stacklevel=3
+    )
+
+
+def check_prompt(prompt: object, may_be_empty: bool = False) -> list[str]:
     """The prompts as a list.
 
     Raises:
-        InputError: a prompt that is no text, or empty.
+        InputError: a prompt that is no text, or empty where that may not be.
     """
     prompts: list[str] = []
     for text in prompt if isinstance(prompt, list | tuple) else [prompt]:
         if not isinstance(text, str):
             raise InputError(f"A prompt has to be a text, this one is {type(text).__name__}.")
-        if not text.strip():
+        if not (text.strip() or may_be_empty):
             raise InputError("The prompt is empty; say what the person does and where.")
         check_unicode("prompt", text)
         prompts.append(text)

@@ -178,8 +178,9 @@ class Variant:
         """Raises parsing.Unreadable for anything that to_dict does not write."""
         return validate(cls, dict(values))
 
-    def check(self) -> None:
-        """Check what the configurations of the parts say about each other.
+    def check(self, faces: bool = True) -> None:
+        """Check what the configurations of the parts say about each other; without `faces` those of the face models
+        are left out.
 
         Raises:
             Unreadable: two numbers that do not belong together.
@@ -209,7 +210,7 @@ class Variant:
                 t.temporal_compression_ratio, vae.temporal_compression_ratio,
             ),
         }  # fmt: skip
-        if t.is_train_face:
+        if t.is_train_face and faces:
             pairs |= {
                 "the face tower's width and LFE_vit_dim": (eva.width, t.LFE_vit_dim),
                 "the widths of the face embeddings and LFE_id_dim": (FACE_EMBEDDING + eva.embed_dim, t.LFE_id_dim),

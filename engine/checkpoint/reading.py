@@ -1,6 +1,6 @@
 """Checkpoints in the Hugging Face layout: reading them memory-mapped, and writing small ones with random weights."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,10 @@ class Checkpoint:
     def _parts(self) -> dict[str, PartTensors]:
         return {}
 
+    def has_part(self, part: str) -> bool:
+        """Whether it may be asked for tensors of a part."""
+        return True
+
     def has(self, part: str, name: str) -> bool:
         """Whether the checkpoint holds a tensor of that name."""
         return name in self._part(part).names()
@@ -266,6 +270,11 @@ class Checkpoint:
         file has it: see weight_files.to_aligned."""
         self._check_has(part, name)
         return self._part(part).tensor(name).to(device)
+
+    def in_place(self, part: str, sources: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """These tensors, stacked along the first dimension, where they are on a device in a dtype already: nobody
+        copies them then, and nobody may write to them. None where they have to be read."""
+        return None
 
 
 def _is_folder(name: str | Path) -> bool:

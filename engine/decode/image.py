@@ -18,12 +18,16 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 def encode_image(
-    networks: GraphExecutor, image: Image.Image, height: int, width: int, tile: Tile | None = None
+    networks: GraphExecutor, image: Image.Image | Tensor, height: int, width: int, tile: Tile | None = None
 ) -> Tensor:
-    """The posterior of an RGB image brought to height x width (stretched, as the reference does): moments
-    [1, 2 * 16, 1, h, w], mean and log variance. With `tile` as diffusers encodes after enable_tiling()."""
-    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
-    frames = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)[None, :, None] * 2.0 - 1.0
+    """The posterior of an RGB image brought to height x width (stretched, as the reference does), or of one that was,
+    [1, 3, H, W] in [-1, 1]: moments [1, 2 * 16, 1, h, w], mean and log variance. With `tile` as diffusers encodes after
+    enable_tiling()."""
+    if isinstance(image, Tensor):
+        frames = image[:, :, None]
+    else:
+        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+        frames = torch.from_numpy(pixels / 255.0).permute(2, 0, 1)[None, :, None] * 2.0 - 1.0
     frames = frames.to(networks.device, networks.dtype)
     return networks.one("vae_encode", frames) if tile is None else encode_reference(networks, frames, tile)
 
@@ -42,7 +46,23 @@ def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tens
     return torch.cat([mean + std * draw(mean.shape, g, mean.device, mean.dtype) for g in generator]).transpose(1, 2)
 
 
-def first_frames(moments: Sequence[Tensor], batch: int, generator: Generators, shape: VideoShape) -> Tensor:
-    """Latents [batch, F, 16, h, w] that begin with a sample of each image; the other frames are zero."""
-    latents = torch.cat([sample_posterior(image, batch, generator) for image in moments], dim=1)
-    return F.pad(latents, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
+def first_frames(
+    moments: Sequence[Sequence[Tensor]], videos: Sequence[int], generator: Generators, shape: VideoShape
+) -> Tensor:
+    """Latents [b, F, 16, h, w] that begin with a sample of each image; the other frames are zero.
+
+    Args:
+        moments: of the images of each person.
+        videos: how many of each person, b together.
+    """
+    begins = [sum(videos[:i]) for i in range(len(videos))]
+    latents = []
+    for images in zip(*moments, strict=True):  # the first image of each person, then the second: the reference's order
+        own = [
+            generator[i : i + n] if isinstance(generator, list) else generator
+            for i, n in zip(begins, videos, strict=True)
+        ]
+        found = [sample_posterior(*each) for each in zip(images, videos, own, strict=True)]
+        latents.append(found[0] if len(found) == 1 else torch.cat(found))
+    begin = torch.cat(latents, dim=1)
+    return F.pad(begin, (0, 0) * 3 + (0, shape.latent_frames - len(latents)))

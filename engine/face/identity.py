@@ -40,6 +40,8 @@ class Identity:
         key_points: [5, 2] float, eyes, nose and corners of the mouth in pixels of `image`; None where unknown.
         crop: the aligned face on white, where `image` is something else (mode="whole").
         source: what it was made from: hashes of the photo and of the face models, and the settings.
+        pixels: `image` as the caller brought it to the size of a video, float [1, 3, H, W] in [-1, 1]; None where that
+            is to be done. No file has it.
     """
 
     id_cond: Tensor
@@ -48,6 +50,7 @@ class Identity:
     key_points: np.ndarray | None = None
     crop: Image.Image | None = None
     source: dict[str, str] = field(default_factory=dict)
+    pixels: Tensor | None = None
 
     @classmethod
     def from_embeddings(cls, id_cond: Any, id_vit_hidden: Any, image: Source, key_points: Any = None) -> "Identity":
@@ -72,6 +75,11 @@ class Identity:
                 f"id_vit_hidden has to be a list of [1, tokens, width], this is {[list(h.shape) for h in hidden]}."
             )
         return cls(cond, hidden, _face_image(image), _points(key_points))
+
+    @property
+    def embeddings(self) -> tuple[Tensor, ...]:
+        """id_cond, then the hidden states."""
+        return self.id_cond, *self.id_vit_hidden
 
     def preview(self) -> Image.Image:
         """The aligned face, cut out onto white; the given image where the identity was made from embeddings."""

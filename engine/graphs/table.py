@@ -13,7 +13,7 @@ from ..networks import vae_decoder as vae
 from ..networks.bisenet import BiSeNet
 from ..networks.eva import EvaTower
 from ..networks.retinaface import RetinaFace
-from ..shapes import VideoShape
+from ..shapes import VideoShape, chunks
 from ..variants import Variant
 from .graph import Graph, Spec
 
@@ -138,11 +138,11 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
             "decode_first",
             "vae",
             partial(vae.FirstChunk, variant.vae),
-            {"latents": Spec((1, latents[0], min(3, shape.latent_frames), *latents[1:]))},
+            {"latents": Spec((1, latents[0], chunks(shape.latent_frames)[0], *latents[1:]))},
             stage="decode",
         ),
     ]
-    if shape.latent_frames > 3:
+    if len(chunks(shape.latent_frames)) > 1:
         rows.append(
             Graph(
                 "decode_next",
@@ -226,7 +226,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
 
 def _cache_specs(variant: Variant, shape: VideoShape) -> dict[str, Spec]:
     """What decode_next takes after the latents: what decode_first gives after the frames, by a run without data."""
-    frames = min(3, shape.latent_frames)
+    frames = chunks(shape.latent_frames)[0]
     with torch.device("meta"), torch.no_grad():
         latents = torch.empty(1, variant.vae.latent_channels, frames, shape.latent_height, shape.latent_width)
         caches = vae.FirstChunk(variant.vae).eval()(latents)[1:]

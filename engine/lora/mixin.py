@@ -37,6 +37,13 @@ class Adapters:
         self._enabled = True
         self._changing = RLock()  # threads change and read all of the above
 
+    def adopt(self, other: "Adapters") -> None:
+        """Load what another engine of the same model has loaded, as it is there."""
+        with self._changing, other._changing:
+            self._loaded, self._weights = dict(other._loaded), dict(other._weights)
+            self._by_module, self._fused = dict(other._by_module), list(other._fused)
+            self._enabled = other._enabled
+
     @property
     def loras(self) -> Active:
         """What the next video is made with."""

@@ -149,6 +149,12 @@ class LoraPatchedCheckpoint:
         """Whether a tensor is not the checkpoint's own."""
         return part == PART and source in self.names
 
+    def in_place(self, part: str, sources: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """See Checkpoint.in_place; None for what LoRAs change."""
+        if any(self.differs(part, source) for source in sources):
+            return None
+        return self.checkpoint.in_place(part, sources, device, dtype)
+
     def tensor(self, part: str, name: str, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """A tensor, rounded once."""
         if not self.differs(part, name):

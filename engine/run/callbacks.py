@@ -90,7 +90,7 @@ def step_callback(run: "Run", negative: Tensor | None) -> OnStep | None:
     function, wanted = run.options.callback_on_step_end, run.options.callback_tensors
     if function is None:
         return None
-    pipeline = RunPipeline(run)
+    pipeline = RunPipeline(run) if run.view is None else run.view
 
     def call(step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         known = {**tensors, "negative_prompt_embeds": negative}

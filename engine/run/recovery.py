@@ -90,9 +90,12 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
 
 
 @contextmanager
-def looking_at_photo(engine: Engine) -> Iterator[None]:
-    """In this thread's turn at the device: what looks at a photo outside a run keeps to the engine's budget too, and
-    gives the device back.
+def outside_runs(engine: Engine, doing: str, remedy: str) -> Iterator[None]:
+    """In this thread's turn at the device: what computes outside a run keeps to the engine's budget too, and gives the
+    device back.
+
+    Args:
+        doing, remedy: for the error, "looking at the photo" and what to do instead.
 
     Raises:
         DeviceMemoryError: out of memory.
@@ -114,6 +117,5 @@ def looking_at_photo(engine: Engine) -> Iterator[None]:
             plan = engine.plan(engine.memory)
             reason = explain(plan, before, DeviceMemory.now(engine.device))
             raise DeviceMemoryError(
-                f"Out of device memory while looking at the photo, with the plan of {show(plan.peak)}. {reason} Open "
-                f"the engine with more memory, or give a smaller photo. ({message})"
+                f"Out of device memory while {doing}, with the plan of {show(plan.peak)}. {reason} {remedy} ({message})"
             )

@@ -185,6 +185,7 @@ class Request:
 
     Attributes:
         shape: of the videos.
+        texts: the prompts; None where embeddings were given.
         prompts: texts or embeddings that were given; `batch` videos are made of them.
         guided: with classifier-free guidance.
         single: one video is given back, not a list of them.
@@ -192,6 +193,7 @@ class Request:
 
     options: Options
     shape: VideoShape
+    texts: list[str] | None
     prompts: int
     batch: int
     guided: bool
@@ -201,8 +203,12 @@ class Request:
     single: bool
 
     @classmethod
-    def check(cls, engine: "Engine", options: Options) -> "Request":
+    def check(cls, engine: "Engine", options: Options, as_reference: bool = False) -> "Request":
         """A request that can be run.
+
+        Args:
+            as_reference: what the reference takes is taken: empty prompts, and numbers of frames that the decoder turns
+                into others.
 
         Raises:
             InputError: one sentence naming the argument, what is wrong and what would do.
@@ -210,12 +216,13 @@ class Request:
         sizes = {
             n: getattr(engine.shape, n) if getattr(options, n) is None else getattr(options, n) for n in VIDEO_SIZES
         }
-        shape = VideoShape.of(engine.variant, **sizes)
+        shape = VideoShape.of(engine.variant, **sizes, any_frames=as_reference)
         options.check()
         embeds, length = options.prompt_embeds, engine.variant.transformer.max_text_seq_length
         if embeds is not None and embeds.dim() != 3:
             raise InputError(f"prompt_embeds has the shape {list(embeds.shape)}; it has to be [b, {length}, d_model].")
-        prompts = len(check_prompt(options.prompt)) if embeds is None else embeds.shape[0]
+        texts = None if embeds is not None else check_prompt(options.prompt, may_be_empty=as_reference)
+        prompts = len(embeds if embeds is not None else texts or [])
         options.check_negative(prompts)
         batch = prompts * options.num_videos_per_prompt
         steps, most = options.num_inference_steps, engine.scheduler.config.get("num_train_timesteps")
@@ -231,7 +238,7 @@ class Request:
         if options.decode == "tiled-reference":
             check_reference(shape, tile, engine.variant.vae.spatial_ratio)
         request = cls(
-            options, shape, prompts, batch, options.guidance_scale > 1.0,
+            options, shape, texts, prompts, batch, options.guidance_scale > 1.0,
             generators(options.seed, options.generator, batch), engine.device, engine.dtype,
             single=not isinstance(options.prompt, list | tuple) and batch == 1,
         )  # fmt: skip
@@ -260,7 +267,7 @@ class Request:
         """Embeddings [G * b, T, d_model], with guidance the negative ones first; and these alone, None without."""
         options = self.options
         given = options.prompt_embeds
-        embeds = self._for_each_video(encode(check_prompt(options.prompt)) if given is None else given)
+        embeds = self._for_each_video(encode(self.texts or []) if given is None else given)
         if not self.guided:
             return embeds, None
         negative = options.negative_prompt_embeds

@@ -1,7 +1,7 @@
 """One call of generate: everything that changes while it lasts."""
 
 import copy
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,11 @@ class Run:
     call's turn at the device. It lasts until its video is made, or where that is read as a stream, until the last frame
     is read or the stream closed.
 
+    Args:
+        view: what the caller's callback gets as its pipeline; by default the engine with the state of this run.
+
     Attributes:
+        progress: called after each denoising step with its index.
         scheduler: its own copy.
         guidance_scale: the weight of the prompt at the present step.
         interrupt: the loop ends after the present step.
@@ -40,7 +44,9 @@ class Run:
         restarts: how often it ran out of memory.
     """
 
-    def __init__(self, engine: Engine, request: Request):
+    def __init__(self, engine: Engine, request: Request, view: Any = None):
+        self.view = view
+        self.progress: Callable[[int], None] = lambda step: None
         self.engine, self.request, self.options = engine, request, request.options
         self.loras: Active = engine.scaled_loras(self.options.lora_scale)
         self._given_scheduler = copy.deepcopy(engine.scheduler)
@@ -194,6 +200,7 @@ class Run:
     def watch(self, step: int) -> None:
         """After each denoising step."""
         self.step = step + 1
+        self.progress(step)
         self.engine.weights.copy_stream.border()
         self.clock.step()
 

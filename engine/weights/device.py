@@ -17,13 +17,14 @@ class DeviceWeights:
     def __init__(self, tensors: LoraPatchedCheckpoint, device: torch.device, dtype: torch.dtype):
         self.tensors, self.device, self.dtype = tensors, device, dtype
         self._held: dict[tuple[str, ...], Tensor] = {}
+        self._others: set[tuple[str, ...]] = set()  # of these, what is another's memory
 
     def layer(self, graph: Graph, names: Sequence[str], layer: int) -> tuple[Tensor, ...]:
         """The tensors of one layer's call, in the order of `names`."""
         dtype, found = graph.dtype(self.dtype), []
         for name in names:
             key = (graph.part, *graph.sources(name, layer))
-            if key not in self._held:
+            if key not in self._held and not self._take(key, dtype):
                 self._held[key] = self._load(key, dtype)
             found.append(self._held[key])
         return tuple(found)
@@ -44,13 +45,23 @@ class DeviceWeights:
             for layer in range(len(graph.layers))
             for name in names
         }
-        wanted = {key: kind for key, kind in wanted.items() if key not in self._held}
+        wanted = {key: kind for key, kind in wanted.items() if key not in self._held and not self._take(key, kind[1])}
         offset, flat = 0, buffer(sum(aligned(shape.numel() * dtype.itemsize) for shape, dtype in wanted.values()))
         for key, (shape, dtype) in wanted.items():
             size = shape.numel() * dtype.itemsize
             place = flat[offset : offset + size].view(dtype).view(shape)
             offset += aligned(size)
             self._held[key] = self._load(key, dtype, place)
+
+    def _take(self, key: tuple[str, ...], dtype: torch.dtype) -> bool:
+        """Hold tensors where they are, if they are where they belong."""
+        part, *sources = key
+        found = self.tensors.in_place(part, sources, self.device, dtype)
+        if found is None:
+            return False
+        self._held[key] = found
+        self._others.add(key)
+        return True
 
     def _load(self, key: tuple[str, ...], dtype: torch.dtype, place: Tensor | None = None) -> Tensor:
         part, *sources = key
@@ -70,10 +81,12 @@ class DeviceWeights:
         others = [key for key in self._held if key[0] == PART and not changed.isdisjoint(key[1:])]
         for key in others:
             place = self._held.pop(key)
-            if self.device.type == "cuda":
+            if key in self._others:
+                self._others.remove(key)
+            elif self.device.type == "cuda":
                 self._held[key] = self._load(key, place.dtype, place)
 
     @property
     def bytes(self) -> int:
-        """Of all that is held, each tensor rounded up as the allocator does."""
-        return sum(aligned(tensor.nbytes) for tensor in self._held.values())
+        """Of all that was copied here, each tensor rounded up as the allocator does."""
+        return sum(aligned(tensor.nbytes) for key, tensor in self._held.items() if key not in self._others)

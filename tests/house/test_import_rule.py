@@ -26,14 +26,16 @@ ENGINE = (
     ("denoise", "engine"),
     ("run",),
     ("api",),
-    ("cli",),
+    ("pipeline", "cli"),
 )
 BENCH = (("core",), ("report", "gpu", "tools"), ("cli",))
 FLOOR = {
     part: {room: floor for floor, rooms in enumerate(floors) for room in rooms}
     for part, floors in (("engine", ENGINE), ("bench", BENCH))
 }
-FACADE = {"": {"api", "errors", "face", "video"}}  # what `from consisid.engine import ...` offers, each when asked for
+FACADE = {
+    "": {"api", "errors", "face", "pipeline", "video"}
+}  # what `from consisid.engine import ...` offers, each when asked for
 # The entry point of consisid-build hears an interrupt before the package that it belongs to imports PyTorch.
 EXCEPTIONS = {"engine.util.cli imports export.cli"}
 
@@ -133,7 +135,7 @@ def test_no_circles_between_files():
         ("export.build", "from consisid.bench import core"),
         ("bench.core.samples", "from ..report.render import html"),
         ("bench.gpu.videos", "from ..report import budgets"),
-        ("bench.tools.ablation", "from ..cli import main"),
+        ("bench.tools.demo", "from ..cli import main"),
     ],
 )
 def test_an_import_that_is_turned_round_is_found(name, line):
