@@ -1,6 +1,7 @@
 """consisid-bench: measure an engine folder."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def measure(options: argparse.Namespace) -> None:
+def work(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from .report import compare
-    from .report import measure as report
+    from .report import compare, measure
     from .report.parity import check
 
     if options.identity:
@@ -54,24 +54,14 @@ def measure(options: argparse.Namespace) -> None:
     if first is not None and Path(options.engine).suffix == ".json":
         print(compared(first, compare.read(Path(options.engine)), options.output), end="")
         return
-    check_plots()
+    if importlib.util.find_spec("matplotlib") is None:  # said before anything is measured
+        raise InputError("matplotlib, which draws the report's plots, is missing; pip install 'consisid[bench]'.")
     if options.backend != "eager" and not options.random_weights:
         raise InputError("--backend belongs to --random-weights; an engine folder was compiled when it was built.")
-    found = report.measure_engine(
-        report.Options(
-            options.engine,
-            options.steps,
-            options.runs,
-            options.random_weights,
-            options.backend,
-            options.device,
-            options.compiled,
-            not options.no_peers,
-            options.threads,
-            options.memory,
-        )
-    )
-    for path in report.write(found, options.output):
+    given = ("engine", "steps", "runs", "random_weights", "backend", "device", "compiled", "threads", "memory")
+    asked = {name: getattr(options, name) for name in given}
+    found = measure.measure_engine(measure.Options(**asked, peers=not options.no_peers))
+    for path in measure.write(found, options.output):
         print(path)
     if first is not None:
         print(compared(first, found, options.output), end="")
@@ -80,29 +70,19 @@ def measure(options: argparse.Namespace) -> None:
 
 def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) -> str:
     """compare.md, which is written too."""
-    from consisid.engine.util.files import atomic_file
-
+    from .core.tables import write_files
     from .report.compare import compare, markdown
 
     text = markdown(first, second, compare(first, second))
-    with atomic_file(folder / "compare.md") as aside:
-        aside.write_text(text)
+    write_files(folder, {"compare.md": text})
     return text
-
-
-def check_plots() -> None:
-    """Before anything is measured: raises InputError where matplotlib is missing."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise InputError("matplotlib, which draws the report's plots, is missing; pip install 'consisid[bench]'.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
     options = parser().parse_args(arguments)
     imports = ("consisid.bench.report.measure", "consisid.bench.report.compare")
-    return run("consisid-bench", lambda: measure(options), imports=imports)
+    return run("consisid-bench", lambda: work(options), imports=imports)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,49 @@
-"""The engine without some of its techniques, composed from the same graph calls: the rungs of the waterfall."""
+"""The engine without some of its techniques, composed from the same graph calls: what each of them gains."""
 
 import itertools
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.backends import backend
 from consisid.engine.conditioning import condition, extract_face
-from consisid.engine.decode import image as decode
-from consisid.engine.denoise import TimeTable, guidance_weight, predict, time_table
+from consisid.engine.decode.image import sample_posterior
+from consisid.engine.denoise import guidance_weight, predict, time_table
 from consisid.engine.runtime.executor import GraphExecutor
 from consisid.engine.sampling import Stepper, draw
 from consisid.engine.text import TextEncoder
 
-from .samples import Sample, prompt_of
-from .timing import wait
+from .baselines import EAGER
+from .inputs import GUIDANCE, prompt_of
+from .samples import Row, Sample, steps_of
+from .timing import now
 
 T = TypeVar("T")
-GUIDANCE = 6.0
 FACE, MODULATION, INPUTS = "face", "modulation", "inputs"
 HOISTED = frozenset({FACE, MODULATION, INPUTS})
 """What does not change in the loop: face extractor and folding of the face attention; the modulation of all blocks;
 projection of the text and embedding of the image."""
+UNCOMPILED, UNHOISTED = "ours uncompiled, without hoisting", "ours without hoisting"
+# What each computes in the loop, less than the one before.
+IN_LOOP = {
+    UNHOISTED: HOISTED,
+    "ours, face once": HOISTED - {FACE},
+    "ours, face and modulation once": HOISTED - {FACE, MODULATION},
+}
+GRAPHS = "one graph per block, fused q/k/v, folded face attention, no text in the last block"
+TECHNIQUES = {
+    EAGER.name: "the reference, eager",
+    UNCOMPILED: GRAPHS,
+    UNHOISTED: f"{GRAPHS}; as the engine's backend compiles them",
+    "ours, face once": "the facial extractor, and keys and values of the face attention, once per person",
+    "ours, face and modulation once": "the modulation of all blocks and steps in one product before the loop",
+    "ours": "the text's projection and the image's half of the patch embedding once; generate() itself",
+}
 
 
 def uncompiled(engine: ConsisID) -> GraphExecutor | None:
@@ -42,8 +59,7 @@ def uncompiled(engine: ConsisID) -> GraphExecutor | None:
     return engine.networks().under(runners)
 
 
-@dataclass
-class Unhoisted:
+class Ablated:
     """The engine with some of what does not change in the loop computed in it. Same result as generate().
 
     Args:
@@ -51,40 +67,41 @@ class Unhoisted:
         networks: other than the engine's own.
     """
 
-    engine: ConsisID
-    person: Identity
-    steps: int
-    in_loop: frozenset[str] = HOISTED
-    networks: GraphExecutor | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, engine: ConsisID, person: Identity, steps: int, in_loop: frozenset[str] = HOISTED,
+        networks: GraphExecutor | None = None,
+    ):  # fmt: skip
+        self.engine, self.person, self.steps, self.in_loop = engine, person, steps, in_loop
+        self.networks = networks or engine.networks()
         # Its own memory of prompts: what generate() has encoded is not to be found here.
-        self._text = TextEncoder(self.engine.text_encoder.tokenizer)
-        self._networks = self.networks or self.engine.networks()
+        self._text = TextEncoder(engine.text_encoder.tokenizer)
 
     @torch.no_grad()
     def latents(self, embeds: Tensor, seed: int, times: list[float]) -> Tensor:
         """Final latents [1, F, 16, h, w] from prompt embeddings [2, T, C]; appends the clock to `times` per step."""
-        engine, shape, networks = self.engine, self.engine.shape, self._networks
+        engine, shape, networks = self.engine, self.engine.shape, self.networks
         generator = torch.Generator().manual_seed(seed)
         stepper = Stepper(engine.scheduler, self.steps, 0.0, generator)
         moments = engine.conditioner.images(networks, self.person, shape.height, shape.width)
-        image = decode.first_frames([moments], [1], generator, shape) * engine.image_scale
+        image = torch.cat([sample_posterior(each, 1, generator) for each in moments], dim=1) * engine.image_scale
+        image = F.pad(image, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
         size = (1, shape.latent_frames, image.shape[2], shape.latent_height, shape.latent_width)
         latents = draw(size, generator, engine.device, engine.dtype) * engine.scheduler.init_noise_sigma
         positions = engine.conditioner.positions(shape)
-        face = self._placed(FACE, self._features)
+        face = self._placed(FACE, lambda: extract_face(networks, self.person))
         given = self._placed(INPUTS, lambda: condition(networks, positions, embeds, image, face()))
         whole = None if MODULATION in self.in_loop else time_table(networks, stepper.timesteps)
-        times.append(self._now())
+        times.append(now(engine.device))
         for step in range(self.steps):
-            table, row = self._row(stepper, step) if whole is None else (whole, step)
+            row, table = step, whole
+            if table is None:
+                row, table = 0, time_table(networks, stepper.timesteps[step : step + 1])
             noise = predict(networks, stepper.scale(latents, step), row, table, given()).float()
             weight = guidance_weight(GUIDANCE, False, step, table.timesteps[row], self.steps)
             unconditional, prompted = noise.chunk(2)
             latents = stepper.step(unconditional + weight * (prompted - unconditional), step, latents)
             latents = latents.to(engine.dtype)
-            times.append(self._now())
+            times.append(now(engine.device))
         return latents
 
     def _placed(self, what: str, make: Callable[[], T]) -> Callable[[], T]:
@@ -94,39 +111,42 @@ class Unhoisted:
         made = make()
         return lambda: made
 
-    def _features(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Of an identity without a memory of its features in this engine."""
-        return extract_face(self._networks, self.person)
-
-    def _row(self, stepper: Stepper, step: int) -> tuple[TimeTable, int]:
-        """The modulation of one step alone."""
-        return time_table(self._networks, stepper.timesteps[step : step + 1]), 0
-
-    def _now(self) -> float:
-        wait(self.engine.device)
-        return time.perf_counter()
-
     @torch.no_grad()
     def __call__(self, index: int) -> Sample:
-        """Up to the latents: decoding is the same on every rung."""
-        start = self._now()
-        embeds = self._text(self._networks, ["", prompt_of(index)])
-        text = self._now()
-        times: list[float] = []
+        """Up to the latents: decoding is the same whatever is left out."""
+        device, times = self.engine.device, list[float]()
+        start = now(device)
+        embeds = self._text(self.networks, ["", prompt_of(index)])
+        text = now(device)
         self.latents(embeds, index, times)
-        end = self._now()
+        end = now(device)
         stages = {"text": text - start, "prepare": times[0] - text, "denoise": end - times[0]}
         return Sample(end - start, stages, [b - a for a, b in itertools.pairwise(times)])
 
 
-UNCOMPILED, UNHOISTED = "ours uncompiled, without hoisting", "ours without hoisting"
-FACE_ONCE, MODULATION_ONCE = "ours, face once", "ours, face and modulation once"
-# What each computes in the loop, less than the one before.
-RUNGS = {UNHOISTED: HOISTED, FACE_ONCE: HOISTED - {FACE}, MODULATION_ONCE: HOISTED - {FACE, MODULATION}}
-
-
-def rungs(engine: ConsisID, person: Identity, steps: int) -> dict[str, Unhoisted]:
-    """The rungs of an engine below diffusers and above the engine as it is."""
+def ablations(engine: ConsisID, person: Identity, steps: int) -> dict[str, Ablated]:
+    """The engine with ever fewer techniques left out, between diffusers and the engine as it is."""
     networks = uncompiled(engine)
-    below = {} if networks is None else {UNCOMPILED: Unhoisted(engine, person, steps, networks=networks)}
-    return below | {name: Unhoisted(engine, person, steps, in_loop) for name, in_loop in RUNGS.items()}
+    below = {} if networks is None else {UNCOMPILED: Ablated(engine, person, steps, networks=networks)}
+    return below | {name: Ablated(engine, person, steps, in_loop) for name, in_loop in IN_LOOP.items()}
+
+
+def gains(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
+    """Seconds of a step with one technique more in each row; gain is what that saves over the row above.
+
+    `ratio` is to the row above in the same turn, so that what slows the machine for a while slows both: its median and
+    quartiles over the turns.
+    """
+    rows, above = list[dict[str, Any]](), list[float]()
+    for name, technique in TECHNIQUES.items():
+        if name not in samples:
+            continue
+        turns = [statistics.median(sample.steps) for sample in samples[name]]
+        row = {"name": name, "technique": technique, "step_seconds": statistics.median(steps_of(samples[name]))}
+        row["gain"] = rows[-1]["step_seconds"] - row["step_seconds"] if rows else None
+        if above:
+            ratio = Row.of("", name, "", [now / before for now, before in zip(turns, above, strict=True)])
+            row |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+        rows.append(row)
+        above = turns
+    return rows

@@ -1,7 +1,6 @@
 """diffusers' ConsisIDPipeline in the forms in which people run it, as rows of a table."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +13,14 @@ from consisid.engine.checkpoint.random_weights import RandomWeights as RandomChe
 from consisid.engine.errors import ConsisIDError
 
 from . import reference
-from .samples import Sample, prompt_of
-from .timing import wait
+from .inputs import GUIDANCE, prompt_of
+from .samples import Sample
+from .timing import between, mark, now, wait
 from .weights import RandomWeights
 
-Place = Callable[[Any, torch.device], None]
-GUIDANCE = 6.0
 
-
-class PeerError(ConsisIDError):
-    """What diffusers raised: its kind and first line. It says something about a peer, nothing about this engine."""
+class BaselineError(ConsisIDError):
+    """What diffusers raised: its kind and first line. It says something about diffusers, nothing about this engine."""
 
 
 @contextmanager
@@ -31,7 +28,7 @@ def answering() -> Iterator[None]:
     """Around calls of diffusers.
 
     Raises:
-        PeerError: whatever they raise, but for a missing package or memory.
+        BaselineError: whatever they raise, but for a missing package or memory.
     """
     try:
         yield
@@ -39,7 +36,7 @@ def answering() -> Iterator[None]:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise PeerError(f"{type(error).__name__}: {first[:200]}") from error
+        raise BaselineError(f"{type(error).__name__}: {first[:200]}") from error
 
 
 def resident(pipeline: Any, device: torch.device) -> None:
@@ -56,12 +53,11 @@ def compiled(pipeline: Any, device: torch.device) -> None:
 def group_offload(pipeline: Any, device: torch.device) -> None:
     from diffusers.hooks import apply_group_offloading
 
-    settings = {
-        "onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "block_level",
-        "num_blocks_per_group": 1, "use_stream": True,
-    }  # fmt: skip
-    apply_group_offloading(pipeline.transformer, **settings)
-    apply_group_offloading(pipeline.text_encoder, **settings)
+    for module in (pipeline.transformer, pipeline.text_encoder):
+        apply_group_offloading(
+            module, onload_device=device, offload_device=torch.device("cpu"), offload_type="block_level",
+            num_blocks_per_group=1, use_stream=True,
+        )  # fmt: skip
     pipeline.vae.to(device)
 
 
@@ -73,55 +69,53 @@ def sequential_offload(pipeline: Any, device: torch.device) -> None:
     pipeline.enable_sequential_cpu_offload(device=device)
 
 
-def sliced(place: Place) -> Place:
-    def put(pipeline: Any, device: torch.device) -> None:
-        place(pipeline, device)
-        pipeline.vae.enable_slicing()
-
-    return put
-
-
-def tiled(place: Place) -> Place:
-    """With diffusers' own tile; where a sixth of its height or a fifth of its width is no whole latent pixel, as at
-    TINY, diffusers fails, and gets the next one that is."""
-
-    def put(pipeline: Any, device: torch.device) -> None:
-        sliced(place)(pipeline, device)
-        vae = pipeline.vae
-        vae.enable_tiling()
-        height, width, ratio = vae.tile_sample_min_height, vae.tile_sample_min_width, pipeline.vae_scale_factor_spatial
-        down, right = 6 * ratio, 5 * ratio
-        vae.enable_tiling(max(down, height - height % down), max(right, width - width % right))
-
-    return put
+def tile(vae: Any, ratio: int) -> None:
+    """diffusers' own tile; where a sixth of its height or a fifth of its width is no whole latent pixel, as at TINY,
+    diffusers fails, and gets the next one that is."""
+    vae.enable_tiling()
+    down, right = 6 * ratio, 5 * ratio
+    height, width = vae.tile_sample_min_height, vae.tile_sample_min_width
+    vae.enable_tiling(max(down, height - height % down), max(right, width - width % right))
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """A form of diffusers' pipeline.
 
     reference_gb: (allocated, reserved) that ConsisID's authors state for it, in GB.
     gpu: it moves weights to a GPU and back, so it needs one.
     slow: left out unless asked for.
+    slicing, tiling: of its decoder.
     """
 
     name: str
-    place: Place
+    place: Callable[[Any, torch.device], None]
     reference_gb: tuple[float, float] | None = None
     gpu: bool = False
     slow: bool = False
+    slicing: bool = False
+    tiling: bool = False
+
+    def prepare(self, pipeline: Any, device: torch.device) -> None:
+        """Put a pipeline where it runs."""
+        self.place(pipeline, device)
+        if self.slicing:
+            pipeline.vae.enable_slicing()
+        if self.tiling:
+            tile(pipeline.vae, pipeline.vae_scale_factor_spatial)
 
 
-EAGER = Peer("diffusers", resident, (37, 44))
-PEERS = (
+EAGER = Baseline("diffusers", resident, (37, 44))
+SEQUENTIAL = "diffusers, sequential offload"
+BASELINES = (
     EAGER,
-    Peer("diffusers, blocks compiled", compiled, slow=True),
-    Peer("diffusers, group offload on a stream", group_offload, gpu=True),
-    Peer("diffusers, model offload", model_offload, (22, 25), gpu=True),
-    Peer("diffusers, sequential offload", sequential_offload, (16, 22), gpu=True),
-    Peer("diffusers, sequential offload, slicing", sliced(sequential_offload), (16, 22), gpu=True),
-    Peer("diffusers, sequential offload, slicing, tiling", tiled(sequential_offload), (5, 7), gpu=True),
-    Peer("diffusers, slicing, tiling", tiled(resident)),
+    Baseline("diffusers, blocks compiled", compiled, slow=True),
+    Baseline("diffusers, group offload on a stream", group_offload, gpu=True),
+    Baseline("diffusers, model offload", model_offload, (22, 25), gpu=True),
+    Baseline(SEQUENTIAL, sequential_offload, (16, 22), gpu=True),
+    Baseline(f"{SEQUENTIAL}, slicing", sequential_offload, (16, 22), gpu=True, slicing=True),
+    Baseline(f"{SEQUENTIAL}, slicing, tiling", sequential_offload, (5, 7), gpu=True, slicing=True, tiling=True),
+    Baseline("diffusers, slicing, tiling", resident, slicing=True, tiling=True),
 )
 
 
@@ -129,7 +123,7 @@ def open_pipeline(engine: ConsisID, dtype: torch.dtype) -> Any:
     """diffusers' pipeline with the weights of an engine: from its checkpoint, or the same random ones.
 
     Raises:
-        PeerError: diffusers does not open it.
+        BaselineError: diffusers does not open it.
     """
     from diffusers import ConsisIDPipeline
 
@@ -167,18 +161,23 @@ def arguments(engine: ConsisID, person: Identity, steps: int, seed: int, **more:
     }  # fmt: skip
 
 
-class Theirs:
+class Diffusers:
     """A form of diffusers' pipeline as a maker of videos, stage by stage through its own methods.
 
+    Args:
+        frames: whether it decodes, or ends at the latents.
+
     Raises:
-        PeerError: diffusers does not open, place or run it.
+        BaselineError: diffusers does not open, place or run it.
     """
 
-    def __init__(self, engine: ConsisID, person: Identity, steps: int, peer: Peer):
-        self.engine, self.person, self.steps = engine, person, steps
+    def __init__(
+        self, engine: ConsisID, person: Identity, steps: int, form: Baseline = EAGER, *, frames: bool = True
+    ):  # fmt: skip
+        self.engine, self.person, self.steps, self.frames = engine, person, steps, frames
         self.pipeline = open_pipeline(engine, engine.dtype)
         with answering():
-            peer.place(self.pipeline, engine.device)
+            form.prepare(self.pipeline, engine.device)
 
     def embeds(self, prompt: str) -> tuple[Any, Any]:
         """Embeddings of a prompt and of the empty one, each [1, T, C]."""
@@ -187,36 +186,31 @@ class Theirs:
             max_sequence_length=self.engine.variant.transformer.max_text_seq_length,
         )  # fmt: skip
 
-    def now(self) -> float:
-        wait(self.engine.device)
-        return time.perf_counter()
-
     def denoise(self, index: int, prompt: Any, negative: Any) -> tuple[Any, list[float]]:
         """Latents, and seconds of each step but the first, which has no mark before it."""
-        marks, gpu = list[Any](), self.engine.device.type == "cuda"
+        marks: list[Any] = []
 
-        def mark(*_: Any) -> dict[str, Any]:
-            marks.append(torch.cuda.Event(enable_timing=True) if gpu else time.perf_counter())
-            if gpu:
-                marks[-1].record()
+        def keep(*_: Any) -> dict[str, Any]:
+            marks.append(mark(self.engine.device))
             return {}
 
-        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": mark}
+        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": keep}
         latents = self.pipeline(**arguments(self.engine, self.person, self.steps, index, **given)).frames
         wait(self.engine.device)
-        pairs = itertools.pairwise(marks)
-        return latents, [a.elapsed_time(b) / 1000 if gpu else b - a for a, b in pairs]
+        return latents, [between(*pair) for pair in itertools.pairwise(marks)]
 
     @torch.no_grad()
     def __call__(self, index: int) -> Sample:
+        device = self.engine.device
         with answering():
-            start = self.now()
+            start = now(device)
             prompt, negative = self.embeds(prompt_of(index))
-            text = self.now()
+            text = now(device)
             latents, steps = self.denoise(index, prompt, negative)
-            denoised = self.now()
-            video = self.pipeline.decode_latents(latents)
-            self.pipeline.video_processor.postprocess_video(video=video, output_type="np")
-            end = self.now()
-        stages = {"text": text - start, "denoise": denoised - text, "decode": end - denoised}
-        return Sample(end - start, stages, steps)
+            denoised = now(device)
+            stages = {"text": text - start, "denoise": denoised - text}
+            if self.frames:
+                video = self.pipeline.decode_latents(latents)
+                self.pipeline.video_processor.postprocess_video(video=video, output_type="np")
+                stages["decode"] = now(device) - denoised
+        return Sample(sum(stages.values()), stages, steps)

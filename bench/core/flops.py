@@ -7,13 +7,14 @@ says how much of the matrix units was used, no more.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
+from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape, chunks
 from consisid.engine.variants import Variant
+
+STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")  # of the stage denoise
 
 
 @dataclass(frozen=True)
@@ -54,51 +55,27 @@ def step_cost(variant: Variant, shape: VideoShape, *, folded: bool = True, whole
     return StepCost(attention, linears, t.num_cross_attn * each)
 
 
-def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], element: int) -> int:
-    """Bytes of the weights of some graphs, all their layers, at `element` bytes each."""
-    table = graph_table(variant, shape)
-    return element * sum(
-        len(table[name].layers) * sum(size.numel() for size in weight_shapes(table[name].module()).values())
-        for name in names
-        if name in table
-    )
-
-
-STEP_GRAPHS = ("embed", "block", "last_block", "face", "last_face", "head")  # of the stage denoise
-
-
-def step_bytes(variant: Variant, shape: VideoShape, element: int, *, hoisted: bool = True) -> int:
-    """The weights that a step reads: the least it can move, whatever the batch."""
-    names = STEP_GRAPHS if hoisted else (*STEP_GRAPHS, "modulation", "out_modulation", "face_extract", "face_fold")
-    return weight_bytes(variant, shape, names, element)
-
-
-def counted(module: nn.Module, *inputs: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
-    """FLOPs of a module on the meta device as PyTorch counts them, and what it returned."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        outputs = module(*inputs)
-    return float(counter.get_total_flops()), outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def meta_inputs(graph: Graph, dtype: torch.dtype = torch.float32, **sizes: int) -> list[torch.Tensor]:
-    """Inputs of a graph without data; letters in its shapes are 1 unless given."""
-    letters = {n: sizes.get(n, 1) for spec in graph.specs().values() for n in spec.shape if isinstance(n, str)}
-    return [spec.example(letters, dtype, "meta") for spec in graph.specs().values()]
-
-
 def graph_flops(variant: Variant, shape: VideoShape, name: str) -> float:
-    """One call of a graph for one sample."""
-    graph = graph_table(variant, shape)[name]
-    return counted(graph.module(), *meta_inputs(graph))[0]
+    """One call of a graph for one sample, operator by operator."""
+    return count(graph_table(variant, shape)[name], {"B": 1, "N": 1}, torch.float32).flops
 
 
 def decode_flops(variant: Variant, shape: VideoShape) -> float:
     """The decoder over a whole video of one sample, chunk by chunk."""
-    _first, *rest = chunks(shape.latent_frames)
-    total = graph_flops(variant, shape, "decode_first")
-    return total + (len(rest) * graph_flops(variant, shape, "decode_next") if rest else 0.0)
+    later = len(chunks(shape.latent_frames)) - 1
+    return graph_flops(variant, shape, "decode_first") + (
+        later * graph_flops(variant, shape, "decode_next") if later else 0.0
+    )
 
 
 def text_flops(variant: Variant, shape: VideoShape) -> float:
     """The text encoder over one prompt."""
     return variant.text.num_layers * graph_flops(variant, shape, "text_layer")
+
+
+def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], element: int) -> float:
+    """Bytes of the weights of some graphs, all their layers, at `element` bytes each: the least that running through
+    them moves, whatever the batch."""
+    found = [graph for name, graph in graph_table(variant, shape).items() if name in names]
+    sizes = (len(g.layers) * sum(size.numel() for size in weight_shapes(g.module()).values()) for g in found)
+    return float(element * sum(sizes))

@@ -1,4 +1,4 @@
-"""What every measurement runs on: identities and prompts that need no photograph, the same for every peer."""
+"""What every measurement runs on: identities and prompts that need no photograph, the same for every maker."""
 
 import numpy as np
 import torch
@@ -9,6 +9,12 @@ from consisid.engine.variants import Variant
 
 # Short enough for TINY's 32 tokens, so that nothing is cut.
 PROMPT = "A person walks slowly through fresh snow."
+GUIDANCE = 6.0
+
+
+def prompt_of(index: int) -> str:
+    """A new prompt per video, so that nobody answers from what is kept of the last one."""
+    return f"{index}. {PROMPT}"
 
 
 def identity(variant: Variant, seed: int = 0) -> Identity:

@@ -25,6 +25,12 @@ THROTTLED = {
 }
 POWER_CAP = 0x04
 PERIOD = 0.2  # seconds between samples
+SAMPLED = {  # what a report calls it -> who answers, with which of NVML's constants, and what one unit is
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM", 1.0),
+    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM", 1.0),
+    "temperature_c": ("nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU", 1.0),
+    "watts": ("nvmlDeviceGetPowerUsage", None, 1e-3),
+}
 
 
 def load_nvml() -> tuple[Any, str | None]:
@@ -42,35 +48,29 @@ def load_nvml() -> tuple[Any, str | None]:
 
 @dataclass
 class Watched:
-    """What was seen between start and stop of a Watch."""
+    """What was seen between start and stop of a Watch.
+
+    values: by the names of SAMPLED. reasons: of all samples together. others: processes that were not there when the
+    watch was made, and not us.
+    """
 
     joules: float | None = None
-    seconds: list[float] = field(default_factory=list)
-    clocks: list[float] = field(default_factory=list)  # MHz of the multiprocessors
-    memory_clocks: list[float] = field(default_factory=list)  # MHz
-    temperatures: list[float] = field(default_factory=list)  # degrees Celsius
-    watts: list[float] = field(default_factory=list)
-    reasons: int = 0  # of all samples together
-    others: set[int] = field(default_factory=set)  # processes that were not there when the watch was made, and not us
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SAMPLED})
+    reasons: int = 0
+    others: set[int] = field(default_factory=set)
 
     @property
     def throttled(self) -> list[str]:
         return [name for bit, name in THROTTLED.items() if self.reasons & bit]
 
     def summary(self) -> dict[str, Any]:
-        """Medians and extremes, ready for JSON."""
-
-        def spread(values: list[float]) -> dict[str, float] | None:
-            if not values:
-                return None
-            return {"low": min(values), "median": statistics.median(values), "high": max(values)}
-
+        """Medians and extremes, ready for JSON; None where a GPU does not tell."""
         return {
             "joules": self.joules,
-            "sm_clock_mhz": spread(self.clocks),
-            "memory_clock_mhz": spread(self.memory_clocks),
-            "temperature_c": spread(self.temperatures),
-            "watts": spread(self.watts),
+            **{
+                name: {"low": min(seen), "median": statistics.median(seen), "high": max(seen)} if seen else None
+                for name, seen in self.values.items()
+            },
             "power_capped": bool(self.reasons & POWER_CAP),
             "throttled": self.throttled,
             "other_processes": len(self.others),
@@ -152,20 +152,12 @@ class Watch:
             self._sample()
 
     def _sample(self) -> None:
-        n, seen = self.nvml, self.seen
-        for values, name, arguments in (
-            (seen.clocks, "nvmlDeviceGetClockInfo", (n.NVML_CLOCK_SM,)),
-            (seen.memory_clocks, "nvmlDeviceGetClockInfo", (n.NVML_CLOCK_MEM,)),
-            (seen.temperatures, "nvmlDeviceGetTemperature", (n.NVML_TEMPERATURE_GPU,)),
-        ):
-            value = self._ask(name, *arguments)
+        for name, (function, constant, unit) in SAMPLED.items():
+            value = self._ask(function, *([] if constant is None else [getattr(self.nvml, constant)]))
             if value is not None:
-                values.append(float(value))
-        power = self._ask("nvmlDeviceGetPowerUsage")
-        if power is not None:
-            seen.watts.append(power / 1000)
-        seen.reasons |= self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
-        seen.others |= self.others()
+                self.seen.values[name].append(value * unit)
+        self.seen.reasons |= self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        self.seen.others |= self.others()
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         """What NVML answers, or None where this GPU or driver does not know."""

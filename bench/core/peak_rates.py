@@ -1,10 +1,13 @@
-"""What the hardware gives at best: a large product and a large copy, measured in the same run as the rest."""
+"""What the hardware gives at best: products of matrices and copies, measured in the same run as the rest."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .timing import repeat
 
@@ -23,18 +26,25 @@ class Ceilings:
         """The relative change of each until `later`."""
         return {"product": later.tflops / self.tflops - 1, "copy": later.gbps / self.gbps - 1}
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"tflops": self.tflops, "gbps": self.gbps, "how": self.how}
 
-
-def product(device: torch.device, dtype: torch.dtype, budget: float) -> float:
-    """TFLOP/s of the product alone, as `measure` has it; what is allocated is free again after it."""
-    n = _side(device)
+def product(m: int, n: int, k: int, device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Any, Any]:
+    """A call of [m, k] x [k, n], and both matrices."""
     # Random data: matrix units draw less power on zeros and run faster than they ever will.
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(n, n, device=device, dtype=dtype)
-    seconds = statistics.median(repeat(lambda: torch.mm(a, b, out=out), device, budget, at_least=5))
-    return 2 * n**3 / seconds / 1e12
+    a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
+    return partial(torch.mm, a, b, out=torch.empty(m, n, device=device, dtype=dtype)), a, b
+
+
+def copy(size: int, device: torch.device) -> tuple[Callable[[], Tensor], Tensor]:
+    """A call that copies so many bytes on a device, and what it copies; its result is the copy."""
+    source = torch.randn(size // 4, device=device)
+    return partial(torch.empty_like(source).copy_, source), source
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, budget: float) -> float:
+    """TFLOP/s of a large product, in about `budget` seconds; what is allocated is free again after it."""
+    n = _side(device)
+    run = product(n, n, n, device, dtype)[0]
+    return 2 * n**3 / statistics.median(repeat(run, device, budget, at_least=5)) / 1e12
 
 
 def _side(device: torch.device) -> int:
@@ -50,10 +60,8 @@ def measure(device: torch.device, dtype: torch.dtype, budget: float = 1.0) -> Ce
         budget: seconds for each.
     """
     n, size = _side(device), 2**30 if device.type == "cuda" else 2**26
-    tflops = product(device, dtype, budget)
-    source = torch.randint(0, 256, (size,), device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    copy = statistics.median(repeat(lambda: target.copy_(source), device, budget, at_least=5))
+    tflops = product_rate(device, dtype, budget)
+    seconds = statistics.median(repeat(copy(size, device)[0], device, budget, at_least=5))
     name = str(dtype).removeprefix("torch.")
     how = f"median: product of two {name} matrices of {n} x {n}; copy of {size / 2**20:.0f} MiB, read and written"
-    return Ceilings(tflops, 2 * size / copy / 1e9, how)
+    return Ceilings(tflops, 2 * size / seconds / 1e9, how)

@@ -1,8 +1,7 @@
 """One video by whoever makes it, timed the same way, and several makers taking turns."""
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 
 from consisid.engine import ConsisID, Identity
 
-from .inputs import PROMPT
-from .timing import wait
+from .inputs import prompt_of
+from .timing import seconds_of
 
 
 @dataclass
@@ -30,9 +29,19 @@ Maker = Callable[[int], Sample]
 """Makes the video number `index`: the same number means the same prompt and seed for every maker."""
 
 
-def prompt_of(index: int) -> str:
-    """A new prompt per video, so that nobody answers from what is kept of the last one."""
-    return f"{index}. {PROMPT}"
+def steps_of(samples: Sequence[Sample]) -> list[float]:
+    """Seconds of all steps."""
+    return [seconds for sample in samples for seconds in sample.steps]
+
+
+def stage_of(samples: Sequence[Sample], stage: str) -> list[float]:
+    """Seconds of a stage in every sample."""
+    return [sample.stages[stage] for sample in samples]
+
+
+def largest_peak(samples: Sequence[Sample]) -> int | None:
+    """Bytes; None on a CPU."""
+    return max((sample.peak for sample in samples if sample.peak is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Row:
     note: str = ""
 
     @classmethod
-    def of(cls, section: str, name: str, unit: str, values: list[float], note: str = "") -> "Row":
+    def of(cls, section: str, name: str, unit: str, values: Sequence[float], note: str = "") -> "Row":
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
         # With few values the exclusive quartiles lie outside of what was seen.
         low, high = max(low, min(values)), min(high, max(values))
@@ -60,20 +69,43 @@ class Row:
 
 
 class Ours:
-    """The engine, through generate()."""
+    """The engine, through generate().
 
-    def __init__(self, engine: ConsisID, person: Identity, steps: int):
-        self.engine, self.person, self.steps = engine, person, steps
+    Args:
+        output_type: "latent" ends before the decoder.
+    """
+
+    def __init__(self, engine: ConsisID, person: Identity, steps: int, output_type: str = "uint8"):
+        self.engine, self.person, self.steps, self.output_type = engine, person, steps, output_type
 
     def __call__(self, index: int) -> Sample:
-        wait(self.engine.device)
-        start = time.perf_counter()
-        video = self.engine.generate(self.person, prompt_of(index), seed=index, num_inference_steps=self.steps)
-        wait(self.engine.device)
-        total = time.perf_counter() - start
-        stats = video.stats
+        made: list[Any] = []
+
+        def run() -> None:
+            made.append(
+                self.engine.generate(
+                    self.person, prompt_of(index), seed=index, num_inference_steps=self.steps,
+                    output_type=self.output_type,
+                )
+            )  # fmt: skip
+
+        total, stats = seconds_of(run, self.engine.device), made[0].stats
         extra = {"memory": stats.modes.get("memory"), "predicted_bytes": stats.predicted_bytes}
         return Sample(total, stats.seconds, stats.steps, extra=extra)
+
+
+@contextmanager
+def within(engine: ConsisID, budget: int) -> Iterator[None]:
+    """The engine keeps to a budget in bytes inside the block, and to its own again after it.
+
+    Raises:
+        MemoryBudgetError: at the first video, if the budget is too small for it.
+    """
+    before, engine.memory = engine.memory, budget
+    try:
+        yield
+    finally:
+        engine.memory = before
 
 
 class Resident:
@@ -106,31 +138,20 @@ class Resident:
 def alternate(
     makers: Mapping[str, Maker], runs: int, resident: Resident, first: int = 0, after: Callable[[], None] | None = None
 ) -> dict[str, list[Sample]]:
-    """Each maker once without counting, then in turns: a machine growing warm slows all of them alike.
+    """Each maker once without counting, then in turns, another one first each time: what slows the machine for a while
+    slows all of them alike.
 
     Args:
         after: called after every counted turn.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in makers}
+    names, samples = list(makers), dict[str, list[Sample]]((name, []) for name in makers)
     for index in range(runs + 1):
-        for name, make in makers.items():
+        start = max(0, index - 1) % len(names)
+        for name in names[start:] + names[:start]:
+            make = makers[name]
             sample = resident.charged(name, lambda make=make, i=first + index: make(i))  # type: ignore[misc]
             if index:
                 samples[name].append(sample)
         if index and after is not None:
             after()
     return samples
-
-
-@contextmanager
-def within(engine: ConsisID, budget: int) -> Iterator[None]:
-    """The engine keeps to a budget in bytes inside the block, and to its own again after it.
-
-    Raises:
-        MemoryBudgetError: at the first video, if the budget is too small for it.
-    """
-    before, engine.memory = engine.memory, budget
-    try:
-        yield
-    finally:
-        engine.memory = before

@@ -1,4 +1,4 @@
-"""Seconds of a call on any device."""
+"""Seconds of a call on any device, and of each graph inside a call."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +18,40 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def now(device: torch.device) -> float:
+    """The clock in seconds, once the device has done what it was given."""
+    wait(device)
+    return time.perf_counter()
+
+
+def mark(device: torch.device) -> Any:
+    """A moment on the device's own clock: an event on a GPU, which nothing waits for."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Seconds between two marks; on a GPU both have to be reached."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+
+
 def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     """One call from start to end, the device's work included."""
-    wait(device)
-    start = time.perf_counter()
+    start = now(device)
     run()
-    wait(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def device_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """One call on the device's own clock: by events on a GPU, so that the launch of the first kernel is left out."""
-    if device.type != "cuda":
-        return seconds_of(run, device)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
+    """One call on the device's own clock, so that the launch of the first kernel is left out."""
+    start = mark(device)
     run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+    end = mark(device)
+    wait(device)
+    return between(start, end)
 
 
 def repeat(
@@ -50,49 +65,30 @@ def repeat(
 
 
 @dataclass
-class Call:
-    """One call of a graph: marks at its start and end on the device's clock."""
-
-    graph: str
-    start: Any
-    end: Any
-
-
-@dataclass
 class Probe:
-    """Records when each graph starts and ends; the marks are read after the run, so nothing waits for the device."""
+    """When each graph started and ended: (name, mark, mark) per call. The marks are read after the run, so that nothing
+    waits for the device."""
 
     device: torch.device
-    calls: list[Call] = field(default_factory=list)
-
-    def mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: Any, end: Any) -> float:
-        return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+    calls: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     def watched(self, name: str, run: Callable[..., Any]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
         def call(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-            start = self.mark()
+            start = mark(self.device)
             outputs = run(inputs, weights)
-            self.calls.append(Call(name, start, self.mark()))
+            self.calls.append((name, start, mark(self.device)))
             return outputs
 
         return call
 
-    def inside(self) -> float:
-        """Seconds in all graphs."""
-        return sum(self.between(call.start, call.end) for call in self.calls)
+    def seconds(self, names: Sequence[str] | None = None) -> float:
+        """In the graphs of these names, or in all."""
+        return sum(between(start, end) for name, start, end in self.calls if names is None or name in names)
 
     def idle(self) -> list[float]:
         """Per pair of steps, seconds from the end of one's last graph to the start of the next one's first."""
-        heads = [i for i, call in enumerate(self.calls[:-1]) if call.graph == "head"]
-        following = [(self.calls[i], self.calls[i + 1]) for i in heads if self.calls[i + 1].graph == "embed"]
-        return [self.between(before.end, after.start) for before, after in following]
+        pairs = zip(self.calls, self.calls[1:], strict=False)
+        return [between(a[2], b[1]) for a, b in pairs if (a[0], b[0]) == ("head", "embed")]
 
 
 @contextmanager

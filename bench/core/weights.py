@@ -1,10 +1,13 @@
-"""The random weights of an engine folder, for graphs without a folder and for modules of diffusers.
+"""The random weights of an engine folder: as such a folder, for graphs without one, and for modules of diffusers.
 
 Every tensor's seed follows from its name in the checkpoint, so that this engine and diffusers' modules get the same
 numbers, however each groups them and in whatever order they are asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +20,24 @@ from consisid.engine.graphs.table import graph_table
 from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant
+from consisid.export import build
+
+
+@contextmanager
+def random_folder(
+    variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, backend: str = "eager"
+) -> Iterator[Path]:
+    """What `consisid-build VARIANT --random-weights` makes, inside the block, in a temporary place.
+
+    Args:
+        dtype: default float32 on a CPU, else bfloat16.
+        backend: who compiles the graphs.
+    """
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    with TemporaryDirectory(prefix="consisid-bench-") as place:
+        folder = Path(place) / "engine"
+        build(variant, folder, backend=backend, dtype=name, device=str(device), random_weights=True)
+        yield folder
 
 
 class RandomWeights:
@@ -25,12 +46,9 @@ class RandomWeights:
 
     def __init__(self, variant: Variant, shape: VideoShape, device: torch.device, dtype: torch.dtype, seed: int = 0):
         self.variant, self.shape = variant, shape
-        self.device, self.dtype, self.seed = device, dtype, seed
+        self.device, self.dtype = device, dtype
         self.table = graph_table(variant, shape)
         self._tensors = RandomTensors(variant, seed)
-
-    def has(self, part: str, name: str) -> bool:
-        return (part, name) in self._tensors.shapes
 
     def tensor(self, part: str, name: str, shape: torch.Size | None = None) -> Tensor:
         """A tensor by its name in the checkpoint; `shape` for one that no graph reads.
@@ -54,22 +72,12 @@ class RandomWeights:
     def networks(self, names: Iterable[str] | None = None, layers: int | None = None) -> GraphExecutor:
         """Graphs by the eager backend with these weights: those named, or all; of each all layers, or the first."""
         chosen = {name: self.table[name] for name in (names or self.table) if name in self.table}
-        module = backend("eager")
-        runners = {
-            name: module.load(graph, None, self.device, list(weight_shapes(graph.module())))
-            for name, graph in chosen.items()
-        }
+        runners = {name: load_graph("eager", graph, None, self.device) for name, graph in chosen.items()}
         weights: dict[str, Any] = {name: self.of(graph, layers) for name, graph in chosen.items()}
         # What two graphs read is held once: the second chunk's decoder is the first's.
         if "decode_next" in weights and "decode_first" in weights:
             weights["decode_next"] = weights["decode_first"]
         return PerLayer(self.variant, runners, Held(weights), self.device, self.dtype)
-
-    @staticmethod
-    def held(networks: GraphExecutor) -> Held:
-        """The weights of networks that `networks` made."""
-        assert isinstance(networks.weights, Held)
-        return networks.weights
 
     def fill(self, part: str, module: nn.Module, prefix: str = "") -> nn.Module:
         """A module of diffusers or transformers, made on the meta device, with these weights in place of its own.
@@ -86,3 +94,8 @@ class RandomWeights:
             state[name] = self.tensor(part, prefix + known, tensor.shape)
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
+
+
+def load_graph(name: str, graph: Graph, package: Path | None, device: torch.device) -> Any:
+    """A graph by a backend, from the package that it was compiled into."""
+    return backend(name).load(graph, package, device, list(weight_shapes(graph.module())))

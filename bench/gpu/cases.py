@@ -1,9 +1,10 @@
-"""What `python -m consisid.bench.gpu` measures: one file per phase, each a list of cases."""
+"""What `python -m consisid.bench.gpu` measures: phases, each a list of cases, and what all of them are given."""
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +29,7 @@ PHASES: Mapping[str, str] = {
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
+PLACES = {"stream": "videos.stream", "e2e": "videos.e2e"}  # of phases that have no file of their own
 EVERY = [name for name in PHASES if name not in ("first", "second")]  # which repeat rows of the others
 
 
@@ -121,7 +123,10 @@ class Context:
 
     @property
     def weights(self) -> RandomWeights:
-        return self.once("weights", lambda: RandomWeights(self.variant, self.shape, self.device, self.dtype))
+        made: RandomWeights = self.once(
+            "weights", lambda: RandomWeights(self.variant, self.shape, self.device, self.dtype)
+        )
+        return made
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What several cases of a phase share, made at first use."""
@@ -150,11 +155,28 @@ class Context:
         """The relative error of one or several tensors; None on the meta device. NaN is infinite."""
         if self.device.type == "meta":
             return None
-        pairs = zip((got,), (right,), strict=True) if isinstance(got, Tensor) else zip(got, right, strict=True)
-        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]  # type: ignore[union-attr]
+        ours, theirs = ([x] if isinstance(x, Tensor) else x for x in (got, right))
+        errors = [
+            float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(ours, theirs, strict=True)
+        ]
         return max(e if e == e else float("inf") for e in errors)
+
+
+def guarded(name: str, section: Callable[[Context], Iterable[Case]], c: Context) -> Iterator[Case]:
+    """The rows of a section; where making one of them raises, a row that says so in place of what is left of it."""
+
+    def raising(error: Exception) -> Work:
+        raise error
+
+    try:
+        yield from section(c)
+    except Exception as error:  # the next section goes on
+        yield Case(f"rest of {name}", partial(raising, error))
+    c.forget()
 
 
 def cases(phase: str, context: Context) -> Iterable[Case]:
     """The rows of a phase."""
-    return import_module(f".{phase}", __package__).cases(context)
+    name, _, function = PLACES.get(phase, f"{phase}.cases").partition(".")
+    made: Iterable[Case] = getattr(import_module(f".{name}", __package__), function)(context)
+    return made

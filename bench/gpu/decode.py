@@ -14,11 +14,9 @@ from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 
 from ..core.flops import decode_flops
 from ..core.reference import vae as reference_vae
-from ..core.weights import RandomWeights
 from .cases import Case, Context, Work
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
-GRAPHS = ("decode_first", "decode_next")
 
 
 def convolution(c: Context, channels: int, frames: int, height: int, width: int, layout: str) -> Work:
@@ -36,36 +34,23 @@ def convolution(c: Context, channels: int, frames: int, height: int, width: int,
     return Work(run, c.compare(run()[..., :17, :17], right), c.tolerance, "checked against float32 in a corner")
 
 
-def formatted(networks: GraphExecutor, layout: str) -> GraphExecutor:
-    """The same decoder with its five-dimensional weights in a memory format; activations follow the weights."""
-    weights: dict[str, Any] = {
-        name: [
-            tuple(x.contiguous(memory_format=FORMATS[layout]) if x.dim() == 5 else x for x in tensors)
-            for tensors in layers
-        ]
-        for name, layers in RandomWeights.held(networks).items()
-    }
-    return PerLayer(networks.variant, networks.runners, Held(weights), networks.device, networks.dtype)
+def decoder(c: Context, layout: str = "contiguous") -> GraphExecutor:
+    """The decoder with its five-dimensional weights and the first input of its graphs in a memory format; activations
+    follow them."""
+    made: GraphExecutor = c.once("decoder", lambda: c.weights.networks(["decode_first", "decode_next"]))
+    if layout == "contiguous":
+        return made
 
+    def laid(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=FORMATS[layout]) if x.dim() == 5 else x
 
-def whole(networks: GraphExecutor, latents: Tensor, layout: str) -> list[Tensor]:
-    """All frames, a chunk at a time; chunks are kept, as a caller would."""
-    runners = networks.runners
-    if layout != "contiguous":  # decode_chunks cuts contiguous parts: the graph's first input is laid out here
+    def under(run: Any) -> Any:
+        return lambda inputs, weights: run((laid(inputs[0]), *inputs[1:]), weights)
 
-        def laid(run: Any) -> Any:
-            return lambda inputs, weights: run(
-                (inputs[0].contiguous(memory_format=FORMATS[layout]), *inputs[1:]), weights
-            )
-
-        runners = {name: laid(run) for name, run in runners.items()}
-    shown = PerLayer(networks.variant, runners, networks.weights, networks.device, networks.dtype)
-    return list(decode_chunks(shown, latents))
-
-
-def together(chunks: list[Tensor]) -> Tensor:
-    """Chunks [n, 3, H, W] as diffusers returns a video: [1, 3, F, H, W]."""
-    return torch.cat(chunks)[None].transpose(1, 2)
+    assert isinstance(made.weights, Held)
+    weights: Any = {name: [tuple(map(laid, tensors)) for tensors in layers] for name, layers in made.weights.items()}
+    runners = {name: under(run) for name, run in made.runners.items()}
+    return PerLayer(made.variant, runners, Held(weights), made.device, made.dtype)
 
 
 def latents_of(c: Context) -> Tensor:
@@ -73,10 +58,14 @@ def latents_of(c: Context) -> Tensor:
     return c.randn(1, s.latent_frames, c.variant.vae.latent_channels, s.latent_height, s.latent_width, seed=20)
 
 
+def frames_of(networks: GraphExecutor, latents: Tensor) -> Tensor:
+    """A whole video as diffusers returns one, [1, 3, F, H, W]."""
+    return torch.cat(list(decode_chunks(networks, latents)))[None].transpose(1, 2)
+
+
 def small(c: Context) -> Context:
-    """The same decoder for a small video, in which a float32 reference is cheap."""
-    ratio = c.variant.vae.spatial_ratio
-    frames = min(5, c.shape.latent_frames)
+    """The same decoder for a small video."""
+    ratio, frames = c.variant.vae.spatial_ratio, min(5, c.shape.latent_frames)
     shape = replace(
         c.shape, height=4 * ratio, width=6 * ratio, num_frames=4 * frames - 3, latent_frames=frames, latent_height=4,
         latent_width=6, rows=2, columns=3,
@@ -85,66 +74,48 @@ def small(c: Context) -> Context:
 
 
 def ours(c: Context, layout: str) -> Work:
-    """A whole decode; the check is against diffusers' decoder in float32 on a small video."""
-    networks = c.once("decoder", lambda: c.weights.networks(GRAPHS))
-    if layout != "contiguous":
-        networks = formatted(networks, layout)
-    latents = latents_of(c)
-    work = Work(lambda: whole(networks, latents, layout), None, 5 * c.tolerance, "checked on a small video")
-    if c.device.type != "meta":
-        few = small(c)
-        given = latents_of(few)
-        little = formatted(few.weights.networks(GRAPHS), layout)
-        got = together(whole(little, given, layout))
-        exact = RandomWeights(few.variant, few.shape, few.device, few.dtype)
-        model: Any = reference_vae(exact).float()
-        right = model.decode(given.transpose(1, 2).float()).sample
-        work.error = c.compare(got, right)
-    return work
+    """A whole decode, chunk by chunk; chunks are kept, as a caller would."""
+    networks, latents = decoder(c, layout), latents_of(c)
+
+    def run() -> list[Tensor]:
+        return list(decode_chunks(networks, latents))
+
+    if layout == "contiguous":
+        return Work(run, note="compared with diffusers in its row")
+    error = c.compare(frames_of(networks, latents), frames_of(decoder(c), latents))
+    return Work(run, error, c.tolerance, "the error is between both formats")
 
 
 def theirs(c: Context, tiled: bool) -> Work:
     """diffusers' own decode, whole or tiled."""
     model: Any = c.once("theirs", lambda: reference_vae(c.weights))
-    if tiled:
-        model.enable_tiling()
-    else:
-        model.disable_tiling()
-    latents = latents_of(c).transpose(1, 2)
+    latents = latents_of(c)
 
     def run() -> Tensor:
         (model.enable_tiling if tiled else model.disable_tiling)()
-        return model.decode(latents, return_dict=False)[0]
+        frames: Tensor = model.decode(latents.transpose(1, 2), return_dict=False)[0]
+        return frames
 
-    if tiled:
+    if tiled or c.device.type == "meta":
         return Work(run, note="tiling changes the picture: no error is stated")
-    error = None
-    if c.device.type != "meta":
-        networks = c.once("decoder", lambda: c.weights.networks(GRAPHS))
-        got = together(whole(networks, latents_of(c), "contiguous"))
-        error = c.compare(got, run())
+    error = c.compare(frames_of(decoder(c), latents), run())
     return Work(run, error, c.tolerance, "the error is between ours and theirs, at the full shape")
 
 
 def cases(c: Context) -> Iterator[Case]:
     if c.device.type == "cpu":  # where the phase is only proven: a small video takes a tenth of the time
         c = small(c)
-    v, s = c.variant.vae, c.shape
-    levels = [(v.block_out_channels[0], 8, s.height, s.width)]
-    if len(v.block_out_channels) > 1:
-        levels.append((v.block_out_channels[-2], 8, s.height // 2, s.width // 2))
-    for channels, frames, height, width in levels:
-        flops = 2.0 * 27 * channels**2 * frames * height * width
-        moved = 2.0 * channels * frames * height * width * c.dtype.itemsize
+    channels, s = c.variant.vae.block_out_channels, c.shape
+    levels = [(channels[0], s.height, s.width)]
+    levels += [(channels[-2], s.height // 2, s.width // 2)] if len(channels) > 1 else []
+    for width, rows, columns in levels:
+        voxels = 8.0 * rows * columns
         for layout in FORMATS:
-            yield Case(
-                f"conv3d {channels} channels, {frames} x {height} x {width}, {layout}",
-                partial(convolution, c, channels, frames, height, width, layout),
-                flops,
-                moved,
-            )
-    total = c.once("flops", lambda: decode_flops(c.variant, c.shape))
+            name, make = f"conv3d {width} channels, 8 x {rows} x {columns}, {layout}", partial(convolution, c, width)
+            moved = 2 * width * c.dtype.itemsize * voxels
+            yield Case(name, partial(make, 8, rows, columns, layout), 54 * width**2 * voxels, moved)
+    total = decode_flops(c.variant, s)
     for layout in FORMATS:
         yield Case(f"decode {s}, {layout}", partial(ours, c, layout), total, repeats=5)
-    yield Case(f"decode {s}, diffusers", partial(theirs, c, tiled=False), total, repeats=5, foreign=True)
-    yield Case(f"decode {s}, diffusers tiled", partial(theirs, c, tiled=True), total, repeats=5, foreign=True)
+    for name, tiled in (("diffusers", False), ("diffusers tiled", True)):
+        yield Case(f"decode {s}, {name}", partial(theirs, c, tiled), total, repeats=5, foreign=True)

@@ -5,13 +5,10 @@ phase goes on where it stopped, a finished one is skipped. The check of a row co
 """
 
 import argparse
-import json
-import math
 import signal
-import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,20 +19,18 @@ import torch
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.util.cli import run as run_command
 from consisid.engine.util.device import check_device
-from consisid.engine.util.files import atomic_file
 from consisid.engine.variants import variant_named
 
 from ..core.environment import short_stamp, stamp
 from ..core.nvml import Watch, load_nvml
+from ..core.samples import Row
 from ..core.timing import repeat, seconds_of
 from .cases import EVERY, PHASES, Case, Context, Unavailable, cases
+from .sheet import LATER, Sheet, ceilings_of, line
 
-SCHEMA = 2
-ASSUMED = 100.0  # TFLOP/s of a GPU whose ceilings phase has not run: a slow one, so that a row is rather left
 LIMIT = 450.0  # seconds after which a phase leaves its remaining rows to the next call: a call has 8 minutes
 LIMITS = {"first": 265.0, "second": 430.0}  # of phases that are meant for shorter calls
 LEAST = 5.0  # seconds that a row gets at least
-LATER = "left for the next call: the phase's time was up"
 
 
 class FailedError(ConsisIDError):
@@ -62,69 +57,23 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class Sheet:
-    """DIR/<phase>.json, rewritten whole after each row.
-
-    A row that was made by other sources, another PyTorch or Triton, or on another GPU is measured anew, and so is one
-    that failed or was left for lack of time.
-
-    Args:
-        again: whether a row is measured anew, by its name.
-    """
-
-    def __init__(
-        self, folder: Path, phase: str, head: dict[str, Any], row_stamp: dict[str, Any], again: Callable[[str], bool]
-    ):  # fmt: skip
-        self.file, self.row_stamp = folder / f"{phase}.json", row_stamp
-        self.values: dict[str, Any] = {"schema": SCHEMA, "phase": phase, "finished": False, **head, "rows": []}
-        found = json.loads(self.file.read_text()) if self.file.is_file() else {}
-        if found.get("schema") == SCHEMA and all(found[key] == head[key] for key in ("variant", "shape", "dtype")):
-            kept = [row for row in found["rows"] if row["made"] == row_stamp and not open_row(row)]
-            kept = [row for row in kept if not again(row["name"])]
-            self.values["rows"] = kept
-            self.values["finished"] = bool(found["finished"]) and len(kept) == len(found["rows"])
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.values["finished"])
-
-    def has(self, name: str) -> bool:
-        return any(row["name"] == name for row in self.values["rows"])
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.values["rows"].append({**row, "made": self.row_stamp})
-        self.write()
-
-    def finish(self) -> None:
-        self.values["finished"] = not any(map(open_row, self.values["rows"]))
-        self.write()
-
-    def write(self) -> None:
-        with atomic_file(self.file) as aside:
-            aside.write_text(json.dumps(self.values, indent=1) + "\n")
-
-
-def open_row(row: dict[str, Any]) -> bool:
-    """Whether a later call has to measure a row again."""
-    return "failed" in row or row.get("unmeasured") == LATER
-
-
-def measure(case: Case, context: Context, budget: float, limit: float = math.inf) -> dict[str, Any]:
+def measure(case: Case, context: Context, budget: float, left: float = 1e6) -> dict[str, Any]:
     """The row of a case: its seconds and rates, or why there are none.
 
     Args:
         budget: seconds of timing, unless the case has its own.
-        limit: seconds after which it ends, unless the case's own is shorter.
+        left: seconds of the phase; a row that they cut short is left for the next call.
 
     "unmeasured" is for what cannot run here, and for whatever others' code does; "failed" for an error of ours, with
     its traceback on stderr, so that the other rows go on while the GPU is there.
     """
     row: dict[str, Any] = {"name": case.name}
+    theirs = "unmeasured" if case.foreign else "failed"
     try:
-        with torch.no_grad(), time_limit(min(case.limit, limit, 1e6)):
+        with torch.no_grad(), time_limit(min(case.limit, left)):
             return row | _timed(case, context, case.budget or budget)
     except OverdueError as reason:
-        return row | {"unmeasured" if case.foreign else "failed": f"OverdueError: {reason}"}
+        return row | ({"unmeasured": LATER} if left < case.limit else {theirs: f"OverdueError: {reason}"})
     except Unavailable as reason:
         return row | {"unmeasured": str(reason)}
     except ModuleNotFoundError as error:
@@ -132,10 +81,9 @@ def measure(case: Case, context: Context, budget: float, limit: float = math.inf
     except (torch.OutOfMemoryError, DeviceMemoryError) as error:
         return row | {"unmeasured": f"out of memory: {_first(error)}"}
     except Exception as error:  # each library raises its own; what is ours is no less an error for being written down
-        if case.foreign:
-            return row | {"unmeasured": f"{type(error).__name__}: {_first(error)}"}
-        traceback.print_exc(limit=-4)
-        return row | {"failed": f"{type(error).__name__}: {_first(error)}"}
+        if not case.foreign:
+            traceback.print_exc(limit=-4)
+        return row | {theirs: f"{type(error).__name__}: {_first(error)}"}
 
 
 def _first(error: Exception) -> str:
@@ -146,30 +94,23 @@ def _timed(case: Case, context: Context, budget: float) -> dict[str, Any]:
     work = case.make()
     row: dict[str, Any] = {"error": work.error, "note": work.note}
     if context.checked and work.error is not None and not work.error <= work.allowed:
-        key = "unmeasured" if case.foreign else "failed"
-        return row | {key: f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"}
+        wrong = f"wrong: its relative error is {work.error:.1e}, not {work.allowed:.0e}"
+        return row | {"unmeasured" if case.foreign else "failed": wrong}
     if context.gpu:
         torch.cuda.reset_peak_memory_stats(context.device)
     if case.once:
         seconds = [seconds_of(work.run, context.device)]
     else:
         seconds = repeat(work.run, context.device, budget, at_least=min(2, case.repeats), at_most=case.repeats)
-    median = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    row |= {"seconds": median, "low": low, "high": high, "count": len(seconds)}
+    found = Row.of("", case.name, "s", seconds)
+    row |= {"seconds": found.median, "low": found.low, "high": found.high, "count": found.count}
     if case.flops:
-        row["tflops"] = case.flops / median / 1e12
+        row["tflops"] = case.flops / found.median / 1e12
     if case.bytes:
-        row["gbps"] = case.bytes / median / 1e9
+        row["gbps"] = case.bytes / found.median / 1e9
     if context.gpu:
         row["peak_gib"] = torch.cuda.max_memory_allocated(context.device) / 2**30
     return row | work.more()
-
-
-def predicted(case: Case, tflops: float) -> float:
-    """Seconds that a row takes at least: its check, a call that is not counted, and two that are, at a quarter of what
-    the GPU's matrix units give."""
-    return 4 * case.flops / (0.25 * tflops * 1e12)
 
 
 def run_phase(
@@ -179,7 +120,7 @@ def run_phase(
 
     Args:
         only: parts of names; rows with none of them are passed over. Empty for all rows.
-        limit: seconds after which no row begins, nor before it one that is predicted to end later, but for the first.
+        limit: seconds after which no row begins, and none goes on for longer than LEAST.
     """
     nvml, _ = load_nvml() if context.gpu else (None, None)
     watch = Watch.of(nvml, context.device.index) if nvml else None
@@ -196,21 +137,19 @@ def run_phase(
     sheet = Sheet(folder, phase, head, short_stamp(context.device), lambda name: again and asked(name))
     if sheet.finished:
         return sheet
-    tflops = ceilings_of(folder).get("tflops", ASSUMED) if context.gpu else math.inf
-    start, begun = time.monotonic(), False
+    start = time.monotonic()
     for case in cases(phase, context):
         if sheet.has(case.name) or not asked(case.name):
             continue
         passed = time.monotonic() - start
-        if passed > limit or (begun and passed + predicted(case, tflops) > limit):
+        if passed > limit:
             sheet.add({"name": case.name, "unmeasured": LATER})
             continue
-        begun = True
         row = measure(case, context, budget, max(LEAST, limit - passed))
         if watch:
             row["clock_mhz"] = watch.clock()
         sheet.add(row)
-        print(line(row, None), flush=True)
+        print(line(row), flush=True)
         if context.gpu:
             torch.cuda.empty_cache()
     if not only:
@@ -220,38 +159,13 @@ def run_phase(
 
 def check(sheets: Sequence[Sheet]) -> None:
     """Raises FailedError where a row of ours failed."""
-    failed = [(sheet.values["phase"], row) for sheet in sheets for row in sheet.values["rows"] if "failed" in row]
+    failed = [(sheet.values["phase"], row) for sheet in sheets for row in sheet.rows if "failed" in row]
     if failed:
         phase, row = failed[0]
         raise FailedError(
             f"{len(failed)} row(s) failed, the first in phase {phase}, {row['name']}: {row['failed']}. The others "
             "stand in their files; run the phase again after a correction."
         )
-
-
-def ceilings_of(folder: Path) -> dict[str, float]:
-    """The best product and copy of an earlier ceilings phase, or nothing."""
-    file = folder / "ceilings.json"
-    if not file.is_file():
-        return {}
-    rows = json.loads(file.read_text())["rows"]
-    products = [r["tflops"] for r in rows if "tflops" in r and "fp8" not in r["name"]]
-    copies = [r["gbps"] for r in rows if "gbps" in r and "device" in r["name"] and "host" not in r["name"]]
-    return {key: max(values) for key, values in (("tflops", products), ("gbps", copies)) if values}
-
-
-def line(row: dict[str, Any], ceilings: dict[str, float] | None) -> str:
-    """A row for the terminal."""
-    for key, words in (("unmeasured", "not measured"), ("failed", "FAILED")):
-        if key in row:
-            return f"  {row['name'][:60]:<60} {words}: {row[key]}"
-    text = f"  {row['name'][:60]:<60} {row['seconds'] * 1e3:10.3f} ms"
-    for key, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")):
-        if key in row:
-            share = f" ({row[key] / ceilings[key]:4.0%})" if ceilings and key in ceilings else ""
-            text += f" {row[key]:9.4g} {unit}{share}"
-    text += f"  error {row['error']:.1e}" if row.get("error") is not None else ""
-    return text + (f"\n      {row['shown']}" if "shown" in row else "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -286,7 +200,7 @@ def work(options: argparse.Namespace) -> None:
     print(f"\n{options.variant}, {sheets[0].values['dtype']}, {sheets[0].values['made']['device']}")
     for sheet in sheets:
         print(f"{sheet.values['phase']}{'' if sheet.finished else ' (unfinished: run it again)'}")
-        for row in sheet.values["rows"]:
+        for row in sheet.rows:
             print(line(row, ceilings))
     check(sheets)
 

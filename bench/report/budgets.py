@@ -1,5 +1,6 @@
 """The engine within the memory that ConsisID's authors state for each form of diffusers' pipeline."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,8 @@ from consisid.engine.memory.planner import smallest
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW
 
-from ..core.baselines import PEERS
-from ..core.samples import Ours, Sample, within
-from .sections import median, steps_of
+from ..core.baselines import BASELINES
+from ..core.samples import Ours, Sample, largest_peak, steps_of, within
 
 GB = 1e9
 
@@ -27,7 +27,7 @@ class Budget:
 
 def stated() -> list[float]:
     """The reserved GB of every row of the reference's table, in its order, the largest first."""
-    return [peer.reference_gb[1] for peer in PEERS if peer.reference_gb is not None]
+    return [form.reference_gb[1] for form in BASELINES if form.reference_gb is not None]
 
 
 def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
@@ -45,8 +45,7 @@ def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
     )
     least = smallest(kind, resident.machine, None, True)[1]
     low, high = min(stated()), max(stated())
-    share = (gb - low) / (high - low)
-    return Budget(int(least + share * (resident.peak - least)), True)
+    return Budget(int(least + (gb - low) / (high - low) * (resident.peak - least)), True)
 
 
 @dataclass
@@ -61,15 +60,15 @@ class Within:
             return self.ours(index)
 
 
-def row(budget: Budget, samples: Sequence[Sample]) -> dict[str, Any]:
+def budget_row(budget: Budget, samples: Sequence[Sample]) -> dict[str, Any]:
     """What a report says about the videos of a budget."""
-    stats, peaks = samples[-1].extra, [sample.peak for sample in samples if sample.peak is not None]
+    stats, peak = samples[-1].extra, largest_peak(samples)
     return {
         "budget_gb": budget.bytes / GB,
         "scaled": budget.scaled,
         "mode": stats["memory"],
         "predicted_gb": stats["predicted_bytes"] / GB,
-        "peak_gb": max(peaks) / GB if peaks else None,
-        "seconds": median([sample.total for sample in samples]),
-        "step_seconds": median(steps_of(samples)),
+        "peak_gb": None if peak is None else peak / GB,
+        "seconds": statistics.median([sample.total for sample in samples]),
+        "step_seconds": statistics.median(steps_of(samples)),
     }

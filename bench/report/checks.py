@@ -1,5 +1,6 @@
 """When a report is refused: figures that nobody could repeat are not written."""
 
+from dataclasses import asdict
 from typing import Any
 
 from consisid.engine.errors import ConsisIDError
@@ -10,20 +11,6 @@ from ..core.peak_rates import MOVED, Ceilings
 
 class RefusedError(ConsisIDError):
     """The machine was in no state to be measured; the message says why."""
-
-
-def verdict(start: Ceilings, end: Ceilings, gpu: bool, seen: Watched | None) -> dict[str, Any]:
-    """What is reported about the ceilings; every reason to refuse the report is asked for here.
-
-    Args:
-        seen: of the whole run; None without a watch on a GPU.
-
-    Raises:
-        RefusedError: see check_ceilings and check_watched.
-    """
-    if seen is not None:
-        check_watched(seen)
-    return check_ceilings(start, end, gpu)
 
 
 def check_alone(others: set[int]) -> None:
@@ -62,4 +49,4 @@ def check_ceilings(start: Ceilings, end: Ceilings, gpu: bool) -> dict[str, Any]:
         if gpu:
             raise RefusedError(f"{sentence[0].upper()}{sentence[1:]}; the GPU was not in one state. Measure again.")
         note = f"{sentence}: the machine was busy with something else; trust differences of that size no further"
-    return {"start": start.to_dict(), "end": end.to_dict(), "moved": moved, "note": note}
+    return {"start": asdict(start), "end": asdict(end), "moved": moved, "note": note}

@@ -9,16 +9,22 @@ counted (`missed_by_chance`), so that a reader can tell these from a change.
 """
 
 import json
-import math
+import random
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from consisid.engine.errors import InputError
 
+from ..core.samples import Row
+from ..core.tables import table
+
 Report = Mapping[str, Any]
 SAME = (("engine",), ("settings", "steps"), ("settings", "memory"), ("made", "device"), ("machine", "torch_threads"))
+DRAWN = 2000
 TIMED = ("video", "stage", "step", "latency", "memory")  # sections whose rows are measured
 
 
@@ -84,34 +90,15 @@ def compare(first: Report, second: Report) -> list[Compared]:
     return found
 
 
+@lru_cache
 def missed_by_chance(first: int, second: int) -> float:
     """The chance that the median of `second` values lies outside the quartiles of `first` values of the same
-    distribution, whatever that is, all of them independent.
-
-    A quartile or median between two ranks gets the chances of both, weighted as it weighs the values: exact where there
-    is none between, up to a fifth too high else (24 and 24 values: 0.065, drawn 0.055).
-    """
-    return 2 * sum(
-        a * b * _below(rank, second, quartile, first)
-        for quartile, a in _ranks((first + 1) / 4)
-        for rank, b in _ranks((second + 1) / 2)
-    )
-
-
-def _ranks(rank: float) -> list[tuple[int, float]]:
-    """The ranks on both sides of one between them, each with its weight; the lowest is 1."""
-    rank = max(rank, 1.0)
-    below, part = int(rank), rank % 1
-    return [(below, 1 - part), (below + 1, part)] if part else [(below, 1.0)]
-
-
-def _below(rank: int, second: int, other: int, first: int) -> float:
-    """The chance that the value of this rank among `second` is below the one of rank `other` among `first`: that at
-    least `rank` of the second's come before it, of all orders of both (negative hypergeometric)."""
-    before = (
-        math.comb(i + other - 1, i) * math.comb(first - other + second - i, second - i) for i in range(rank, second + 1)
-    )
-    return sum(before) / math.comb(first + second, first)
+    distribution, whatever that is, all of them independent: drawn, to a hundredth."""
+    draw, missed = random.Random(0), 0
+    for _ in range(DRAWN):
+        row = Row.of("", "", "", [draw.random() for _ in range(first)])
+        missed += not row.low <= statistics.median(draw.random() for _ in range(second)) <= row.high
+    return missed / DRAWN
 
 
 def speedups(first: Report, second: Report) -> dict[str, float]:
@@ -139,6 +126,14 @@ def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:
     inside, leveled = sum(bool(row.within) for row in judged), sum(bool(row.leveled_within) for row in judged)
     words = {True: "yes", False: "no", None: "one value states no spread"}
     chance = sum(row.chance for row in judged)
+    heading = ["", "first run's quartiles", "median", "second median", "of it", "within"]
+    heading += ["at the first's speed", "of it", "within"]
+    cells = []
+    for row in rows:
+        line = [f"{row.section}, {row.name}", f"{row.low:.4g} to {row.high:.4g} {row.unit}", f"{row.first:.4g}"]
+        for value, within in ((row.second, row.within), (row.leveled, row.leveled_within)):
+            line += [f"{value:.4g}", f"{value / row.first:.1%}" if row.first else "", words[within]]
+        cells.append(line)
     lines = [
         f"# Of {len(judged)} medians {inside} within the first's quartiles as timed, {leveled} at its machine's speed",
         "",
@@ -150,15 +145,10 @@ def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:
         "How many times as fast the machine was in the second run, in the turns of "
         + ", of ".join(f"{name}: {faster:.3f}" for name, faster in speedups(first, second).items()),
         "",
-        "| | first run's quartiles | median | second median | of it | within | at the first's speed | of it | within |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *table(heading, cells),
+        "",
     ]  # fmt: skip
-    for row in rows:
-        cells = [f"{row.section}, {row.name}", f"{row.low:.4g} to {row.high:.4g} {row.unit}", f"{row.first:.4g}"]
-        for value, within in ((row.second, row.within), (row.leveled, row.leveled_within)):
-            cells += [f"{value:.4g}", f"{value / row.first:.1%}" if row.first else "", words[within]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def _moved(report: Report) -> str:

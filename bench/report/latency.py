@@ -8,8 +8,8 @@ import torch
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint.reading import FACE_FILES
 
-from ..core.inputs import identity
-from ..core.samples import Ours, Row, prompt_of
+from ..core.inputs import identity, prompt_of
+from ..core.samples import Ours, Row
 from ..core.timing import probing, seconds_of
 
 
@@ -18,14 +18,11 @@ def engine_has_faces(engine: ConsisID) -> bool:
     return (engine.folder / engine.manifest.checkpoint / "face_encoder" / FACE_FILES["arcface"]).is_file()
 
 
-def again(engine: ConsisID) -> Callable[[], object]:
+def identify_again(engine: ConsisID) -> Callable[[], object]:
     """identify() of a picture that the engine has identified once; what it shows does not matter to the second call."""
     photo = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     engine.identify(photo, aligned=True)
     return lambda: engine.identify(photo, aligned=True)
-
-
-SECTION = "latency"
 
 
 class Latency:
@@ -36,27 +33,25 @@ class Latency:
         self.engine, self.maker, self.count = engine, maker, 0
         self.warm, self.outside, self.idle = list[float](), list[float](), list[float]()
         self.person, self.prompt, self.seen = list[float](), list[float](), list[float]()
-        self.meet_again = again(engine) if engine_has_faces(engine) else None
+        self.identify = identify_again(engine) if engine_has_faces(engine) else None
 
+    @torch.no_grad()
     def __call__(self) -> None:
         engine, networks, index = self.engine, self.engine.networks(), self.count
         with probing(networks) as probe:
             total = self.maker(1000 + index).total
         self.warm.append(total)
-        self.outside.append(max(0.0, total - probe.inside()))
+        self.outside.append(max(0.0, total - probe.seconds()))
         self.idle += probe.idle()
-        stranger = identity(engine.variant, seed=1000 + index)
-
-        def meet() -> None:
-            engine.conditioner.images(networks, stranger, engine.shape.height, engine.shape.width)
-
-        with torch.no_grad():
-            self.person.append(seconds_of(meet, engine.device))
-            self.prompt.append(
-                seconds_of(lambda: engine.text_encoder(networks, [prompt_of(2000 + index)]), engine.device)
-            )
-        if self.meet_again:
-            self.seen.append(seconds_of(self.meet_again, engine.device))
+        stranger, size = identity(engine.variant, seed=1000 + index), (engine.shape.height, engine.shape.width)
+        calls: list[tuple[list[float], Callable[[], object] | None]] = [
+            (self.person, lambda: engine.conditioner.images(networks, stranger, *size)),
+            (self.prompt, lambda: engine.text_encoder(networks, [prompt_of(2000 + index)])),
+            (self.seen, self.identify),
+        ]
+        for values, call in calls:
+            if call is not None:
+                values.append(seconds_of(call, engine.device))
         self.count += 1
 
     def rows(self, opening: float, first: float) -> list[Row]:
@@ -77,4 +72,4 @@ class Latency:
             ("another prompt", self.prompt, "one prompt through the text encoder"),
             ("a photo seen before", self.seen, "identify() of a 1 MP array, which is hashed; no network runs"),
         )  # fmt: skip
-        return [Row.of(SECTION, name, "s", values, note) for name, values, note in found if values]
+        return [Row.of("latency", name, "s", values, note) for name, values, note in found if values]

@@ -1,10 +1,7 @@
 """A report of an engine: everything measured in one process, in turns with diffusers, and written only if it holds."""
 
-import gc
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,110 +10,36 @@ import torch
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint.random_weights import PREFIX
-from consisid.engine.errors import ConsisIDError, DeviceMemoryError, InputError, MemoryBudgetError
-from consisid.engine.manifest import Manifest
-from consisid.engine.util.device import check_device
-from consisid.engine.util.files import atomic_file
+from consisid.engine.errors import InputError
 
-from ..core import peak_rates as ceilings
-from ..core.ablation import rungs
-from ..core.baselines import EAGER, PEERS, Peer, PeerError, Theirs
+from ..core import peak_rates
+from ..core.ablation import ablations, gains
+from ..core.baselines import BASELINES, EAGER, Baseline, Diffusers
 from ..core.environment import memory_bytes, stamp
 from ..core.inputs import identity
 from ..core.nvml import Watch, load_nvml
-from ..core.random_folder import random_folder
 from ..core.samples import Maker, Ours, Resident, Row, Sample, alternate
+from ..core.tables import write_files
 from ..core.timing import seconds_of
-from . import budgets, checks, latency, memory, parity
-from . import roofline as rates
-from .sections import peer_row, rows, waterfall
+from . import budgets, checks, memory, parity, roofline
+from .latency import Latency
+from .options import Missing, Options, device_of, folder_of
+from .sections import baseline_row, sample_rows
 
 SCHEMA = 4
 PULSE = 0.05  # seconds
 MOST_RUNS, MOST_THREADS = 1000, 1024
-Pair = tuple[list[Sample], list[Sample]]
-"""Samples of a peer, and of the engine in the same turns."""
-# Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a peer that does
-# not run. Anything else is an error of this engine or of this command, and ends it.
-MISSING = (ImportError, torch.OutOfMemoryError, DeviceMemoryError, MemoryBudgetError, PeerError)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command was asked for.
-
-    engine: a folder, or with random_weights the name of a variant, compiled by `backend`. memory: a budget, as
-    ConsisID.open takes it.
-    """
-
-    engine: str
-    steps: int = 10
-    runs: int = 3
-    random_weights: bool = False
-    backend: str = "eager"
-    device: str | None = None
-    compiled: bool = False
-    peers: bool = True
-    threads: int | None = None
-    memory: str | None = None
-
-
-@dataclass
-class Bench:
-    """A report in the making."""
-
-    options: Options
-    rows: list[Row] = field(default_factory=list)
-    missing: list[dict[str, str]] = field(default_factory=list)
-
-    def skip(self, what: str, because: str) -> None:
-        self.missing.append({"what": what, "because": because})
-
-    def attempt(self, what: str, work: Callable[[], Any]) -> Any:
-        """What a part returns, or None and a line under "not measured" where it cannot run here."""
-        try:
-            return work()
-        except MISSING as error:
-            first = (str(error).strip().splitlines() or [""])[0][:300]
-            self.skip(what, first if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {first}")
-            return None
-        finally:
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-
-    @property
-    def peers(self) -> bool:
-        return self.options.peers
-
-    @contextmanager
-    def folder(self, place: torch.device) -> Iterator[Path]:
-        """The engine folder, or one with random weights that is there for the length of the block."""
-        if not self.options.random_weights:
-            yield Path(self.options.engine)
-            return
-        with random_folder(self.options.engine, place, backend=self.options.backend) as folder:
-            yield folder
-
-
-def place_of(options: Options) -> torch.device:
-    """Where the engine will run, without opening it."""
-    if options.device is not None:
-        return check_device(options.device)
-    if options.random_weights:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return check_device(Manifest.read(Path(options.engine)).spec.device)
-
-
-def guard(nvml: Any, place: torch.device) -> Watch | None:
+def guard(nvml: Any, device: torch.device) -> Watch | None:
     """A watch on the GPU, made before CUDA wakes; None on a CPU or without NVML.
 
     Raises:
         RefusedError: another process holds the GPU.
     """
-    if nvml is None or place.type != "cuda":
+    if nvml is None or device.type != "cuda":
         return None
-    watch = Watch.of(nvml, place.index)
+    watch = Watch.of(nvml, device.index)
     checks.check_alone(watch.others())
     return watch
 
@@ -147,181 +70,178 @@ def measure_engine(options: Options, nvml: Any = None) -> dict[str, Any]:
         raise InputError(f"--threads {options.threads} has to be from 1 to {MOST_THREADS}.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    b = Bench(options)
-    place = place_of(options)
+    missing, device = Missing(), device_of(options)
     reason: str | None = "the engine runs on a CPU"
-    if nvml is None and place.type == "cuda":
+    if nvml is None and device.type == "cuda":
         nvml, reason = load_nvml()
-    watch = guard(nvml, place)
-    with b.folder(place) as folder:
+    watch = guard(nvml, device)
+    with folder_of(options, device) as folder:
         opened: list[ConsisID] = []
-        baseline, _ = memory.now(torch.device("cpu"))
+        before, _ = memory.now(torch.device("cpu"))
         opening = seconds_of(
             lambda: opened.append(ConsisID.open(folder, options.device, memory=options.memory)), torch.device("cpu")
         )
-        engine = opened[0]
-        if watch is not None:
-            watch.check_same(engine.device)
+        if watch is None:
+            missing.skip("energy, clocks, temperature, throttling, other processes on the GPU", reason or "no NVML")
+        else:
+            watch.check_same(opened[0].device)
             watch.ours_is_here()
-            with watch:
-                return _measure(b, engine, opening, watch, baseline)
-        b.skip("energy, clocks, temperature, throttling, other processes on the GPU", reason or "there is no NVML")
-        return _measure(b, engine, opening, None, baseline)
+        with watch or nullcontext():
+            return Bench(options, opened[0], watch, missing).report(opening, before)
 
 
-def _measure(b: Bench, engine: ConsisID, opening: float, watch: Watch | None, baseline: int) -> dict[str, Any]:
-    options, device = b.options, engine.device
-    gpu = device.type == "cuda"
-    measured = torch.bfloat16 if gpu else engine.dtype
-    made = stamp(device, watch.driver if watch is not None else None)  # now: sources may be edited during a long run
-    resident = Resident(device)
-    resident.held["ours"] = memory.now(device)[0] if gpu else 0
-    ours = Ours(engine, identity(engine.variant), options.steps)
-    first = ours(0).total
-    solo, timeline = _alone(engine, ours, watch, baseline)
-    start = ceilings.measure(device, measured)
-    felt = latency.Latency(engine, ours)
-    speeds: dict[str, list[float]] = {"ours": []}  # of the machine, by whose turns
+class Bench:
+    """A report in the making: an engine, and everyone who makes videos beside it."""
 
-    def pulse(name: str) -> None:
-        speeds.setdefault(name, []).append(ceilings.product(device, measured, PULSE))
+    def __init__(self, options: Options, engine: ConsisID, watch: Watch | None, missing: Missing):
+        self.options, self.engine, self.watch, self.missing = options, engine, watch, missing
+        self.device, self.gpu = engine.device, engine.device.type == "cuda"
+        self.resident = Resident(engine.device)
+        self.resident.held["ours"] = memory.now(engine.device)[0] if self.gpu else 0
+        self.ours = Ours(engine, identity(engine.variant), options.steps)
+        self.dtype = torch.bfloat16 if self.gpu else engine.dtype  # of the products that say how fast the machine is
+        self.speeds: dict[str, list[float]] = {"ours": []}  # of the machine, by whose turns
 
-    def after() -> None:
-        felt()
-        pulse("ours")
+    def report(self, opening: float, before: int) -> dict[str, Any]:
+        """Everything.
 
-    samples = _beside_us(b, engine, ours, resident, after)
-    within = _within(b, engine, ours, resident) if b.peers else {}
-    tables = []
-    everything = [sample.total for sample in samples["ours"]]
-    for index, peer in enumerate(PEERS if b.peers else ()):
-        if peer is EAGER:
-            found: Pair | None = (samples[peer.name], samples["ours"]) if peer.name in samples else None
-        else:
-            found = _beside(b, engine, ours, peer, resident, 100 * index, partial(pulse, peer.name))
-        budget = within[peer.reference_gb[1]] if peer.reference_gb else None
-        theirs, beside = found or (None, None)
-        tables.append(peer_row(peer, theirs, beside, budget))
-        if found and peer is not EAGER:
-            samples[peer.name] = found[0]
-            everything += [sample.total for sample in found[1]]
-    steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
-    speeds[steady.name] = [speed for turns in speeds.values() for speed in turns]
-    b.rows += [*rows(samples), steady]
-    b.rows += [
-        Row.of("machine", name, "TFLOP/s", found, "product of matrices after each turn")
-        for name, found in speeds.items()
-    ]
-    b.rows += felt.rows(opening, first)
-    b.rows += rates.rows(engine)
-    compared = b.attempt("parity", lambda: parity.measure(engine, options.steps)) if b.peers else None
-    end = ceilings.measure(device, measured)
-    seen = None if watch is None else watch.seen
-    stability = checks.verdict(start, end, gpu, seen)
-    if not gpu:
-        b.skip("memory of each peer by itself", "on a CPU all of them share one process; only its whole is seen")
-    return {
-        "schema": SCHEMA,
-        "engine": describe(engine),
-        "settings": {"steps": options.steps, "runs": options.runs, "memory": options.memory},
-        "made": made,
-        "machine": {"memory_bytes": memory_bytes(device), "torch_threads": torch.get_num_threads()},
-        "ceilings": stability,
-        "rows": [row.stamped(made) for row in b.rows],
-        "waterfall": waterfall(samples),
-        "rates": rates.achieved(engine, samples["ours"], start),
-        "targets": rates.targets(engine, samples["ours"], start),
-        "peers": tables,
-        "memory": timeline,
-        "energy": solo,
-        "parity": compared,
-        "watched": seen.summary() if seen is not None else None,
-        "not_measured": b.missing,
-    }
+        Args:
+            opening: seconds of ConsisID.open.
+            before: bytes of the process before it.
+        """
+        options, engine = self.options, self.engine
+        # Now: sources may be edited during a long run.
+        made = stamp(self.device, self.watch.driver if self.watch is not None else None)
+        first = self.ours(0).total
+        energy, timeline = self.alone(before)
+        start = peak_rates.measure(self.device, self.dtype)
+        latency = Latency(engine, self.ours)
+        samples = self.beside_us(latency)
+        within = self.within_stated() if options.peers else {}
+        forms, everything = [], [sample.total for sample in samples["ours"]]
+        for index, form in enumerate(BASELINES if options.peers else ()):
+            if form is EAGER:
+                theirs, beside = samples.get(form.name, []), samples["ours"] if form.name in samples else []
+            else:
+                theirs, beside = self.beside(form, 100 * index) or ([], [])
+            budget = within[form.reference_gb[1]] if form.reference_gb else None
+            forms.append(baseline_row(form, theirs, beside, budget))
+            if theirs and form is not EAGER:
+                samples[form.name] = theirs
+                everything += [sample.total for sample in beside]
+        steady = Row.of("video", "ours, all turns", "s", everything, "beside every peer: how steady the machine was")
+        self.speeds[steady.name] = [speed for turns in self.speeds.values() for speed in turns]
+        note = "product of matrices after each turn"
+        rows = [
+            *sample_rows(samples),
+            steady,
+            *(Row.of("machine", name, "TFLOP/s", found, note) for name, found in self.speeds.items()),
+            *latency.rows(opening, first),
+            *roofline.counted_rows(engine),
+        ]
+        compare = partial(parity.measure, engine, options.steps)
+        compared = self.missing.attempt("parity", compare) if options.peers else None
+        end = peak_rates.measure(self.device, self.dtype)
+        seen = None if self.watch is None else self.watch.seen
+        if seen is not None:
+            checks.check_watched(seen)
+        stability = checks.check_ceilings(start, end, self.gpu)
+        if not self.gpu:
+            reason = "on a CPU all of them share one process; only its whole is seen"
+            self.missing.skip("memory of each peer by itself", reason)
+        return {
+            "schema": SCHEMA,
+            "engine": describe(engine),
+            "settings": {"steps": options.steps, "runs": options.runs, "memory": options.memory},
+            "made": made,
+            "machine": {"memory_bytes": memory_bytes(self.device), "torch_threads": torch.get_num_threads()},
+            "ceilings": stability,
+            "rows": [row.stamped(made) for row in rows],
+            "waterfall": gains(samples),
+            "rates": roofline.achieved(engine, samples["ours"], start),
+            "targets": [],  # for readers of older reports, which held goals of this project
+            "peers": forms,
+            "memory": timeline,
+            "energy": energy,
+            "parity": compared,
+            "watched": seen.summary() if seen is not None else None,
+            "not_measured": self.missing.lines,
+        }
 
+    def alone(self, before: int) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """One video with memory sampled and, on a GPU, its energy, before any form of diffusers is loaded."""
+        nested = None if self.watch is None else Watch(self.watch.nvml, self.watch.handle)
+        with memory.Timeline(self.device, before) as timeline, nested or nullcontext():
+            sample = self.ours(50)
+        energy = None
+        if nested is not None and nested.seen.joules is not None:
+            energy = {"joules_per_video": nested.seen.joules, "steps": self.ours.steps, "seconds": sample.total}
+        plan = memory.planned(self.engine, self.ours.steps, sample.stages)
+        return energy, {**timeline.to_dict(sample.stages), "plan": plan}
 
-def _beside_us(
-    b: Bench, engine: ConsisID, ours: Ours, resident: Resident, after: Callable[[], None]
-) -> dict[str, list[Sample]]:
-    """diffusers as it is, the engine rung by rung, and the engine, in turns; `after` each."""
-    person, steps = ours.person, ours.steps
-    makers: dict[str, Maker] = {**rungs(engine, person, steps), "ours": ours}
-    if not b.peers:
-        return alternate(makers, b.options.runs, resident, after=after)
+    def pulse(self, name: str) -> None:
+        """How fast the machine is now."""
+        self.speeds.setdefault(name, []).append(peak_rates.product_rate(self.device, self.dtype, PULSE))
 
-    def work() -> dict[str, list[Sample]]:
-        theirs = resident.loading(EAGER.name, lambda: Theirs(engine, person, steps, EAGER))
-        return alternate({EAGER.name: theirs} | makers, b.options.runs, resident, after=after)
+    def beside_us(self, latency: Latency) -> dict[str, list[Sample]]:
+        """diffusers as it is, the engine technique by technique, and the engine, in turns; latencies after each."""
+        person, steps, runs = self.ours.person, self.ours.steps, self.options.runs
+        makers: dict[str, Maker] = {**ablations(self.engine, person, steps), "ours": self.ours}
 
-    found = b.attempt(EAGER.name, work)
-    resident.held.pop(EAGER.name, None)
-    return found or alternate(makers, b.options.runs, resident, after=after)
+        def after() -> None:
+            latency()
+            self.pulse("ours")
 
+        def work() -> dict[str, list[Sample]]:
+            theirs = self.resident.loading(EAGER.name, lambda: Diffusers(self.engine, person, steps))
+            return alternate({EAGER.name: theirs} | makers, runs, self.resident, after=after)
 
-def _beside(
-    b: Bench, engine: ConsisID, ours: Ours, peer: Peer, resident: Resident, first: int, after: Callable[[], None]
-) -> Pair | None:
-    """A peer and the engine in turns, `after` each; None with a line under "not measured" where it cannot run."""
-    if peer.gpu and engine.device.type != "cuda":
-        b.skip(peer.name, "it moves weights to a GPU and back, and there is none")
-        return None
-    if peer.slow and not b.options.compiled:
-        b.skip(peer.name, "it was not asked for; --compiled takes minutes of compilation")
-        return None
+        found = self.missing.attempt(EAGER.name, work) if self.options.peers else None
+        self.resident.held.pop(EAGER.name, None)
+        return found or alternate(makers, runs, self.resident, after=after)
 
-    def work() -> Pair:
-        maker = resident.loading(peer.name, lambda: Theirs(engine, ours.person, ours.steps, peer))
-        found = alternate({peer.name: maker, "ours": ours}, b.options.runs, resident, first, after)
-        return found[peer.name], found["ours"]
+    def beside(self, form: Baseline, first: int) -> tuple[list[Sample], list[Sample]] | None:
+        """A form of diffusers and the engine in turns; None with a line under "not measured" where it cannot run."""
+        if form.gpu and not self.gpu:
+            self.missing.skip(form.name, "it moves weights to a GPU and back, and there is none")
+            return None
+        if form.slow and not self.options.compiled:
+            self.missing.skip(form.name, "it was not asked for; --compiled takes minutes of compilation")
+            return None
 
-    found = b.attempt(peer.name, work)
-    resident.held.pop(peer.name, None)
-    return found
+        def work() -> tuple[list[Sample], list[Sample]]:
+            make = partial(Diffusers, self.engine, self.ours.person, self.ours.steps, form)
+            makers: dict[str, Maker] = {form.name: self.resident.loading(form.name, make), "ours": self.ours}
+            after = partial(self.pulse, form.name)
+            found = alternate(makers, self.options.runs, self.resident, first, after)
+            return found[form.name], found["ours"]
 
+        found: tuple[list[Sample], list[Sample]] | None = self.missing.attempt(form.name, work)
+        self.resident.held.pop(form.name, None)
+        return found
 
-def _within(b: Bench, engine: ConsisID, ours: Ours, resident: Resident) -> dict[float, dict[str, Any] | None]:
-    """The engine within each budget that the reference's table states, by its reserved GB.
+    def within_stated(self) -> dict[float, dict[str, Any] | None]:
+        """The engine within each budget that the reference's table states, by its reserved GB.
 
-    By itself: a budget limits the whole process, so no peer may hold anything meanwhile.
-    """
-    found: dict[float, dict[str, Any] | None] = {}
-    for gb in dict.fromkeys(budgets.stated()):
-        budget, name = budgets.budget_for(engine, gb, ours.steps), f"ours within the stated {gb:g} GB"
+        By itself: a budget limits the whole process, so diffusers may hold nothing meanwhile.
+        """
+        found: dict[float, dict[str, Any] | None] = {}
+        held = self.resident.held.pop("ours", 0)  # what is resident is the budget's business
+        for gb in dict.fromkeys(budgets.stated()):
+            budget, name = budgets.budget_for(self.engine, gb, self.ours.steps), f"ours within the stated {gb:g} GB"
 
-        def work(budget: budgets.Budget = budget, name: str = name) -> dict[str, Any]:
-            makers = {name: budgets.Within(ours, budget)}
-            return budgets.row(budget, alternate(makers, b.options.runs, resident, first=300)[name])
+            def work(budget: budgets.Budget = budget, name: str = name) -> dict[str, Any]:
+                makers = {name: budgets.Within(self.ours, budget)}
+                samples = alternate(makers, self.options.runs, self.resident, first=300)
+                return budgets.budget_row(budget, samples[name])
 
-        held = resident.held.pop("ours", 0)  # what is resident is the budget's business
-        found[gb] = b.attempt(name, work)
-        resident.held["ours"] = held
-    return found
-
-
-def _alone(
-    engine: ConsisID, ours: Ours, watch: Watch | None, baseline: int
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """One video with memory sampled and, on a GPU, its energy, before any peer is loaded."""
-    nested = None if watch is None else Watch(watch.nvml, watch.handle)
-    with memory.Timeline(engine.device, baseline) as timeline:
-        if nested is None:
-            sample = ours(50)
-        else:
-            with nested:
-                sample = ours(50)
-    energy = None
-    if nested is not None and nested.seen.joules is not None:
-        energy = {"joules_per_video": nested.seen.joules, "steps": ours.steps, "seconds": sample.total}
-    seen = timeline.to_dict(sample.stages)
-    return energy, {**seen, "plan": memory.planned(engine, ours.steps, sample.stages)}
+            found[gb] = self.missing.attempt(name, work)
+        self.resident.held["ours"] = held
+        return found
 
 
 def write(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write report.json, report.md and report.html; return their paths.
-
-    Raises:
-        InputError: matplotlib, which draws the plots, is not installed.
-    """
+    """Write report.json, report.md and report.html; return their paths."""
     from .render import html, markdown
 
     contents = {
@@ -329,7 +249,4 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
         "report.md": markdown(report),
         "report.html": html(report),
     }
-    for name, content in contents.items():
-        with atomic_file(folder / name) as aside:
-            aside.write_text(content)
-    return [folder / name for name in contents]
+    return write_files(folder, contents)

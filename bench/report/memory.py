@@ -4,14 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from consisid.engine import ConsisID
-from consisid.engine.memory.planner import MemoryPlan
 
 PERIOD = 0.02  # seconds between samples
 KINDS = {
@@ -42,12 +40,12 @@ class Timeline:
     """Samples memory in a thread of its own inside a `with` block.
 
     Args:
-        baseline: bytes of the process that are not the engine's; taken off on a CPU.
+        before: bytes of the process that are not the engine's; taken off on a CPU.
     """
 
-    def __init__(self, device: torch.device, baseline: int = 0):
+    def __init__(self, device: torch.device, before: int = 0):
         self.device, self.samples = device, list[tuple[float, int, int]]()
-        self.baseline = 0 if device.type == "cuda" else baseline
+        self.before = 0 if device.type == "cuda" else before
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -62,30 +60,24 @@ class Timeline:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            allocated, reserved = (max(0, size - self.baseline) for size in now(self.device))
+            allocated, reserved = (max(0, size - self.before) for size in now(self.device))
             self.samples.append((time.perf_counter() - self._start, allocated, reserved))
             self._stop.wait(PERIOD)
 
     def to_dict(self, stages: Mapping[str, float], limit: int = 600) -> dict[str, Any]:
         """At most `limit` samples, where each stage began, and the peak of each that was long enough to be seen, in
         seconds and bytes."""
-        every = -(-len(self.samples) // limit) or 1
-        begins, at = {}, 0.0
+        kept = self.samples[:: -(-len(self.samples) // limit) or 1]
+        begins, peaks, at = dict[str, float](), dict[str, int](), 0.0
         for name, seconds in stages.items():
+            seen = [reserved for when, _, reserved in self.samples if at <= when < at + seconds]
+            peaks |= {name: max(seen)} if seen else {}
             begins[name], at = at, at + seconds
-        borders = [*begins.items(), ("", at)]
-        seen = {
-            name: [reserved for when, _, reserved in self.samples if begin <= when < end]
-            for (name, begin), (_, end) in pairwise(borders)
-        }
-        kept = self.samples[::every]
         return {
             "kind": KINDS["cuda" if self.device.type == "cuda" else "cpu"],
-            "seconds": [s[0] for s in kept],
-            "allocated": [s[1] for s in kept],
-            "reserved": [s[2] for s in kept],
+            **{key: [s[i] for s in kept] for i, key in enumerate(("seconds", "allocated", "reserved"))},
             "stages": begins,
-            "peaks": {name: max(values) for name, values in seen.items() if values},
+            "peaks": peaks,
         }
 
 
@@ -96,6 +88,7 @@ def planned(engine: ConsisID, steps: int, stages: Mapping[str, float]) -> dict[s
     """
     # Without a budget generate() runs both halves of guidance at once.
     plan = engine.plan(engine.memory, steps=steps, cfg=None if engine.memory else "batched")
+    peaks = {name: max(plan.stage(part).peak for part in PLANNED[name]) - plan.context for name in stages}
     return {
         "budget": plan.budget,
         "mode": plan.mode,
@@ -103,9 +96,5 @@ def planned(engine: ConsisID, steps: int, stages: Mapping[str, float]) -> dict[s
         "tile": plan.tile and list(plan.tile),
         "peak": plan.peak,
         "allowance": plan.context,
-        "stages": {name: _peak(plan, PLANNED[name]) - plan.context for name in stages},
+        "stages": peaks,
     }
-
-
-def _peak(plan: MemoryPlan, names: tuple[str, ...]) -> int:
-    return max(plan.stage(name).peak for name in names)

@@ -17,8 +17,8 @@ from torch import Tensor
 from consisid.engine import ConsisID
 from consisid.engine.errors import ConsisIDError
 
-from ..core.baselines import EAGER, GUIDANCE, answering, arguments, open_pipeline
-from ..core.inputs import PROMPT, identity
+from ..core.baselines import EAGER, answering, arguments, open_pipeline
+from ..core.inputs import GUIDANCE, PROMPT, identity
 
 CERTAIN = -30.0  # a log variance at which nothing is left to draw
 STEPS = 4
@@ -73,6 +73,7 @@ class Comparison:
 
     def __init__(self, engine: ConsisID, steps: int, seeds: Sequence[int]):
         self.engine, self.steps, v, s = engine, min(steps, STEPS), engine.variant, engine.shape
+        self.person = identity(v)
         size = (1, s.latent_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
         self.noises = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         with torch.no_grad():
@@ -82,37 +83,31 @@ class Comparison:
     @torch.no_grad()
     def theirs(self, dtype: torch.dtype) -> list[Made]:
         """What diffusers makes in a dtype."""
-        engine = self.engine
+        engine, made = self.engine, list[Made]()
         pipeline = open_pipeline(engine, dtype)
+        prompt, negative = (x.to(engine.device, dtype) for x in (self.prompt, self.negative))
         with answering():
             pipeline.scheduler = ddim(engine)
             pipeline.text_encoder = None  # the embeddings are given: its memory is not needed
-            EAGER.place(pipeline, engine.device)
-            handle = pipeline.vae.encoder.register_forward_hook(certain)
-            try:
-                return [self._by(pipeline, noise.to(engine.device, dtype), dtype) for noise in self.noises]
-            finally:
-                handle.remove()
-
-    def _by(self, pipeline: Any, noise: Tensor, dtype: torch.dtype) -> Made:
-        engine, kept = self.engine, list[Tensor]()
-        prompt, negative = (x.to(engine.device, dtype) for x in (self.prompt, self.negative))
-        given = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "callback_on_step_end": keeping(kept)}
-        person = identity(engine.variant)
-        final = pipeline(**arguments(engine, person, self.steps, 0, latents=noise, **given)).frames
-        video = pipeline.decode_latents(final)
-        return kept, pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
+            EAGER.prepare(pipeline, engine.device)
+            pipeline.vae.encoder.register_forward_hook(certain)
+            for noise in self.noises:
+                kept = list[Tensor]()
+                given = arguments(
+                    engine, self.person, self.steps, 0, latents=noise.to(engine.device, dtype), prompt_embeds=prompt,
+                    negative_prompt_embeds=negative, callback_on_step_end=keeping(kept),
+                )  # fmt: skip
+                video = pipeline.decode_latents(pipeline(**given).frames)
+                made.append((kept, pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]))
+        return made
 
     @torch.no_grad()
     def ours(self) -> list[Made]:
         """What the engine makes."""
-        engine = self.engine
-        person, networks = identity(engine.variant), engine.networks()
+        engine, person, networks, made = self.engine, self.person, self.engine.networks(), list[Made]()
         size = engine.shape.height, engine.shape.width
-        mean, variance = engine.conditioner.images(networks, person, *size)[0].chunk(2, dim=1)
-        certain = torch.cat((mean, torch.full_like(variance, CERTAIN)), dim=1)
-        engine.conditioner.known(networks, person).moments[*size, None] = [certain.cpu()]
-        made = []
+        moments, _ = certain(None, None, (engine.conditioner.images(networks, person, *size)[0], None))
+        engine.conditioner.known(networks, person).moments[*size, None] = [moments.cpu()]
         with scheduler(engine, ddim(engine)):
             for noise in self.noises:
                 kept = list[Tensor]()
@@ -140,15 +135,15 @@ def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
     norm, and PSNR; of the frames PSNR and the largest."""
     steps = [list(zip(a, b, strict=True)) for (a, _), (b, _) in zip(got, right, strict=True)]
     by_step = list(zip(*steps, strict=True))
-    frames = [np.stack([video for _, video in made]) for made in (got, right)]
+    ours, theirs = (np.stack([video for _, video in made]) for made in (got, right))
     return {
         "max_error_per_step": [max(float((a - b).abs().max()) for a, b in pairs) for pairs in by_step],
         "relative_error_per_step": [
             math.sqrt(statistics.fmean(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs)) for pairs in by_step
         ],
         "psnr_per_step_db": [psnr_of_latents(pairs) for pairs in by_step],
-        "frames_psnr_db": psnr(frames[0], frames[1]),
-        "frames_max_error": float(np.abs(frames[0] - frames[1]).max()),
+        "frames_psnr_db": psnr(ours, theirs),
+        "frames_max_error": float(np.abs(ours - theirs).max()),
     }
 
 

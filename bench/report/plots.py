@@ -3,12 +3,11 @@
 import io
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from textwrap import fill
 from typing import Any
 
 from .memory import PLANNED
 
-GAIN, LOSS = "#f3c8a4", "#a50f15"
+GAIN, LOSS = "#b8651b", "#a50f15"
 INK, OURS, THEIRS, ACCENT = "#22303c", "#1f77b4", "#b0b7bd", "#d95f02"
 STAGES = ("#d95f02", "#7570b3", "#66a61e", "#1f77b4", "#e6ab02")
 Report = Mapping[str, Any]
@@ -30,10 +29,6 @@ def _png(draw: Callable[[Any], None], height: float = 3.2) -> bytes:
 
 def _rows(report: Report, section: str) -> list[Mapping[str, Any]]:
     return [row for row in report["rows"] if row["section"] == section]
-
-
-def _colour(name: str) -> str:
-    return OURS if name.startswith("ours") else THEIRS
 
 
 def stages(report: Report) -> bytes:
@@ -60,47 +55,23 @@ def stages(report: Report) -> bytes:
 
 
 def steps(report: Report) -> bytes:
-    """Seconds of a step: median and quartiles."""
+    """Seconds of a step, median and quartiles; of the ablations with what each saves over the one above it."""
     rows = _rows(report, "step")[::-1]
+    gains = {rung["name"]: rung["gain"] for rung in report["waterfall"]}
 
     def draw(axes: Any) -> None:
         for i, row in enumerate(rows):
-            axes.plot([row["low"], row["high"]], [i, i], color=_colour(row["name"]), lw=9, solid_capstyle="butt")
-            axes.plot(row["median"], i, "|", color=INK, ms=18, mew=2)
-            axes.annotate(
-                f"{row['median']:.3g} s",
-                (row["median"], i),
-                (0, 11),
-                textcoords="offset points",
-                ha="center",
-                color=INK,
-            )
+            colour, gain = OURS if row["name"].startswith("ours") else THEIRS, gains.get(row["name"])
+            axes.barh(i, row["median"], color=colour, height=0.5)
+            axes.plot([row["low"], row["high"]], [i, i], color=INK, lw=2)
+            text = f"  {row['median']:.3g} s" + (f" ({-gain / (row['median'] + gain):+.0%})" if gain else "")
+            colour = INK if not gain else GAIN if gain > 0 else LOSS
+            axes.text(max(row["high"], row["median"]), i, text, va="center", color=colour)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.set(xlabel="seconds per step: median and quartiles", ylim=(-0.6, len(rows) - 0.2))
-        axes.set_xlim(0, max(row["high"] for row in rows) * 1.1)
+        axes.set(xlabel="seconds per step: median and quartiles; in brackets the change to the row above")
+        axes.set_xlim(0, max(row["high"] for row in rows) * 1.25)
 
-    return _png(draw, 1.2 + 0.55 * len(rows))
-
-
-def waterfall(report: Report) -> bytes:
-    """What each rung takes off a step."""
-    rungs = report["waterfall"]
-
-    def draw(axes: Any) -> None:
-        top = max(rung["step_seconds"] for rung in rungs)
-        for i, rung in enumerate(rungs):
-            now, above = rung["step_seconds"], rung["step_seconds"] + (rung["gain"] or 0)
-            axes.bar(i, now, color=_colour(rung["name"]), width=0.6)
-            if rung["gain"]:
-                colour = GAIN if rung["gain"] > 0 else LOSS
-                axes.bar(i, abs(above - now), bottom=min(now, above), color=colour, width=0.6)
-                axes.plot([i - 1 + 0.3, i + 0.3], [above, above], color=INK, lw=0.8, ls=":")
-            label = f"{now:.3g} s" + (f" ({-rung['gain'] / above:+.0%})" if rung["gain"] else "")
-            axes.text(i, max(now, above) + top * 0.02, label, ha="center", color=INK)
-        axes.set_xticks(range(len(rungs)), [fill(rung["name"], 18) for rung in rungs])
-        axes.set(ylabel="seconds per step", ylim=(0, top * 1.18))
-
-    return _png(draw)
+    return _png(draw, 1.0 + 0.45 * len(rows))
 
 
 def memory(report: Report) -> bytes:
@@ -113,8 +84,7 @@ def memory(report: Report) -> bytes:
         if found["reserved"] != found["allocated"]:
             axes.plot(found["seconds"], [x / size for x in found["reserved"]], color=THEIRS, label="reserved")
         end = max(found["seconds"], default=1.0)
-        begins = [*found["stages"].items(), ("", end)]
-        for (name, at), (_, until) in pairwise(begins):
+        for (name, at), (_, until) in pairwise([*found["stages"].items(), ("", end)]):
             axes.axvline(at, color=INK, lw=0.6, ls=":")
             height = found["plan"]["stages"][name] / size
             axes.plot([at, until], [height, height], color=ACCENT, lw=1.5, label="predicted" if at == 0 else None)
@@ -126,7 +96,7 @@ def memory(report: Report) -> bytes:
     return _png(draw)
 
 
-def rates(report: Report) -> bytes:
+def roofline(report: Report) -> bytes:
     """TFLOP/s of each stage as a share of the measured ceiling."""
     found = report["rates"][::-1]
 
@@ -165,10 +135,9 @@ def plots(report: Report) -> dict[str, bytes]:
     """Title -> PNG, of everything that the report has figures for."""
     found = {
         "Seconds per stage": stages(report),
-        "Seconds per step": steps(report),
-        "What each technique gains": waterfall(report),
+        "Seconds per step, and what each technique gains": steps(report),
         "Memory over one video": memory(report),
-        "Arithmetic against the ceiling": rates(report),
+        "Arithmetic against the ceiling": roofline(report),
     }
     if report["parity"] and any(report["parity"]["ours"]["relative_error_per_step"]):
         found["Error against float32"] = parity(report)

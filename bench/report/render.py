@@ -5,24 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..core.tables import made_by, table
 from .plots import plots
 
 Report = Mapping[str, Any]
-Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, heading, cells
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, heading, cells
 SECTIONS = {
     "video": "Seconds per video", "stage": "Seconds per stage", "step": "Seconds per step", "memory": "Peak memory",
     "latency": "Latency as a caller feels it", "machine": "How fast the machine was",
     "work": "Work counted from the shapes",
 }  # fmt: skip
+MIB = 2**20
 
 
-def number(value: float | None, unit: str = "") -> str:
-    return "not measured" if value is None else f"{value:.4g}{' ' + unit if unit else ''}"
-
-
-def optional(value: float | None, unit: str = "") -> str:
-    """As number, and nothing where there is nothing to measure."""
-    return "" if value is None else number(value, unit)
+def number(value: float | None, unit: str = "", none: str = "not measured") -> str:
+    return none if value is None else f"{value:.4g} {unit}".rstrip()
 
 
 def title(report: Report) -> str:
@@ -33,15 +30,15 @@ def title(report: Report) -> str:
 
 def facts(report: Report) -> list[str]:
     """The lines under the title: what made the figures."""
-    made, ceilings, settings = report["made"], report["ceilings"], report["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    made, ceilings, settings, start = (
+        report["made"], report["ceilings"], report["settings"], report["ceilings"]["start"]
+    )  # fmt: skip
     lines = [
-        f"{made['device']}; driver {made['driver'] or 'none'}; {versions}; commit {made['commit']}; {made['date']}",
+        made_by(made),
         f"`{made['command']}`: {settings['steps']} steps, {settings['runs']} counted runs after one that is not; "
         f"{report['machine']['torch_threads']} thread(s).",
-        f"Ceilings of this run: {number(ceilings['start']['tflops'], 'TFLOP/s')}, "
-        f"{number(ceilings['start']['gbps'], 'GB/s')} ({ceilings['start']['how']}); by the end "
-        f"{ceilings['moved']['product']:+.1%} and {ceilings['moved']['copy']:+.1%}.",
+        f"Ceilings of this run: {number(start['tflops'], 'TFLOP/s')}, {number(start['gbps'], 'GB/s')} ({start['how']})"
+        f"; by the end {ceilings['moved']['product']:+.1%} and {ceilings['moved']['copy']:+.1%}.",
     ]
     if ceilings["note"]:
         lines.append(f"Mind: {ceilings['note']}.")
@@ -49,17 +46,16 @@ def facts(report: Report) -> list[str]:
         lines.append(f"Energy: {number(report['energy']['joules_per_video'], 'J')} per video of these steps.")
     if report["watched"]:
         lines.append(f"GPU during the run: {report['watched']}")
-    lines.append(f"Memory: {_planned(report['memory'])}.")
+    lines.append(f"Memory: {_planned(report['memory']['plan'])}.")
     if report["parity"]:
         lines.append(f"Parity: {_parity(report['parity'])}.")
     return lines
 
 
-def _planned(memory: Report) -> str:
-    plan = memory["plan"]
-    budget = "no budget" if plan["budget"] is None else f"a budget of {plan['budget'] / 2**20:.0f} MiB"
-    text = f"{budget}, the plan keeps {plan['mode']}, CFG {plan['cfg']}, and predicts {plan['peak'] / 2**20:.0f} MiB"
-    return text + (f", {plan['allowance'] / 2**20:.0f} MiB of it for CUDA itself" if plan["allowance"] else "")
+def _planned(plan: Report) -> str:
+    budget = "no budget" if plan["budget"] is None else f"a budget of {plan['budget'] / MIB:.0f} MiB"
+    text = f"{budget}, the plan keeps {plan['mode']}, CFG {plan['cfg']}, and predicts {plan['peak'] / MIB:.0f} MiB"
+    return text + (f", {plan['allowance'] / MIB:.0f} MiB of it for CUDA itself" if plan["allowance"] else "")
 
 
 def _parity(parity: Report) -> str:
@@ -82,100 +78,88 @@ def summary(report: Report) -> Table:
 
 
 def tables(report: Report) -> Iterable[Table]:
+    """All tables of a report, in their order."""
     yield summary(report)
     for section, name in SECTIONS.items():
-        rows = [row for row in report["rows"] if row["section"] == section]
-        if rows:
-            yield name, ("", "median", "quartiles", "values", ""), [
-                (
-                    row["name"], number(row["median"], row["unit"]), f"{row['low']:.4g} to {row['high']:.4g}",
-                    str(row["count"]), row["note"],
-                )
-                for row in rows
-            ]  # fmt: skip
-    yield "What each technique gains, per step", ("", "seconds", "gain", "what it is"), [
-        (r["name"], number(r["step_seconds"], "s"), optional(r["gain"], "s"), r["technique"])
+        cells = [
+            (
+                r["name"],
+                number(r["median"], r["unit"]),
+                f"{r['low']:.4g} to {r['high']:.4g}",
+                str(r["count"]),
+                r["note"],
+            )
+            for r in report["rows"]
+            if r["section"] == section
+        ]
+        if cells:
+            yield name, ("", "median", "quartiles", "values", ""), cells
+    heading = ("", "seconds", "gain", "of the row above, turn by turn", "what it is")
+    yield "What each technique gains, per step", heading, [
+        (r["name"], number(r["step_seconds"], "s"), number(r["gain"], "s", ""), _ratio(r), r["technique"])
         for r in report["waterfall"]
     ]  # fmt: skip
     yield "Rates against the ceilings", ("", "TFLOP", "TFLOP/s", "of ceiling", "weights GB/s", "of copy"), [
         (
             r["stage"], number(r["tflop"]), number(r["tflops"]), f"{r['of_ceiling']:.1%}",
-            optional(r["weights_gbps"]), f"{r['of_copy_ceiling']:.1%}" if r["weights_gbps"] else "",
+            number(r["weights_gbps"], none=""), f"{r['of_copy_ceiling']:.1%}" if r["weights_gbps"] else "",
         )
         for r in report["rates"]
     ]  # fmt: skip
-    memory = report["memory"]
-    yield (
-        "Memory of one video, MiB",
-        ("", "predicted", "seen"),
-        [
-            (name, f"{size / 2**20:.1f}", _mib(memory["peaks"].get(name)))
-            for name, size in memory["plan"]["stages"].items()
-        ],
-    )
+    predicted, seen = report["memory"]["plan"]["stages"], report["memory"]["peaks"]
+    yield "Memory of one video, MiB", ("", "predicted", "seen"), [
+        (name, f"{size / MIB:.1f}", f"{seen[name] / MIB:.1f}" if name in seen else "too short to be seen")
+        for name, size in predicted.items()
+    ]  # fmt: skip
     if report["peers"]:
         yield "diffusers in the same process, in turns", (
             "", "peak (GB)", "s per video", "s per step",
             "ours in the same turns: peak (GB)", "s per video", "s per step",
-        ), [_peer(row) for row in report["peers"]]  # fmt: skip
+        ), [_beside(row) for row in report["peers"]]  # fmt: skip
         yield "The memory that the reference states, and the engine within it", (
             "", "stated (GB allocated/reserved)", "peak here (GB)", "s per step", "ours: budget (GB)", "mode",
             "predicted peak (GB)", "peak (GB)", "s per video", "s per step",
         ), [_within(row) for row in report["peers"] if row["stated_gb"]]  # fmt: skip
-    if report["targets"]:
-        yield "Gaps", ("", "aim", "here", "gap", "cause"), [
-            (
-                r["what"], number(r["aim_seconds"], "s"),
-                number(r["seconds"], "s") + (" (extrapolated)" if r["extrapolated"] else ""),
-                number(r["gap_seconds"], "s"), r["cause"],
-            )
-            for r in report["targets"]
-        ]  # fmt: skip
     if report["parity"]:
         yield f"Error against {report['parity']['reference']}", (
             "", "latents, largest per step", "latents, PSNR per step", "frames, PSNR", "frames, largest"
-        ), [
-            (
-                f"{name}, {report['parity']['dtype']}",
-                ", ".join(f"{error:.1e}" for error in report["parity"][name]["max_error_per_step"]),
-                ", ".join(_psnr(value) for value in report["parity"][name]["psnr_per_step_db"]),
-                _psnr(report["parity"][name]["frames_psnr_db"]),
-                f"{report['parity'][name]['frames_max_error']:.1e}",
-            )
-            for name in ("ours", "diffusers")
-        ]  # fmt: skip
+        ), [_errors(report["parity"], name) for name in ("ours", "diffusers")]  # fmt: skip
     yield "Not measured", ("what", "because"), [(m["what"], m["because"]) for m in report["not_measured"]]
+
+
+def _ratio(row: Report) -> str:
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})" if "ratio" in row else ""
+
+
+def _figures(values: Mapping[str, Any] | None, *keys: str) -> list[str]:
+    """Of something that may not have been measured."""
+    return [number(None if values is None else values[key]) for key in keys]
+
+
+def _beside(row: Report) -> Sequence[str]:
+    keys = "peak_gb", "seconds", "step_seconds"
+    return [row["name"], *_figures(row["theirs"], *keys), *_figures(row["ours"], *keys)]
+
+
+def _within(row: Report) -> Sequence[str]:
+    ours = row["within"]
+    cells = [row["name"], "/".join(f"{x:g}" for x in row["stated_gb"])]
+    cells += _figures(row["theirs"], "peak_gb", "step_seconds") + _figures(ours, "budget_gb")
+    cells[-1] += ", in proportion" if ours and ours["scaled"] else ""
+    mode = ours["mode"] if ours else number(None)
+    return [*cells, mode, *_figures(ours, "predicted_gb", "peak_gb", "seconds", "step_seconds")]
+
+
+def _errors(parity: Report, name: str) -> Sequence[str]:
+    found = parity[name]
+    largest = ", ".join(f"{error:.1e}" for error in found["max_error_per_step"])
+    psnr = ", ".join(_psnr(value) for value in found["psnr_per_step_db"])
+    frames = _psnr(found["frames_psnr_db"]), f"{found['frames_max_error']:.1e}"
+    return (f"{name}, {parity['dtype']}", largest, psnr, *frames)
 
 
 def _psnr(value: float | None) -> str:
     return "identical" if value is None else f"{value:.1f} dB"
-
-
-def _peer(row: Mapping[str, Any]) -> Sequence[str]:
-    cells = [row["name"]]
-    for side in (row["theirs"], row["ours"]):
-        keys = ("peak_gb", "seconds", "step_seconds")
-        cells += [number(side[key]) for key in keys] if side else ["not measured"] * 3
-    return cells
-
-
-def _within(row: Mapping[str, Any]) -> Sequence[str]:
-    theirs, ours = row["theirs"] or {}, row["within"]
-    cells = [row["name"], "/".join(f"{x:g}" for x in row["stated_gb"])]
-    cells += [number(theirs.get(key)) for key in ("peak_gb", "step_seconds")]
-    if ours is None:
-        return [*cells, *["not measured"] * 6]
-    budget = number(ours["budget_gb"]) + (", in proportion" if ours["scaled"] else "")
-    return [
-        *cells,
-        budget,
-        ours["mode"],
-        *(number(ours[k]) for k in ("predicted_gb", "peak_gb", "seconds", "step_seconds")),
-    ]
-
-
-def _mib(size: int | None) -> str:
-    return "too short to be seen" if size is None else f"{size / 2**20:.1f}"
 
 
 def markdown(report: Report) -> str:
@@ -184,13 +168,8 @@ def markdown(report: Report) -> str:
     for fact in facts(report):
         lines += [fact, ""]
     for name, heading, cells in tables(report):
-        lines += [f"## {name}", "", _line(heading), "|" + "---|" * len(heading)]
-        lines += [_line(row) for row in cells] + [""]
+        lines += [f"## {name}", "", *table(heading, cells), ""]
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 STYLE = """body { font: 15px/1.45 sans-serif; color: #22303c; max-width: 60em; margin: 2em auto; padding: 0 1em }

@@ -18,7 +18,8 @@ from consisid.engine import ConsisID, Identity
 from consisid.engine.errors import FaceError, InputError
 from consisid.engine.face.alignment import arcface_crop
 from consisid.engine.face.extractor import Faces
-from consisid.engine.util.files import atomic_file
+
+from ..core.tables import write_files
 
 EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
 
@@ -89,8 +90,7 @@ def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> st
     opened = ConsisID.open(engine)
     result = compare(opened.faces, opened.identify(image), video)
     values = {"command": " ".join(sys.argv), "image": str(image), "video": str(video), **asdict(result)}
-    with atomic_file(output / "identity.json") as aside:
-        aside.write_text(json.dumps(values, indent=1) + "\n")
+    write_files(output, {"identity.json": json.dumps(values, indent=1) + "\n"})
     return (
         f"{video}: ArcFace cosine {result.mean:.3f} on average, {result.lowest:.3f} at the lowest; no face in "
         f"{result.without_face} of {len(result.frames)} frames."

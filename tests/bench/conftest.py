@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from consisid.bench.cli import main
-from consisid.bench.core.random_folder import random_folder
+from consisid.bench.core.weights import random_folder
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY, Variant

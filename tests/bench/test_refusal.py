@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from consisid.bench.cli import main
-from consisid.bench.core import peak_rates as ceilings
+from consisid.bench.core import peak_rates
 from consisid.bench.core.nvml import Watch
 from consisid.bench.core.peak_rates import Ceilings
-from consisid.bench.report import checks
-from consisid.bench.report import measure as report
+from consisid.bench.report import checks, measure
 from consisid.engine.errors import ConsisIDError
 
 
@@ -115,7 +114,7 @@ def test_a_process_that_was_there_before_refuses(nvml):
 
 def test_a_busy_gpu_does_not_matter_to_a_cpu(nvml):
     nvml.pids = {4242}
-    assert report.guard(nvml, torch.device("cpu")) is None
+    assert measure.guard(nvml, torch.device("cpu")) is None
 
 
 def test_the_gpu_that_cuda_sees_is_the_one_that_is_watched(nvml, monkeypatch):
@@ -146,8 +145,8 @@ def test_ceilings_that_move_refuse_on_a_gpu_and_are_noted_on_a_cpu():
 
 def test_the_command_refuses_and_writes_nothing(nvml, mini_folder, tmp_path, monkeypatch, capsys):
     nvml.pids = {4242}
-    monkeypatch.setattr(report, "load_nvml", lambda: (nvml, None))
-    monkeypatch.setattr(report, "place_of", lambda options: torch.device("cuda"))
+    monkeypatch.setattr(measure, "load_nvml", lambda: (nvml, None))
+    monkeypatch.setattr(measure, "device_of", lambda options: torch.device("cuda"))
     assert main([str(mini_folder), "--output", str(tmp_path / "r")]) == 2
     assert "4242" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
@@ -157,7 +156,7 @@ def test_the_command_refuses_and_writes_nothing(nvml, mini_folder, tmp_path, mon
 @pytest.fixture
 def watched(nvml, monkeypatch):
     """The command on this CPU, under a watch as a GPU has it."""
-    monkeypatch.setattr(report, "guard", lambda *_: Watch.of(nvml, None))
+    monkeypatch.setattr(measure, "guard", lambda *_: Watch.of(nvml, None))
     monkeypatch.setattr(Watch, "check_same", lambda *_: None)
     return nvml
 
@@ -175,7 +174,7 @@ def test_the_command_refuses_what_was_throttled_during_the_run(watched, mini_fol
 
 def test_the_command_refuses_moved_ceilings(watched, mini_folder, tmp_path, monkeypatch, capsys):
     found = iter((Ceilings(700, 4000, ""), Ceilings(620, 4000, "")))
-    monkeypatch.setattr(ceilings, "measure", lambda *_: next(found))
+    monkeypatch.setattr(peak_rates, "measure", lambda *_: next(found))
     check = checks.check_ceilings
     monkeypatch.setattr(checks, "check_ceilings", lambda start, end, gpu: check(start, end, True))
     assert measure_watched(mini_folder, tmp_path / "r") == 2
@@ -191,7 +190,7 @@ def test_the_command_reports_what_was_watched(watched, mini_folder, tmp_path):
 
 
 def test_ceilings_are_measured_on_what_is_there():
-    found = ceilings.measure(torch.device("cpu"), torch.float32, budget=0.01)
+    found = peak_rates.measure(torch.device("cpu"), torch.float32, budget=0.01)
     assert found.tflops > 0
     assert found.gbps > 0
     assert "float32" in found.how

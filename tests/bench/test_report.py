@@ -15,19 +15,17 @@ import torch
 from PIL import Image
 
 from consisid.bench.cli import main
-from consisid.bench.core import environment as machine
-from consisid.bench.core import random_folder
-from consisid.bench.core.ablation import Unhoisted, rungs
-from consisid.bench.core.baselines import PEERS, PeerError, Theirs, open_pipeline
+from consisid.bench.core import environment, weights
+from consisid.bench.core.ablation import Ablated, ablations
+from consisid.bench.core.baselines import BASELINES, BaselineError, Diffusers, open_pipeline
 from consisid.bench.core.inputs import identity
-from consisid.bench.report import measure as report
-from consisid.bench.report import parity
+from consisid.bench.report import measure, options, parity
 from consisid.bench.report.memory import PLANNED
 from consisid.bench.report.render import summary
 from consisid.engine import ConsisID
 from consisid.engine.errors import ConsisIDError, NumericalError
 
-SCHEMA = json.loads((Path(report.__file__).parents[1] / "schema.json").read_text())
+SCHEMA = json.loads((Path(measure.__file__).parents[1] / "schema.json").read_text())
 
 
 def test_report_follows_its_schema(values):
@@ -35,7 +33,7 @@ def test_report_follows_its_schema(values):
 
 
 @pytest.mark.parametrize(
-    "file", sorted(Path(report.__file__).parents[1].glob("reports/cpu-tiny*.json")), ids=lambda file: file.stem
+    "file", sorted(Path(measure.__file__).parents[1].glob("reports/cpu-tiny*.json")), ids=lambda file: file.stem
 )
 def test_committed_reports_follow_it_too(file):
     found = json.loads(file.read_text())
@@ -46,7 +44,7 @@ def test_committed_reports_follow_it_too(file):
 
 def test_the_readme_has_the_row_of_each_report():
     """Copied from the report, not typed."""
-    bench = Path(report.__file__).parents[1]
+    bench = Path(measure.__file__).parents[1]
     readme = (bench.parent / "README.md").read_text()
     found = [json.loads(file.read_text()) for file in bench.glob("reports/*.json")]
     reports = [values for values in found if "schema" in values]  # others are tables of their own
@@ -80,7 +78,7 @@ def test_report_is_complete(values):
         "open", "first generate() after open", "warm generate()", "of which outside the networks", "between two steps",
         "another person", "a photo seen before", "another prompt",
     }  # fmt: skip
-    assert [row["name"] for row in values["peers"]] == [peer.name for peer in PEERS]
+    assert [row["name"] for row in values["peers"]] == [peer.name for peer in BASELINES]
     assert [row["stated_gb"] for row in values["peers"] if row["stated_gb"]] == [
         [37, 44], [22, 25], [16, 22], [16, 22], [5, 7]
     ]  # fmt: skip
@@ -126,30 +124,30 @@ def raising(error):
     return work
 
 
-@pytest.mark.parametrize("kind", report.MISSING)
+@pytest.mark.parametrize("kind", options.MISSING)
 def test_what_a_peer_or_the_memory_refuses_is_a_line(kind):
-    b = report.Bench(report.Options(""))
+    b = options.Missing()
     assert b.attempt("a peer", raising(kind("no\nmore"))) is None
     # An error of this engine is one line whatever it is given; of others the first line is taken.
-    assert b.missing[0]["because"].endswith("no more" if issubclass(kind, ConsisIDError) else "no")
+    assert b.lines[0]["because"].endswith("no more" if issubclass(kind, ConsisIDError) else "no")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), ValueError("ours"), NumericalError("ours")])
 def test_an_error_of_our_own_ends_the_command(error):
-    b = report.Bench(report.Options(""))
+    b = options.Missing()
     with pytest.raises(type(error), match="ours"):
         b.attempt("a peer", raising(error))
 
 
 def test_whatever_diffusers_raises_is_its_answer(monkeypatch, random_mini):
     monkeypatch.setattr("diffusers.ConsisIDPipeline.__init__", raising(KeyError("no such part")))
-    with pytest.raises(PeerError, match="KeyError: 'no such part'"):
+    with pytest.raises(BaselineError, match="KeyError: 'no such part'"):
         open_pipeline(random_mini, torch.float32)
 
 
 def test_parity_that_does_not_hold_fails_the_command_after_the_report(values, monkeypatch, tmp_path, capsys):
     wrong = {**values["parity"], "verdict": {"rule": "a rule", "found": 2.0, "allowed": 1.0, "holds": False}}
-    monkeypatch.setattr(report, "measure_engine", lambda options: {**values, "parity": wrong})
+    monkeypatch.setattr(measure, "measure_engine", lambda _: {**values, "parity": wrong})
     assert main(["engine", "--output", str(tmp_path)]) == 2
     assert "2.00e+00, more than 1.00e+00 (a rule)" in capsys.readouterr().err
     assert "does not hold" in (tmp_path / "report.md").read_text()
@@ -165,14 +163,14 @@ def test_a_folder_with_random_weights(random_mini):
 
     Over 16 noises the ratio of the errors was 0.98 on average, 1.03 at most: 1.1 leaves room for other roundings.
     """
-    assert report.describe(random_mini)["random_weights"]
+    assert measure.describe(random_mini)["random_weights"]
     found = parity.measure(random_mini, 2)
     assert found["dtype"] == "bfloat16"
     assert found["videos"] == 3  # one has 1,152 latents
     assert found["diffusers"]["relative_error_per_step"][-1] > 0
     assert found["verdict"]["holds"], found["verdict"]
     assert found["verdict"]["allowed"] == 1.1 * found["diffusers"]["relative_error_per_step"][-1]
-    theirs = Theirs(random_mini, identity(random_mini.variant), 2, PEERS[0])
+    theirs = Diffusers(random_mini, identity(random_mini.variant), 2, BASELINES[0])
     with torch.no_grad():
         prompt, negative = theirs.embeds("A man.")
         ours = random_mini.text_encoder(random_mini.networks(), ["A man.", ""])
@@ -187,15 +185,14 @@ def test_a_backend_belongs_to_random_weights(mini_folder, tmp_path, capsys):
 
 def test_random_weights_are_compiled_by_the_backend(monkeypatch):
     asked = []
-    monkeypatch.setattr(random_folder, "build", lambda *a, **k: asked.append(k["backend"]))
-    with report.Bench(report.Options("tiny", random_weights=True, backend="auto")).folder(torch.device("cpu")):
+    monkeypatch.setattr(weights, "build", lambda *a, **k: asked.append(k["backend"]))
+    with options.folder_of(options.Options("tiny", random_weights=True, backend="auto"), torch.device("cpu")):
         assert asked == ["auto"]
 
 
 def test_random_weights_by_the_name_of_a_variant():
-    b = report.Bench(report.Options("tiny", random_weights=True))
-    with b.folder(torch.device("cpu")) as folder:
-        assert report.describe(ConsisID.open(folder)) == {
+    with options.folder_of(options.Options("tiny", random_weights=True), torch.device("cpu")) as folder:
+        assert measure.describe(ConsisID.open(folder)) == {
             "variant": "tiny", "shape": "144x96, 17 frames", "dtype": "float32", "backend": "eager",
             "random_weights": True,
         }  # fmt: skip
@@ -205,7 +202,7 @@ def test_random_weights_by_the_name_of_a_variant():
 def test_plots_are_pictures(written):
     page = (written / "report.html").read_text()
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 6
+    assert len(sources) == 5
     assert not re.search(r'(?:href|src)="(?!data:)', page), "the page needs another file"
     for source in sources:
         data = base64.b64decode(source.removeprefix("data:image/png;base64,"))
@@ -224,13 +221,13 @@ def test_no_path_of_this_machine_is_in_the_report(written):
 
 def test_command_is_shown_relative(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(machine.SETTINGS)]:
+    for name in [name for name in os.environ if name.startswith(environment.SETTINGS)]:
         monkeypatch.delenv(name)
     given = ["/somewhere/bin/consisid-bench", str(tmp_path / "tiny"), "--output", "/elsewhere/report"]
-    shown = machine.command(given)
+    shown = environment.command(given)
     assert shown == "consisid-bench tiny --output .../report"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert machine.command(given) == "OMP_NUM_THREADS=1 consisid-bench tiny --output .../report"
+    assert environment.command(given) == "OMP_NUM_THREADS=1 consisid-bench tiny --output .../report"
 
 
 def test_without_matplotlib_one_sentence(mini_folder, tmp_path, monkeypatch, capsys):
@@ -244,7 +241,7 @@ def test_on_every_rung_the_video_is_the_same(tiny):
     person = identity(tiny.variant)
     embeds = tiny.text_encoder(tiny.networks(), ["", "A man."])
     ours = tiny.generate(person, "A man.", seed=5, num_inference_steps=2, output_type="latent").latents
-    for rung in rungs(tiny, person, 2).values():
+    for rung in ablations(tiny, person, 2).values():
         assert (ours - rung.latents(embeds, 5, [])[0]).abs().max() < 1e-4
 
 
@@ -257,7 +254,7 @@ def test_a_rung_computes_once_what_it_says(tiny, name, in_loop):
     embeds = tiny.text_encoder(networks, ["", "A man."])
     tiny.conditioner.images(networks, person, tiny.shape.height, tiny.shape.width)
     before = networks.calls.copy()
-    rungs(tiny, person, 3)[name].latents(embeds, 0, [])
+    ablations(tiny, person, 3)[name].latents(embeds, 0, [])
     calls = networks.calls - before
     layers = tiny.variant.transformer.num_layers
     assert calls["face_extract"] == 1
@@ -268,14 +265,14 @@ def test_a_rung_computes_once_what_it_says(tiny, name, in_loop):
 def test_a_compiled_engine_has_a_rung_for_compiling(monkeypatch, tiny):
     """Its graphs operator by operator; an eager engine has no such rung."""
     person = identity(tiny.variant)
-    assert "ours uncompiled, without hoisting" not in rungs(tiny, person, 2)
+    assert "ours uncompiled, without hoisting" not in ablations(tiny, person, 2)
     entries = {name: replace(entry, file="block.pt2") for name, entry in tiny.manifest.graphs.items()}
     monkeypatch.setattr(tiny, "manifest", replace(tiny.manifest, graphs=entries))
-    found = rungs(tiny, person, 2)
+    found = ablations(tiny, person, 2)
     assert next(iter(found)) == "ours uncompiled, without hoisting"
     embeds = tiny.text_encoder(tiny.networks(), ["", "A man."])
     first, second = list(found.values())[:2]
-    assert first._networks is not second._networks
+    assert first.networks is not second.networks
     assert (first.latents(embeds, 5, []) == second.latents(embeds, 5, [])).all()
 
 
@@ -283,7 +280,7 @@ def test_without_hoisting_everything_is_computed_each_step(tiny):
     networks, person = tiny.networks(), identity(tiny.variant)
     embeds = tiny.text_encoder(networks, ["", "A man."])
     before = networks.calls.copy()
-    Unhoisted(tiny, person, 3).latents(embeds, 0, [])
+    Ablated(tiny, person, 3).latents(embeds, 0, [])
     calls = networks.calls - before
     assert [calls[n] for n in ("text_project", "image_embed", "time_embed", "face_extract")][:3] == [3, 3, 3]
     assert calls["face_extract"] in (3, 4)  # and once for the image's moments, which belong to no step

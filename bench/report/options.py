@@ -1,0 +1,83 @@
+"""What a report is asked for, and what it then has to do without."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consisid.engine.errors import ConsisIDError, DeviceMemoryError, MemoryBudgetError
+from consisid.engine.manifest import Manifest
+from consisid.engine.util.device import check_device
+
+from ..core.baselines import BaselineError
+from ..core.weights import random_folder
+
+# Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a form of diffusers
+# that does not run. Anything else is an error of this engine or of this command, and ends it.
+MISSING = (ImportError, torch.OutOfMemoryError, DeviceMemoryError, MemoryBudgetError, BaselineError)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for.
+
+    engine: a folder, or with random_weights the name of a variant, compiled by `backend`. memory: a budget, as
+    ConsisID.open takes it. compiled: also diffusers with compiled blocks. peers: diffusers in any form.
+    """
+
+    engine: str
+    steps: int = 10
+    runs: int = 3
+    random_weights: bool = False
+    backend: str = "eager"
+    device: str | None = None
+    compiled: bool = False
+    peers: bool = True
+    threads: int | None = None
+    memory: str | None = None
+
+
+@dataclass
+class Missing:
+    """What a report does not have, and why."""
+
+    lines: list[dict[str, str]] = field(default_factory=list)
+
+    def skip(self, what: str, because: str) -> None:
+        self.lines.append({"what": what, "because": because})
+
+    def attempt(self, what: str, work: Callable[[], Any]) -> Any:
+        """What a part returns, or None and a line under "not measured" where it cannot run here."""
+        try:
+            return work()
+        except MISSING as error:
+            first = (str(error).strip().splitlines() or [""])[0][:300]
+            self.skip(what, first if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {first}")
+            return None
+        finally:
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def folder_of(options: Options, device: torch.device) -> Iterator[Path]:
+    """The engine folder, or one with random weights that is there for the length of the block."""
+    if not options.random_weights:
+        yield Path(options.engine)
+        return
+    with random_folder(options.engine, device, backend=options.backend) as folder:
+        yield folder
+
+
+def device_of(options: Options) -> torch.device:
+    """Where the engine will run, without opening it."""
+    if options.device is not None:
+        return check_device(options.device)
+    if options.random_weights:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return check_device(Manifest.read(Path(options.engine)).spec.device)
