@@ -12,11 +12,10 @@ from consisid.engine import ConsisID, Identity
 from consisid.engine.checkpoint.random_weights import RandomWeights as RandomCheckpoint
 from consisid.engine.errors import ConsisIDError
 
-from . import reference
 from .inputs import GUIDANCE, prompt_of
 from .samples import Sample
 from .timing import between, mark, now, wait
-from .weights import RandomWeights
+from .weights import RandomWeights, diffusers_text_encoder, diffusers_transformer, diffusers_vae
 
 
 class BaselineError(ConsisIDError):
@@ -142,9 +141,9 @@ def _random_parts(engine: ConsisID, checkpoint: RandomCheckpoint, dtype: torch.d
 
     weights = RandomWeights(engine.variant, engine.shape, engine.device, dtype, checkpoint.tensors.seed)
     return {
-        "transformer": reference.transformer(weights),
-        "vae": reference.vae(weights),
-        "text_encoder": reference.text_encoder(weights),
+        "transformer": diffusers_transformer(weights),
+        "vae": diffusers_vae(weights),
+        "text_encoder": diffusers_text_encoder(weights),
         "tokenizer": T5Tokenizer.from_pretrained(checkpoint.path / "tokenizer"),
         "scheduler": CogVideoXDPMScheduler.from_pretrained(checkpoint.path / "scheduler"),
     }

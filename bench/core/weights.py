@@ -1,11 +1,14 @@
-"""The random weights of an engine folder: as such a folder, for graphs without one, and for modules of diffusers.
+"""The random weights of an engine folder: as such a folder, for graphs without one, and in the modules of diffusers and
+transformers that the engine is compared with.
 
-Every tensor's seed follows from its name in the checkpoint, so that this engine and diffusers' modules get the same
-numbers, however each groups them and in whatever order they are asked for.
+Every tensor's seed follows from its name in the checkpoint, so that both get the same numbers, however each groups them
+and in whatever order they are asked for.
 """
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,11 +82,8 @@ class RandomWeights:
             weights["decode_next"] = weights["decode_first"]
         return PerLayer(self.variant, runners, Held(weights), self.device, self.dtype)
 
-    def fill(self, part: str, module: nn.Module, prefix: str = "") -> nn.Module:
+    def fill(self, part: str, module: nn.Module) -> nn.Module:
         """A module of diffusers or transformers, made on the meta device, with these weights in place of its own.
-
-        Args:
-            prefix: where the checkpoint keeps the module.
 
         Raises:
             CheckpointError: the module wants a tensor that this model does not have.
@@ -91,7 +91,7 @@ class RandomWeights:
         state = {}
         for name, tensor in module.state_dict().items():
             known = "shared.weight" if name == "encoder.embed_tokens.weight" else name  # transformers ties the two
-            state[name] = self.tensor(part, prefix + known, tensor.shape)
+            state[name] = self.tensor(part, known, tensor.shape)
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -99,3 +99,44 @@ class RandomWeights:
 def load_graph(name: str, graph: Graph, package: Path | None, device: torch.device) -> Any:
     """A graph by a backend, from the package that it was compiled into."""
     return backend(name).load(graph, package, device, list(weight_shapes(graph.module())))
+
+
+def diffusers_transformer(weights: RandomWeights) -> nn.Module:
+    """diffusers' ConsisIDTransformer3DModel."""
+    from diffusers import ConsisIDTransformer3DModel
+
+    known = inspect.signature(ConsisIDTransformer3DModel.__init__).parameters
+    config = {name: value for name, value in asdict(weights.variant.transformer).items() if name in known}
+    return _filled(weights, "transformer", lambda: ConsisIDTransformer3DModel(**config))
+
+
+def diffusers_vae(weights: RandomWeights) -> nn.Module:
+    """diffusers' AutoencoderKLCogVideoX."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    config = weights.variant.vae
+    kinds = {
+        f"{way.lower()}_block_types": (f"CogVideoX{way}Block3D",) * len(config.block_out_channels)
+        for way in ("Down", "Up")
+    }
+    return _filled(weights, "vae", lambda: AutoencoderKLCogVideoX(**kinds, **asdict(config)))
+
+
+def diffusers_text_encoder(weights: RandomWeights) -> nn.Module:
+    """transformers' T5EncoderModel."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        **asdict(weights.variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False
+    )
+    return _filled(weights, "text_encoder", lambda: T5EncoderModel(config))
+
+
+def _filled(weights: RandomWeights, part: str, make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        module = make()
+    module = weights.fill(part, module)
+    for name, buffer in list(module.named_buffers()):
+        if buffer.device.type == "meta" and weights.device.type != "meta":
+            raise RuntimeError(f"{type(module).__name__} keeps {name} outside its checkpoint.")
+    return module

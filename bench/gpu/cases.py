@@ -22,14 +22,20 @@ PHASES: Mapping[str, str] = {
     "ceilings": "what the hardware gives: products, copies, host to device",
     "attention": "every implementation of joint attention at the full shape",
     "block": "one transformer block by part",
-    "step": "one denoising step: eager, compiled, CUDA graph, diffusers",
+    "step": "denoising steps: eager, compiled, CUDA graph, diffusers",
     "stream": "videos within budgets of device memory",
     "decode": "the VAE decoder: memory formats, whole decodes",
     "text": "the T5 encoder",
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
-PLACES = {"stream": "videos.stream", "e2e": "videos.e2e"}  # of phases that have no file of their own
+PLACES = {  # the files of phases, each a function there
+    "calls": ("first", "second"),
+    "parts": ("ceilings", "attention", "block"),
+    "videos": ("step", "stream", "e2e"),
+    "coders": ("decode", "text"),
+    "trt": ("trt",),
+}
 EVERY = [name for name in PHASES if name not in ("first", "second")]  # which repeat rows of the others
 
 
@@ -177,6 +183,6 @@ def guarded(name: str, section: Callable[[Context], Iterable[Case]], c: Context)
 
 def cases(phase: str, context: Context) -> Iterable[Case]:
     """The rows of a phase."""
-    name, _, function = PLACES.get(phase, f"{phase}.cases").partition(".")
-    made: Iterable[Case] = getattr(import_module(f".{name}", __package__), function)(context)
+    (file,) = (file for file, phases in PLACES.items() if phase in phases)
+    made: Iterable[Case] = getattr(import_module(f".{file}", __package__), phase)(context)
     return made

@@ -11,22 +11,19 @@ from typing import Any
 import torch
 
 from consisid.engine.backends import backend
-from consisid.kernels.dispatch import Config
-from consisid.kernels.joint_attention import by_kernel
 
 from ..core.weights import load_graph
-from . import attention
 from .cases import Context
 
 
 class Compiling:
-    """Packages of AOTInductor by the names of their graphs; and attention by some options, into Triton's cache.
+    """Packages of AOTInductor, all compiled at once.
 
     Attributes:
         seconds: of each graph, when `wait` has returned.
     """
 
-    def __init__(self, c: Context, names: Sequence[str], configs: Sequence[Config] = ()):
+    def __init__(self, c: Context, names: Sequence[str]):
         self._folder = TemporaryDirectory()
         self.files = {name: Path(self._folder.name) / f"{name}.pt2" for name in names}
         self.seconds: dict[str, float] = {}
@@ -34,8 +31,6 @@ class Compiling:
         self._processes: list[Any] = [
             spawn.Process(target=compile_graph, args=(given, *item)) for item in self.files.items()
         ]
-        if configs:
-            self._processes.append(spawn.Process(target=compile_attention, args=(given, configs)))
         for process in self._processes:
             process.start()
 
@@ -63,16 +58,6 @@ def compile_graph(c: Context, name: str, package: Path) -> None:
     start, module = time.perf_counter(), backend("inductor")
     module.compile(c.weights.table[name], package, c.device, c.dtype)
     package.with_suffix(".seconds").write_text(str(time.perf_counter() - start))
-
-
-def compile_attention(c: Context, configs: Sequence[Config]) -> None:
-    """In a process of its own: attention is called once by every config."""
-    q, k, v = attention.tensors(c)
-    for config in configs:
-        try:
-            by_kernel(q, k, v, q.shape[-1] ** -0.5, config)
-        except Exception as error:  # its row says so again
-            print(f"{config}: {type(error).__name__}", flush=True)
 
 
 def torch_compiled(runners: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def engine(
     return Work(run, c.compare(run(), shard.eager()), c.tolerance, note)
 
 
-def cases(c: Context) -> Iterator[Case]:
+def trt(c: Context) -> Iterator[Case]:
     flops = graph_flops(c.variant, c.shape, "block") * c.batch * LAYERS
 
     def eager() -> Work:

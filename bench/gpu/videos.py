@@ -1,9 +1,10 @@
-"""Rows that make whole videos with random weights: by the engine's own plans within budgets of device memory, and what
-was measured at N steps with what follows for 50 by arithmetic."""
+"""Rows that generate() makes with random weights: steps of the loop in every mode, videos within budgets of device
+memory by the engine's own plans, and what was measured at N steps with what follows for 50 by arithmetic."""
 
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,53 +13,62 @@ from consisid.engine import ConsisID
 from consisid.engine.memory.budget import parse
 from consisid.engine.video import Stats
 
+from ..core.baselines import Diffusers
 from ..core.flops import decode_flops, step_cost
 from ..core.inputs import identity, prompt_of
 from ..core.samples import within
 from ..core.weights import random_folder
 from .cases import Case, Context, Unavailable, Work
+from .compiling import torch_compiled
 
 FULL = 50  # steps of a video by default
+STEPS = 4  # of a row about steps
 BUDGETS, BUDGET_STEPS = ("24GiB", "8GiB", "5GiB", "3GiB"), 3
 SHOWN = 5  # steps of a video in the terminal
+Runners = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def engine_of(c: Context, stack: ExitStack, memory: str | None = None, cuda_graphs: bool = False) -> ConsisID:
+def engine_of(c: Context, stack: ExitStack, **options: Any) -> ConsisID:
     """An engine with random weights, opened once per section; its folder, where diffusers looks for the tokenizer, is
     there as long as the stack."""
     if c.device.type == "meta":
         raise Unavailable("an engine needs a device with data")
-
-    def made() -> ConsisID:
-        folder = stack.enter_context(random_folder(c.variant, c.device, c.dtype))
-        return ConsisID.open(folder, memory=memory, cuda_graphs=cuda_graphs)
-
-    engine: ConsisID = c.once(("engine", cuda_graphs), made)
+    folder = c.once("folder", lambda: stack.enter_context(random_folder(c.variant, c.device, c.dtype)))
+    engine: ConsisID = c.once(("engine", *options.items()), lambda: ConsisID.open(folder, **options))
     return engine
 
 
 def video(
-    c: Context, stack: ExitStack, steps: int, *, memory: str | None = None, budget: str | None = None,
-    cfg: str | None = None, warm: bool = False, also: Callable[[Stats], dict[str, Any]] = lambda stats: {},
+    c: Context, stack: ExitStack, steps: int, *, budget: str | None = None, warm: bool = False,
+    runners: Runners = dict, also: Callable[[Stats], dict[str, Any]] = lambda stats: {},
+    opened: dict[str, Any] | None = None, **options: Any,
 ) -> Work:  # fmt: skip
-    """generate(), with the figures of its last video.
+    """generate() with some options, with the figures of its last video.
 
     Args:
-        memory: what the engine is opened with.
         budget: what this video keeps to.
         warm: after a video of two steps that is not counted.
+        runners: what runs the graphs, made from what does.
         also: further figures.
+        opened: options of the engine.
     """
-    engine, person, kept = engine_of(c, stack, memory), identity(c.variant), list[Stats]()
-    limit = parse(budget, 0)
+    engine, person, kept = engine_of(c, stack, **(opened or {})), identity(c.variant), list[Stats]()
+    limit, networks = parse(budget, 0), engine.networks()
+    own, placed = networks.runners, runners(dict(networks.runners))
     if warm:
         engine.generate(person, prompt_of(0), seed=0, num_inference_steps=2)
 
-    def run() -> None:
-        with nullcontext() if limit is None else within(engine, limit):
-            # A new prompt each time: the text encoder keeps what it has encoded.
-            prompt = prompt_of(1 + len(kept))
-            kept.append(engine.generate(person, prompt, seed=1, num_inference_steps=steps, cfg=cfg).stats)
+    def run() -> Any:
+        networks.runners = placed
+        try:
+            with nullcontext() if limit is None else within(engine, limit):
+                # A new prompt each time: the text encoder keeps what it has encoded.
+                prompt = prompt_of(1 + len(kept))
+                made = engine.generate(person, prompt, seed=1, num_inference_steps=steps, **options)
+        finally:
+            networks.runners = own
+        kept.append(made.stats)
+        return made.latents
 
     note = "after one of two steps" if warm else "opening the engine is not counted"
     return Work(run, note=note, more=lambda: also(kept[-1]) | figures(c, kept[-1]))
@@ -96,14 +106,51 @@ def extrapolated(stats: Stats, steps: int = FULL) -> dict[str, Any]:
     return {"steps": len(stats.steps), "not_measured_but_extrapolated": {f"seconds of {steps} steps": seconds}}
 
 
+def loop(c: Context, stack: ExitStack, kind: str, runners: Runners = dict) -> Work:
+    """The loop up to the latents. Other runners are compared with the engine's own; the modes with each other and with
+    diffusers by the tests."""
+    graphs, cfg = kind == "CUDA graph", "sequential" if kind == "sequential" else "batched"
+    if graphs or runners is not dict:
+        c.need_gpu(f"a loop by {kind}")
+    make = partial(
+        video, c, stack, STEPS, output_type="latent", cfg=cfg, opened={"cuda_graphs": True} if graphs else {}
+    )
+    work = make(warm=True, runners=runners)
+    if runners is not dict:
+        work.error, work.allowed = c.compare(work.run(), make().run()), 5 * c.tolerance
+    return work
+
+
+def loop_of_diffusers(c: Context, stack: ExitStack) -> Work:
+    """diffusers' pipeline with the same weights, up to the latents."""
+    engine = engine_of(c, stack)
+    theirs, steps = Diffusers(engine, identity(c.variant), STEPS, frames=False), list[float]()
+
+    def run() -> None:
+        steps[:] = theirs(1 + len(steps)).steps
+
+    def more() -> dict[str, Any]:
+        return {"step_seconds": steps, "shown": f"median step {statistics.median(steps):.4f} s"}
+
+    return Work(run, note="consisid-bench says how far both are from float32", more=more)
+
+
+def step(c: Context) -> Iterator[Case]:
+    flops = STEPS * c.batch * step_cost(c.variant, c.shape).total
+    whole = STEPS * c.batch * step_cost(c.variant, c.shape, folded=False, whole=True).total
+    with ExitStack() as stack:
+        for kind in ("eager", "sequential", "CUDA graph", "compiled"):
+            runners: Runners = torch_compiled if kind == "compiled" else dict
+            yield Case(f"{STEPS} x step, {kind}", partial(loop, c, stack, kind, runners), flops, repeats=3)
+        make = partial(loop_of_diffusers, c, stack)
+        yield Case(f"{STEPS} x step, diffusers", make, whole, repeats=3, foreign=True)
+
+
 def stream(c: Context) -> Iterator[Case]:
     """By an engine that was opened with the largest budget."""
     with ExitStack() as stack:
         for budget in BUDGETS:
-
-            def make(budget: str = budget) -> Work:
-                return video(c, stack, BUDGET_STEPS, memory=BUDGETS[0], budget=budget)
-
+            make = partial(video, c, stack, BUDGET_STEPS, opened={"memory": BUDGETS[0]}, budget=budget)
             yield Case(f"generate, {BUDGET_STEPS} steps, {budget}", make, once=True, limit=75)
 
 
@@ -111,8 +158,5 @@ def e2e(c: Context) -> Iterator[Case]:
     flops = 2 * c.steps * step_cost(c.variant, c.shape).total + decode_flops(c.variant, c.shape)
     with ExitStack() as stack:
         for cfg in ("batched", "sequential"):
-
-            def make(cfg: str = cfg) -> Work:
-                return video(c, stack, c.steps, cfg=cfg, also=extrapolated)
-
+            make = partial(video, c, stack, c.steps, cfg=cfg, also=extrapolated)
             yield Case(f"generate, {c.steps} steps, CFG {cfg}", make, flops, repeats=3)

@@ -21,10 +21,9 @@ from ..core.nvml import Watch, load_nvml
 from ..core.samples import Maker, Ours, Resident, Row, Sample, alternate
 from ..core.tables import write_files
 from ..core.timing import seconds_of
-from . import budgets, checks, memory, parity, roofline
+from . import memory, parity, sections
 from .latency import Latency
-from .options import Missing, Options, device_of, folder_of
-from .sections import baseline_row, sample_rows
+from .options import Missing, Options, check_alone, check_ceilings, check_watched, device_of, folder_of
 
 SCHEMA = 4
 PULSE = 0.05  # seconds
@@ -40,7 +39,7 @@ def guard(nvml: Any, device: torch.device) -> Watch | None:
     if nvml is None or device.type != "cuda":
         return None
     watch = Watch.of(nvml, device.index)
-    checks.check_alone(watch.others())
+    check_alone(watch.others())
     return watch
 
 
@@ -125,7 +124,7 @@ class Bench:
             else:
                 theirs, beside = self.beside(form, 100 * index) or ([], [])
             budget = within[form.reference_gb[1]] if form.reference_gb else None
-            forms.append(baseline_row(form, theirs, beside, budget))
+            forms.append(sections.baseline_row(form, theirs, beside, budget))
             if theirs and form is not EAGER:
                 samples[form.name] = theirs
                 everything += [sample.total for sample in beside]
@@ -133,19 +132,19 @@ class Bench:
         self.speeds[steady.name] = [speed for turns in self.speeds.values() for speed in turns]
         note = "product of matrices after each turn"
         rows = [
-            *sample_rows(samples),
+            *sections.sample_rows(samples),
             steady,
             *(Row.of("machine", name, "TFLOP/s", found, note) for name, found in self.speeds.items()),
             *latency.rows(opening, first),
-            *roofline.counted_rows(engine),
+            *sections.counted_rows(engine),
         ]
         compare = partial(parity.measure, engine, options.steps)
         compared = self.missing.attempt("parity", compare) if options.peers else None
         end = peak_rates.measure(self.device, self.dtype)
         seen = None if self.watch is None else self.watch.seen
         if seen is not None:
-            checks.check_watched(seen)
-        stability = checks.check_ceilings(start, end, self.gpu)
+            check_watched(seen)
+        stability = check_ceilings(start, end, self.gpu)
         if not self.gpu:
             reason = "on a CPU all of them share one process; only its whole is seen"
             self.missing.skip("memory of each peer by itself", reason)
@@ -158,7 +157,7 @@ class Bench:
             "ceilings": stability,
             "rows": [row.stamped(made) for row in rows],
             "waterfall": gains(samples),
-            "rates": roofline.achieved(engine, samples["ours"], start),
+            "rates": sections.roofline(engine, samples["ours"], start),
             "targets": [],  # for readers of older reports, which held goals of this project
             "peers": forms,
             "memory": timeline,
@@ -227,13 +226,13 @@ class Bench:
         """
         found: dict[float, dict[str, Any] | None] = {}
         held = self.resident.held.pop("ours", 0)  # what is resident is the budget's business
-        for gb in dict.fromkeys(budgets.stated()):
-            budget, name = budgets.budget_for(self.engine, gb, self.ours.steps), f"ours within the stated {gb:g} GB"
+        for gb in dict.fromkeys(sections.stated_gb()):
+            budget, name = sections.budget_for(self.engine, gb, self.ours.steps), f"ours within the stated {gb:g} GB"
 
-            def work(budget: budgets.Budget = budget, name: str = name) -> dict[str, Any]:
-                makers = {name: budgets.Within(self.ours, budget)}
+            def work(budget: sections.Budget = budget, name: str = name) -> dict[str, Any]:
+                makers = {name: sections.Within(self.ours, budget)}
                 samples = alternate(makers, self.options.runs, self.resident, first=300)
-                return budgets.budget_row(budget, samples[name])
+                return sections.budget_row(budget, samples[name])
 
             found[gb] = self.missing.attempt(name, work)
         self.resident.held["ours"] = held

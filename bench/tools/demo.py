@@ -18,20 +18,17 @@ def demo(folder: Path) -> None:
     from skimage.data import astronaut
 
     folder.mkdir(parents=True, exist_ok=True)
-    photo = folder / "photo.png"
+    photo, output = folder / "photo.png", folder / "demo.mp4"
     Image.fromarray(astronaut()).save(photo)
     with tempfile.TemporaryDirectory() as scratch:
-        engine_folder = Path(scratch) / "tiny"
-        build("tiny", engine_folder, backend="eager")
-        engine = ConsisID.open(engine_folder)
+        build("tiny", Path(scratch) / "tiny", backend="eager")
+        engine = ConsisID.open(Path(scratch) / "tiny")
         person = engine.identify(photo)
         person.preview().save(folder / "face.png")
         video = engine.generate(person, "An astronaut smiles at the viewer, the flag behind her moving.", seed=42)
-        video.save(folder / "demo.mp4")
+        video.save(output)
     frames, height, width, _ = video.frames.shape
-    print(
-        f"{folder / 'demo.mp4'}: {width}x{height}, {frames} frames. TINY has random weights: expect noise, not a face."
-    )
+    print(f"{output}: {width}x{height}, {frames} frames. TINY has random weights: expect noise, not a face.")
     for name, seconds in video.stats.seconds.items():
         print(f"  {name:<9} {seconds:6.2f} s")
     print(video.stats.summary())

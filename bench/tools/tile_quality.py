@@ -28,6 +28,8 @@ from consisid.engine.decode.tile import Tile, check_tile, cut
 from consisid.engine.errors import InputError
 from consisid.engine.util.cli import run
 
+from ..core.tables import table
+
 MODES = ("tiled-reference", "tiled", "exact")
 
 
@@ -86,18 +88,17 @@ def measure(engine: ConsisID, tile: Tile, latents: Tensor) -> tuple[list[Row], d
         return torch.cat(list(chunks))
 
     found, rows = {"whole": frames("whole")}, []
+    sides = shape.latent_height, shape.latent_width
     for mode in MODES:
         found[mode] = frames(mode)
         if found[mode].shape != found["whole"].shape:
             raise InputError(
                 f"tile={tile}: with it diffusers returns frames of another size; use multiples of 6 and 5."
             )
-        blended = (
-            bands(mode, shape.latent_height, tile[0], 0, ratio),
-            bands(mode, shape.latent_width, tile[1], 1, ratio),
-        )
+        rows_blended, columns_blended = (bands(mode, sides[axis], tile[axis], axis, ratio) for axis in (0, 1))
         error = (found[mode] - found["whole"]).abs()
-        rows.append(Row(mode, error.mean().item(), error.max().item(), seam(found[mode], found["whole"], blended)))
+        seams = seam(found[mode], found["whole"], (rows_blended, columns_blended))
+        rows.append(Row(mode, error.mean().item(), error.max().item(), seams))
     return rows, found
 
 
@@ -115,8 +116,7 @@ def picture(frames: dict[str, Tensor], path: Path) -> None:
     Image.fromarray(np.ascontiguousarray(pixels)).save(path, optimize=True)
 
 
-def report(options: argparse.Namespace) -> None:
-    """The work of the command."""
+def work(options: argparse.Namespace) -> None:
     engine = ConsisID.open(options.engine, options.device)
     shape, vae = engine.shape, engine.variant.vae
     if options.tile is None and (shape.latent_height, shape.latent_width) == (1, 1):
@@ -124,30 +124,26 @@ def report(options: argparse.Namespace) -> None:
     height, width = check_tile(tuple(options.tile) if options.tile else None, vae)
     if not options.tile:
         height, width = -(-height // 6) * 6, -(-width // 5) * 5  # other sizes diffusers does not put together right
-    tile = height, width
     frames = min(5, shape.latent_frames)
     latents = smooth_latents(frames, vae.latent_channels, shape.latent_height, shape.latent_width, options.seed)
-    rows, found = measure(engine, tile, latents.to(engine.device, engine.dtype))
-    print(f"{shape}, {frames} latent frames, tiles of {tile[0]}x{tile[1]} latent pixels; frames lie in [-1, 1]\n")
-    print("| decode | mean error | largest error | seam |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row.mode} | {row.mean:.2e} | {row.largest:.2e} | {row.seam:.2f} |")
+    rows, found = measure(engine, (height, width), latents.to(engine.device, engine.dtype))
+    print(f"{shape}, {frames} latent frames, tiles of {height}x{width} latent pixels; frames lie in [-1, 1]\n")
+    cells = [(row.mode, f"{row.mean:.2e}", f"{row.largest:.2e}", f"{row.seam:.2f}") for row in rows]
+    print(*table(("decode", "mean error", "largest error", "seam"), cells), sep="\n")
     if options.picture:
         picture(found, options.picture)
         print(f"\n{options.picture}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        "python -m consisid.bench.tools.tile_quality", description="Error and seams of decoding in tiles."
-    )
+    p = argparse.ArgumentParser("python -m consisid.bench.tools.tile_quality", description="Error and seams of tiles.")
     p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
     p.add_argument("--device", help="default: what the engine was built for")
     p.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of a tile in latent pixels")
     p.add_argument("--seed", type=int, default=0, help="of the latents")
     p.add_argument("--picture", type=Path, help="also save the frames side by side")
     options = p.parse_args(arguments)
-    return run("seams", lambda: report(options))
+    return run("tile_quality", lambda: work(options))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from consisid.bench.cli import main
 from consisid.bench.core import peak_rates
 from consisid.bench.core.nvml import Watch
 from consisid.bench.core.peak_rates import Ceilings
-from consisid.bench.report import checks, measure
+from consisid.bench.report import measure, options
 from consisid.engine.errors import ConsisIDError
 
 
@@ -72,7 +72,7 @@ def watch_of(nvml, during=lambda: None):
 
 def test_a_quiet_gpu_passes(nvml):
     watch = watch_of(nvml)
-    checks.check_watched(watch.seen)
+    options.check_watched(watch.seen)
     summary = watch.seen.summary()
     assert summary["joules"] == 0.5
     assert summary["sm_clock_mhz"]["median"] == 1980
@@ -85,14 +85,14 @@ def test_a_quiet_gpu_passes(nvml):
 )
 def test_throttled_clocks_refuse(nvml, reason, name):
     nvml.reasons = reason
-    with pytest.raises(checks.RefusedError, match=name):
-        checks.check_watched(watch_of(nvml).seen)
+    with pytest.raises(options.RefusedError, match=name):
+        options.check_watched(watch_of(nvml).seen)
 
 
 def test_the_power_limit_is_recorded_and_does_not_refuse(nvml):
     nvml.reasons = 0x04
     watch = watch_of(nvml)
-    checks.check_watched(watch.seen)
+    options.check_watched(watch.seen)
     assert watch.seen.summary()["power_capped"]
 
 
@@ -102,14 +102,14 @@ def test_throttling_between_start_and_end_is_seen(nvml):
         time.sleep(0.5)
         nvml.reasons = 0
 
-    with pytest.raises(checks.RefusedError):
-        checks.check_watched(watch_of(nvml, hot).seen)
+    with pytest.raises(options.RefusedError):
+        options.check_watched(watch_of(nvml, hot).seen)
 
 
 def test_a_process_that_was_there_before_refuses(nvml):
     nvml.pids = {4242}
-    with pytest.raises(checks.RefusedError, match="4242"):
-        checks.check_alone(Watch.of(nvml, None).others())
+    with pytest.raises(options.RefusedError, match="4242"):
+        options.check_alone(Watch.of(nvml, None).others())
 
 
 def test_a_busy_gpu_does_not_matter_to_a_cpu(nvml):
@@ -131,26 +131,26 @@ def test_a_process_that_comes_during_the_run_refuses(nvml):
     def visit():
         nvml.pids = nvml.pids | {99}
 
-    with pytest.raises(checks.RefusedError, match="99"):
-        checks.check_watched(watch_of(nvml, visit).seen)
+    with pytest.raises(options.RefusedError, match="99"):
+        options.check_watched(watch_of(nvml, visit).seen)
 
 
 def test_ceilings_that_move_refuse_on_a_gpu_and_are_noted_on_a_cpu():
     start, slower, steady = Ceilings(700, 4000, ""), Ceilings(620, 4000, ""), Ceilings(640, 4100, "")
-    with pytest.raises(checks.RefusedError, match=r"product ceiling moved by -11%"):
-        checks.check_ceilings(start, slower, gpu=True)
-    assert checks.check_ceilings(start, steady, gpu=True)["note"] is None
-    assert "product ceiling moved by -11%" in checks.check_ceilings(start, slower, gpu=False)["note"]
+    with pytest.raises(options.RefusedError, match=r"product ceiling moved by -11%"):
+        options.check_ceilings(start, slower, gpu=True)
+    assert options.check_ceilings(start, steady, gpu=True)["note"] is None
+    assert "product ceiling moved by -11%" in options.check_ceilings(start, slower, gpu=False)["note"]
 
 
 def test_the_command_refuses_and_writes_nothing(nvml, mini_folder, tmp_path, monkeypatch, capsys):
     nvml.pids = {4242}
     monkeypatch.setattr(measure, "load_nvml", lambda: (nvml, None))
-    monkeypatch.setattr(measure, "device_of", lambda options: torch.device("cuda"))
+    monkeypatch.setattr(measure, "device_of", lambda _: torch.device("cuda"))
     assert main([str(mini_folder), "--output", str(tmp_path / "r")]) == 2
     assert "4242" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
-    assert issubclass(checks.RefusedError, ConsisIDError)
+    assert issubclass(options.RefusedError, ConsisIDError)
 
 
 @pytest.fixture
@@ -175,8 +175,8 @@ def test_the_command_refuses_what_was_throttled_during_the_run(watched, mini_fol
 def test_the_command_refuses_moved_ceilings(watched, mini_folder, tmp_path, monkeypatch, capsys):
     found = iter((Ceilings(700, 4000, ""), Ceilings(620, 4000, "")))
     monkeypatch.setattr(peak_rates, "measure", lambda *_: next(found))
-    check = checks.check_ceilings
-    monkeypatch.setattr(checks, "check_ceilings", lambda start, end, gpu: check(start, end, True))
+    check = options.check_ceilings
+    monkeypatch.setattr(measure, "check_ceilings", lambda start, end, gpu: check(start, end, True))
     assert measure_watched(mini_folder, tmp_path / "r") == 2
     assert "product ceiling moved by -11%" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

@@ -1,4 +1,4 @@
-"""The VAE decoder: its convolutions in two memory formats, and whole decodes, chunk by chunk and untiled."""
+"""The VAE decoder in two memory formats, chunk by chunk, and the T5 encoder, beside those of diffusers."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,32 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from consisid.engine.decode.frames import decode_chunks
 from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 
-from ..core.flops import decode_flops
-from ..core.reference import vae as reference_vae
+from ..core import weights
+from ..core.flops import decode_flops, text_flops, weight_bytes
 from .cases import Case, Context, Work
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
-
-
-def convolution(c: Context, channels: int, frames: int, height: int, width: int, layout: str) -> Work:
-    """[1, channels, frames + 2, height, width], kernel 3 x 3 x 3, as in a chunk at one level of the decoder."""
-    x = c.randn(1, channels, frames + 2, height, width)
-    weight = c.randn(channels, channels, 3, 3, 3, seed=1) * (27 * channels) ** -0.5
-    bias = c.randn(channels, seed=2)
-    x, weight = (y.contiguous(memory_format=FORMATS[layout]) for y in (x, weight))
-
-    def run() -> Tensor:
-        return F.conv3d(x, weight, bias, padding=(0, 1, 1))
-
-    corner = x[..., :18, :18].float().contiguous()
-    right = F.conv3d(corner, weight.float().contiguous(), bias.float(), padding=(0, 1, 1))[..., :17, :17]
-    return Work(run, c.compare(run()[..., :17, :17], right), c.tolerance, "checked against float32 in a corner")
 
 
 def decoder(c: Context, layout: str = "contiguous") -> GraphExecutor:
@@ -73,7 +57,7 @@ def small(c: Context) -> Context:
     return replace(c, shape=shape, _made={})
 
 
-def ours(c: Context, layout: str) -> Work:
+def decode_ours(c: Context, layout: str) -> Work:
     """A whole decode, chunk by chunk; chunks are kept, as a caller would."""
     networks, latents = decoder(c, layout), latents_of(c)
 
@@ -86,9 +70,9 @@ def ours(c: Context, layout: str) -> Work:
     return Work(run, error, c.tolerance, "the error is between both formats")
 
 
-def theirs(c: Context, tiled: bool) -> Work:
+def decode_theirs(c: Context, tiled: bool) -> Work:
     """diffusers' own decode, whole or tiled."""
-    model: Any = c.once("theirs", lambda: reference_vae(c.weights))
+    model: Any = c.once("theirs", lambda: weights.diffusers_vae(c.weights))
     latents = latents_of(c)
 
     def run() -> Tensor:
@@ -102,20 +86,48 @@ def theirs(c: Context, tiled: bool) -> Work:
     return Work(run, error, c.tolerance, "the error is between ours and theirs, at the full shape")
 
 
-def cases(c: Context) -> Iterator[Case]:
+def decode(c: Context) -> Iterator[Case]:
     if c.device.type == "cpu":  # where the phase is only proven: a small video takes a tenth of the time
         c = small(c)
-    channels, s = c.variant.vae.block_out_channels, c.shape
-    levels = [(channels[0], s.height, s.width)]
-    levels += [(channels[-2], s.height // 2, s.width // 2)] if len(channels) > 1 else []
-    for width, rows, columns in levels:
-        voxels = 8.0 * rows * columns
-        for layout in FORMATS:
-            name, make = f"conv3d {width} channels, 8 x {rows} x {columns}, {layout}", partial(convolution, c, width)
-            moved = 2 * width * c.dtype.itemsize * voxels
-            yield Case(name, partial(make, 8, rows, columns, layout), 54 * width**2 * voxels, moved)
-    total = decode_flops(c.variant, s)
+    flops = decode_flops(c.variant, c.shape)
     for layout in FORMATS:
-        yield Case(f"decode {s}, {layout}", partial(ours, c, layout), total, repeats=5)
+        yield Case(f"decode {c.shape}, {layout}", partial(decode_ours, c, layout), flops, repeats=5)
     for name, tiled in (("diffusers", False), ("diffusers tiled", True)):
-        yield Case(f"decode {s}, {name}", partial(theirs, c, tiled), total, repeats=5, foreign=True)
+        yield Case(f"decode {c.shape}, {name}", partial(decode_theirs, c, tiled), flops, repeats=5, foreign=True)
+
+
+def encoder(c: Context) -> GraphExecutor:
+    made: GraphExecutor = c.once("text", lambda: c.weights.networks(["text_embed", "text_layer", "text_norm"]))
+    return made
+
+
+def encode(networks: GraphExecutor, ids: Tensor) -> Tensor:
+    """Text embeddings [B, T, d_model] of ids [B, T], every layer with its own weights."""
+    hidden, bias = networks.many("text_embed", ids)
+    return networks.one("text_norm", networks.text_layers([(hidden, bias)])[0])
+
+
+def ids_of(c: Context, batch: int = 1) -> Tensor:
+    size = (batch, c.variant.transformer.max_text_seq_length)
+    ids = torch.randint(2, c.variant.text.vocab_size - 1, size, generator=torch.Generator().manual_seed(3))
+    return ids.to(c.device)
+
+
+def encode_ours(c: Context, batch: int) -> Work:
+    return Work(partial(encode, encoder(c), ids_of(c, batch)), note="compared with transformers in its row")
+
+
+def encode_theirs(c: Context) -> Work:
+    model, ids = weights.diffusers_text_encoder(c.weights), ids_of(c)
+    error = c.compare(encode(encoder(c), ids), model(ids)[0])
+    note = "the error is between ours and theirs, over all layers"
+    return Work(lambda: model(ids)[0], error, 5 * c.tolerance, note)
+
+
+def text(c: Context) -> Iterator[Case]:
+    flops, layers = text_flops(c.variant, c.shape), c.variant.text.num_layers
+    moved = weight_bytes(c.variant, c.shape, ("text_layer",), c.dtype.itemsize)
+    for batch in (1, 2):
+        name = f"T5, {layers} layers, {batch} prompt{'s' * (batch > 1)}"
+        yield Case(name, partial(encode_ours, c, batch), batch * flops, moved)
+    yield Case("T5, transformers, 1 prompt", partial(encode_theirs, c), flops, moved, foreign=True)
