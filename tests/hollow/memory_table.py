@@ -3,7 +3,8 @@
     python tests/hollow/memory_table.py --output bench/reports/hollow      (with the python of .venv-cuda; half an hour)
 
 Every row is a process of its own on the hollow device: PyTorch's allocator is the real one, nothing is computed. Rows
-that the JSON file has already are kept; it is written after each row, and hollow.md from it at the end.
+hold for one release of PyTorch. Those that the JSON file has already for the release in use are kept (`--again`
+measures ours anew); it is written after each row, and hollow.md from it at the end.
 """
 
 import argparse
@@ -177,8 +178,7 @@ def gib(count: int | None) -> str:
 
 def render(table: Mapping[str, Any]) -> str:
     """hollow.md."""
-    rows, peers = table["ours"], table["theirs"]
-    made = [row for row in rows if "reserved" in row]
+    made = [row for run in table["runs"].values() for row in run["ours"] if "reserved" in row]
     context = gib(next((row["context"] for row in made), 0))
     lines = [
         "# Memory at full size, without a GPU",
@@ -186,18 +186,31 @@ def render(table: Mapping[str, Any]) -> str:
         "A measurement of PyTorch's allocator without kernels: on a device that computes nothing (tests/hollow), real "
         "PyTorch reserves what it would reserve on a GPU. No time here is measured.",
         "",
-        f"ConsisID-preview, random weights, bfloat16, 720 x 480, 49 frames, {STEPS} steps, eager, PyTorch "
-        f"{made[0]['torch'] if made else '?'}, on what says it is an NVIDIA H200; commit {table['commit']}, "
-        "`python tests/hollow/memory_table.py`. GiB. Budgets count what CUDA takes before anything is allocated, for "
-        f"which a plan leaves {context}; reserved, allocated and predicted are PyTorch's part. The identity was given, "
-        "so the stage of the photograph is not in it.",
+        f"ConsisID-preview, random weights, bfloat16, 720 x 480, 49 frames, {STEPS} steps, eager, on what says it is "
+        "an NVIDIA H200; `python tests/hollow/memory_table.py`, with each release of PyTorch. GiB. Budgets count what "
+        f"CUDA takes before anything is allocated, for which a plan leaves {context}; reserved, allocated and "
+        "predicted are PyTorch's part. The identity was given, so the stage of the photograph is not in it.",
         "",
-        "## Ours within budgets",
+        "Beside diffusers: its ConsisIDPipeline with empty weights, the same frames and steps. Copied is what went "
+        "from the host to the device in one call. The share of computing is computing / (computing + waiting for "
+        "copies): ours as the plan has it; diffusers' copies all wait, at the plan's rate of the bus and with the same "
+        f"arithmetic. With {STEPS} steps, loading weighs more than in a video of 50.",
+    ]
+    for torch, run in table["runs"].items():
+        lines += ["", f"## PyTorch {torch}, commit {run['commit']}", *_within_budgets(run), *_beside(run)]
+    return "\n".join([*lines, "", *NOTES]) + "\n"
+
+
+def _within_budgets(run: Mapping[str, Any]) -> list[str]:
+    made = [row for row in run["ours"] if "reserved" in row]
+    lines = [
+        "",
+        "### Ours within budgets",
         "",
         "| budget | predicted | reserved | of it | allocated | with CUDA's | weights | CFG | decoder | s predicted |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in run["ours"]:
         budget = "none" if row["budget"] is None else f"{row['budget']:g}"
         if "reserved" not in row:
             lines.append(f"| {budget} | {row.get('refused') or 'failed: ' + row['failed']} | | | | | | | | |")
@@ -217,20 +230,20 @@ def render(table: Mapping[str, Any]) -> str:
             for stage in row["stages"].values()
         ]
         lines.append(f"| {'none' if row['budget'] is None else format(row['budget'], 'g')} | {' | '.join(cells)} |")
-    lines += [
+    return lines
+
+
+def _beside(run: Mapping[str, Any]) -> list[str]:
+    made = [row for row in run["ours"] if "reserved" in row]
+    lines = [
         "",
-        "## Beside diffusers",
-        "",
-        "diffusers' ConsisIDPipeline with empty weights, the same frames and steps. Copied is what went from the host "
-        "to the device in one call. The share of computing is computing / (computing + waiting for copies): ours as "
-        "the plan has it; diffusers' copies all wait, at the plan's rate of the bus and with the same arithmetic. With "
-        f"{STEPS} steps, loading weighs more than in a video of 50.",
+        "### Beside diffusers",
         "",
         "| | allocated | reserved | diffusers states, GB | copied | share of computing |",
         "|---|---|---|---|---|---|",
     ]
     computing = next((row["seconds"] for row in made if row["budget"] is None), None)
-    for row in peers:
+    for row in run["theirs"]:
         if "reserved" not in row:
             lines.append(f"| diffusers {row.get('diffusers', '')}, {row['mode']} | failed: {row['failed']} | | | | |")
             continue
@@ -246,8 +259,7 @@ def render(table: Mapping[str, Any]) -> str:
         lines.append(
             f"| ours, {budget} | {gib(row['allocated'])} | {gib(row['reserved'])} | | {gib(row['copied'])} | {share} |"
         )
-    lines += ["", *table["notes"]]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 BUS = 55.6e9  # bytes a second, the plan's figure for an H200
@@ -257,34 +269,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser("memory_table", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--output", type=Path, default=ROOT / "bench" / "reports" / "hollow")
     p.add_argument("--row", help=argparse.SUPPRESS)
+    p.add_argument("--again", action="store_true", help="measure our rows anew for the PyTorch in use")
     p.add_argument("--render", action="store_true", help="only write the .md from the .json")
     options = p.parse_args(arguments)
     if options.row:
         kind, value = json.loads(options.row)
         print(json.dumps(ours(value) if kind == "ours" else theirs(value)))
         return 0
-    from hollow.build import environment
-
     file = options.output.with_suffix(".json")
-    table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"ours": [], "theirs": []}
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    table.setdefault("commit", head.stdout.strip() or "unknown")
-    table["notes"] = NOTES
-    wanted = [("ours", "budget", value) for value in BUDGETS] + [("theirs", "mode", value) for value in STATED]
-    for kind, key, value in () if options.render else wanted:
-        if not any(row[key] == value and "failed" not in row for row in table[kind]):
-            table[kind] = [row for row in table[kind] if row[key] != value]
-            table[kind].append(run_row(kind, value, environment()))
-            print(json.dumps(table[kind][-1]), flush=True)
-            table[kind].sort(
-                key=lambda row, key=key, order=[v for _, k, v in wanted if k == key]: order.index(row[key])
-            )
-            file.write_text(json.dumps(table, indent=1) + "\n")
-    file.write_text(json.dumps(table, indent=1) + "\n")
+    table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    if not options.render:
+        fill(table, file, again=options.again)
     options.output.with_suffix(".md").write_text(render(table))
     return 0
+
+
+def fill(table: dict[str, Any], file: Path, again: bool) -> None:
+    """Measure the rows that the PyTorch in use has not yet, and write the file after each."""
+    from importlib.metadata import version
+
+    from hollow.build import environment
+
+    run = table["runs"].setdefault(version("torch").partition("+")[0], {"ours": [], "theirs": []})
+    if again or not run["ours"]:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        run["ours"], run["commit"] = [], head.stdout.strip() or "unknown"
+    table["runs"] = dict(sorted(table["runs"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
+    wanted = [("ours", "budget", value) for value in BUDGETS] + [("theirs", "mode", value) for value in STATED]
+    for kind, key, value in wanted:
+        if any(row[key] == value and "failed" not in row for row in run[kind]):
+            continue
+        made = run_row(kind, value, environment())
+        print(json.dumps(made), flush=True)
+        rows = {row[key]: row for row in run[kind]} | {value: made}
+        run[kind] = [rows[each] for _, k, each in wanted if k == key and each in rows]
+        file.write_text(json.dumps(table, indent=1) + "\n")
 
 
 NOTES = [
