@@ -11,7 +11,7 @@ import torch
 from consisid.engine import ConsisID, Identity
 
 from .inputs import prompt_of
-from .timing import seconds_of
+from .timing import now
 
 
 @dataclass
@@ -79,17 +79,11 @@ class Ours:
         self.engine, self.person, self.steps, self.output_type = engine, person, steps, output_type
 
     def __call__(self, index: int) -> Sample:
-        made: list[Any] = []
-
-        def run() -> None:
-            made.append(
-                self.engine.generate(
-                    self.person, prompt_of(index), seed=index, num_inference_steps=self.steps,
-                    output_type=self.output_type,
-                )
-            )  # fmt: skip
-
-        total, stats = seconds_of(run, self.engine.device), made[0].stats
+        start = now(self.engine.device)
+        stats = self.engine.generate(
+            self.person, prompt_of(index), seed=index, num_inference_steps=self.steps, output_type=self.output_type
+        ).stats
+        total = now(self.engine.device) - start
         extra = {"memory": stats.modes.get("memory"), "predicted_bytes": stats.predicted_bytes}
         return Sample(total, stats.seconds, stats.steps, extra=extra)
 

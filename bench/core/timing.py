@@ -81,9 +81,9 @@ class Probe:
 
         return call
 
-    def seconds(self, names: Sequence[str] | None = None) -> float:
-        """In the graphs of these names, or in all."""
-        return sum(between(start, end) for name, start, end in self.calls if names is None or name in names)
+    def seconds(self) -> float:
+        """In all graphs."""
+        return sum(between(start, end) for _, start, end in self.calls)
 
     def idle(self) -> list[float]:
         """Per pair of steps, seconds from the end of one's last graph to the start of the next one's first."""

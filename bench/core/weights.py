@@ -30,17 +30,23 @@ from consisid.export import build
 def random_folder(
     variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, backend: str = "eager"
 ) -> Iterator[Path]:
-    """What `consisid-build VARIANT --random-weights` makes, inside the block, in a temporary place.
+    """build_random in a temporary place, inside the block."""
+    with TemporaryDirectory(prefix="consisid-bench-") as place:
+        yield build_random(Path(place) / "engine", variant, device, dtype, backend)
+
+
+def build_random(
+    folder: Path, variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, backend: str = "eager"
+) -> Path:
+    """What `consisid-build VARIANT --random-weights` makes.
 
     Args:
         dtype: default float32 on a CPU, else bfloat16.
         backend: who compiles the graphs.
     """
     name = None if dtype is None else str(dtype).removeprefix("torch.")
-    with TemporaryDirectory(prefix="consisid-bench-") as place:
-        folder = Path(place) / "engine"
-        build(variant, folder, backend=backend, dtype=name, device=str(device), random_weights=True)
-        yield folder
+    build(variant, folder, backend=backend, dtype=name, device=str(device), random_weights=True)
+    return folder
 
 
 class RandomWeights:

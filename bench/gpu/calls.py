@@ -1,23 +1,73 @@
 """Calls of a GPU that is there for minutes: `first`, one row per question, the ones that decide most first; `second`, a
-whole video, diffusers beside it in turns, budgets of memory, compiled graphs."""
+whole video, diffusers beside it in turns, budgets of memory, compiled graphs. Other processes compile meanwhile."""
 
+import multiprocessing
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
+
+from consisid.engine.backends import backend
 
 from ..core.baselines import Diffusers
 from ..core.flops import STEP_GRAPHS, step_cost
 from ..core.inputs import identity
 from ..core.samples import Maker, Ours, Resident, alternate
+from ..core.weights import load_graph
 from . import coders, parts
 from .cases import Case, Context, Work, guarded
-from .compiling import Compiling, torch_compiled
-from .videos import FULL, STEPS, engine_of, loop, stream, video
+from .videos import FULL, STEPS, loop, stream, torch_compiled, video
+
+
+class Compiling:
+    """Packages of AOTInductor, all compiled at once.
+
+    Attributes:
+        seconds: of each graph, when `wait` has returned.
+    """
+
+    def __init__(self, c: Context, names: Sequence[str]):
+        self._folder = TemporaryDirectory()
+        self.files = {name: Path(self._folder.name) / f"{name}.pt2" for name in names}
+        self.seconds: dict[str, float] = {}
+        spawn, given = multiprocessing.get_context("spawn"), replace(c, _made={})
+        self._processes: list[Any] = [
+            spawn.Process(target=compile_graph, args=(given, *item)) for item in self.files.items()
+        ]
+        for process in self._processes:
+            process.start()
+
+    def wait(self) -> None:
+        """Raises RuntimeError where a process failed; what it printed stands above."""
+        for process in self._processes:
+            process.join()
+        codes = [process.exitcode for process in self._processes]
+        if any(codes):
+            raise RuntimeError(f"the processes that compile ended with {codes}")
+        self.seconds = {name: float(file.with_suffix(".seconds").read_text()) for name, file in self.files.items()}
+
+    def load(self, c: Context) -> dict[str, Any]:
+        """Each graph by its package."""
+        return {name: load_graph("inductor", c.weights.table[name], file, c.device)
+                for name, file in self.files.items()}  # fmt: skip
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+def compile_graph(c: Context, name: str, package: Path) -> None:
+    """In a process of its own; the seconds that it took lie beside the package."""
+    start, module = time.perf_counter(), backend("inductor")
+    module.compile(c.weights.table[name], package, c.device, c.dtype)
+    package.with_suffix(".seconds").write_text(str(time.perf_counter() - start))
+
 
 SHORT = 0.5  # seconds of timing per row
 BUDGET, BUDGET_STEPS = "5GiB", 2
@@ -35,18 +85,13 @@ def attentions(c: Context) -> Iterator[Case]:
 
 def one_video(c: Context, steps: int, memory: str | None) -> Iterator[Case]:
     name = f"generate, {steps} steps" + (f", {memory}" if memory else "")
-    with ExitStack() as stack:
-        yield Case(name, partial(video, c, stack, steps, opened={"memory": memory}), once=True, limit=120)
+    yield Case(name, partial(video, c, steps, opened={"memory": memory}), once=True, limit=120)
 
 
 def decoding(c: Context) -> Iterator[Case]:
-    if c.device.type == "cpu":
-        c = coders.small(c)
-    makes: dict[str, Callable[[], Work]] = {
-        "ours": partial(coders.decode_ours, c, "contiguous"), "diffusers": partial(coders.decode_theirs, c, False)
-    }  # fmt: skip
-    for name, make in makes.items():
-        yield Case(f"decode {c.shape}, {name}", make, repeats=1, limit=60, foreign=name != "ours")
+    for case in coders.decode(c):
+        if case.name.endswith(("contiguous", "diffusers")):
+            yield replace(case, repeats=1, limit=60)
 
 
 def compiled(c: Context, ahead: Compiling | None, packaged: bool) -> Work:
@@ -98,10 +143,10 @@ TURNS = 2
 FACE_GRAPHS, PHOTO = ("retinaface", "bisenet", "eva"), 640  # pixels of the photo's sides
 
 
-def turns(c: Context, stack: ExitStack) -> Work:
+def turns(c: Context) -> Work:
     """The loop of generate() and that of diffusers' pipeline with the same weights, in turns after one that is not
     counted."""
-    engine, person = engine_of(c, stack), identity(c.variant)
+    engine, person = c.engine(), identity(c.variant)
     theirs = Diffusers(engine, person, STEPS, frames=False)
     makers: dict[str, Maker] = {"ours": Ours(engine, person, STEPS, "latent"), "diffusers": theirs}
     steps: dict[str, list[float]] = {}
@@ -151,16 +196,15 @@ def packages(c: Context, made: list[Compiling]) -> Work:
 
 
 def videos(c: Context) -> Iterator[Case]:
-    with ExitStack() as stack:
-        yield Case(f"generate, {FULL} steps", lambda: video(c, stack, FULL, warm=True), once=True, limit=200)
-        yield Case(f"{TURNS} x {STEPS} steps, ours and diffusers", lambda: turns(c, stack), once=True, limit=120)
+    yield Case(f"generate, {FULL} steps", partial(video, c, FULL, warm=True), once=True, limit=200)
+    yield Case(f"{TURNS} x {STEPS} steps, ours and diffusers", partial(turns, c), once=True, limit=120)
 
 
-def packaged(c: Context, stack: ExitStack, made: list[Compiling]) -> Work:
+def packaged(c: Context, made: list[Compiling]) -> Work:
     """The loop by packages of AOTInductor."""
     c.need_gpu("a package")
     packages = made[-1].load(c) if made else {}
-    return loop(c, stack, "packages", lambda runners: {**runners, **packages})
+    return loop(c, "packages", lambda runners: {**runners, **packages})
 
 
 def graphs(c: Context) -> Iterator[Case]:
@@ -169,9 +213,8 @@ def graphs(c: Context) -> Iterator[Case]:
         yield Case("graphs of identify()", lambda: photo(c), repeats=5, budget=1, limit=40)
     yield Case("graphs of the loop, compiled", lambda: packages(c, made), once=True, limit=150)
     case = partial(Case, flops=STEPS * c.batch * step_cost(c.variant, c.shape).total, repeats=3, limit=60)
-    with ExitStack() as stack:
-        yield case(f"{STEPS} x step, eager", lambda: loop(c, stack, "eager"))
-        yield case(f"{STEPS} x step, packages", lambda: packaged(c, stack, made))
+    yield case(f"{STEPS} x step, eager", lambda: loop(c, "eager"))
+    yield case(f"{STEPS} x step, packages", lambda: packaged(c, made))
 
 
 def second(c: Context) -> Iterator[Case]:

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from consisid.engine import ConsisID
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant
 
-from ..core.weights import RandomWeights
+from ..core.weights import RandomWeights, build_random
 
 PHASES: Mapping[str, str] = {
     "first": "the first call of a lent GPU: does all run, is it right, and what decides how long a video takes",
@@ -144,6 +147,24 @@ class Context:
         """Drop what cases have shared so far."""
         self._made.clear()
         gc.collect()  # modules and traced functions hold each other
+
+    def engine(self, **options: Any) -> ConsisID:
+        """An engine with random weights, opened once with these options; its folder is there as long as what is shared.
+
+        Raises:
+            Unavailable: on the meta device.
+        """
+        if self.device.type == "meta":
+            raise Unavailable("an engine needs a device with data")
+
+        def made() -> TemporaryDirectory[str]:
+            place = TemporaryDirectory(prefix="consisid-bench-")
+            build_random(Path(place.name) / "engine", self.variant, self.device, self.dtype)
+            return place
+
+        folder = Path(self.once("folder", made).name) / "engine"
+        engine: ConsisID = self.once(("engine", *options.items()), lambda: ConsisID.open(folder, **options))
+        return engine
 
     def randn(self, *size: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
         """Seeded normal numbers on the device."""

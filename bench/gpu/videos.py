@@ -2,14 +2,13 @@
 memory by the engine's own plans, and what was measured at N steps with what follows for 50 by arithmetic."""
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
-from consisid.engine import ConsisID
 from consisid.engine.memory.budget import parse
 from consisid.engine.video import Stats
 
@@ -17,9 +16,7 @@ from ..core.baselines import Diffusers
 from ..core.flops import decode_flops, step_cost
 from ..core.inputs import identity, prompt_of
 from ..core.samples import within
-from ..core.weights import random_folder
-from .cases import Case, Context, Unavailable, Work
-from .compiling import torch_compiled
+from .cases import Case, Context, Work
 
 FULL = 50  # steps of a video by default
 STEPS = 4  # of a row about steps
@@ -28,18 +25,8 @@ SHOWN = 5  # steps of a video in the terminal
 Runners = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def engine_of(c: Context, stack: ExitStack, **options: Any) -> ConsisID:
-    """An engine with random weights, opened once per section; its folder, where diffusers looks for the tokenizer, is
-    there as long as the stack."""
-    if c.device.type == "meta":
-        raise Unavailable("an engine needs a device with data")
-    folder = c.once("folder", lambda: stack.enter_context(random_folder(c.variant, c.device, c.dtype)))
-    engine: ConsisID = c.once(("engine", *options.items()), lambda: ConsisID.open(folder, **options))
-    return engine
-
-
 def video(
-    c: Context, stack: ExitStack, steps: int, *, budget: str | None = None, warm: bool = False,
+    c: Context, steps: int, *, budget: str | None = None, warm: bool = False,
     runners: Runners = dict, also: Callable[[Stats], dict[str, Any]] = lambda stats: {},
     opened: dict[str, Any] | None = None, **options: Any,
 ) -> Work:  # fmt: skip
@@ -52,7 +39,7 @@ def video(
         also: further figures.
         opened: options of the engine.
     """
-    engine, person, kept = engine_of(c, stack, **(opened or {})), identity(c.variant), list[Stats]()
+    engine, person, kept = c.engine(**(opened or {})), identity(c.variant), list[Stats]()
     limit, networks = parse(budget, 0), engine.networks()
     own, placed = networks.runners, runners(dict(networks.runners))
     if warm:
@@ -106,24 +93,27 @@ def extrapolated(stats: Stats, steps: int = FULL) -> dict[str, Any]:
     return {"steps": len(stats.steps), "not_measured_but_extrapolated": {f"seconds of {steps} steps": seconds}}
 
 
-def loop(c: Context, stack: ExitStack, kind: str, runners: Runners = dict) -> Work:
+def torch_compiled(runners: Mapping[str, Any]) -> dict[str, Any]:
+    """Graphs under torch.compile: weights stay arguments, so a block is compiled once."""
+    return {name: torch.compile(run, dynamic=False) for name, run in runners.items()}
+
+
+def loop(c: Context, kind: str, runners: Runners = dict) -> Work:
     """The loop up to the latents. Other runners are compared with the engine's own; the modes with each other and with
     diffusers by the tests."""
     graphs, cfg = kind == "CUDA graph", "sequential" if kind == "sequential" else "batched"
     if graphs or runners is not dict:
         c.need_gpu(f"a loop by {kind}")
-    make = partial(
-        video, c, stack, STEPS, output_type="latent", cfg=cfg, opened={"cuda_graphs": True} if graphs else {}
-    )
+    make = partial(video, c, STEPS, output_type="latent", cfg=cfg, opened={"cuda_graphs": True} if graphs else {})
     work = make(warm=True, runners=runners)
     if runners is not dict:
         work.error, work.allowed = c.compare(work.run(), make().run()), 5 * c.tolerance
     return work
 
 
-def loop_of_diffusers(c: Context, stack: ExitStack) -> Work:
+def loop_of_diffusers(c: Context) -> Work:
     """diffusers' pipeline with the same weights, up to the latents."""
-    engine = engine_of(c, stack)
+    engine = c.engine()
     theirs, steps = Diffusers(engine, identity(c.variant), STEPS, frames=False), list[float]()
 
     def run() -> None:
@@ -138,25 +128,21 @@ def loop_of_diffusers(c: Context, stack: ExitStack) -> Work:
 def step(c: Context) -> Iterator[Case]:
     flops = STEPS * c.batch * step_cost(c.variant, c.shape).total
     whole = STEPS * c.batch * step_cost(c.variant, c.shape, folded=False, whole=True).total
-    with ExitStack() as stack:
-        for kind in ("eager", "sequential", "CUDA graph", "compiled"):
-            runners: Runners = torch_compiled if kind == "compiled" else dict
-            yield Case(f"{STEPS} x step, {kind}", partial(loop, c, stack, kind, runners), flops, repeats=3)
-        make = partial(loop_of_diffusers, c, stack)
-        yield Case(f"{STEPS} x step, diffusers", make, whole, repeats=3, foreign=True)
+    for kind in ("eager", "sequential", "CUDA graph", "compiled"):
+        runners: Runners = torch_compiled if kind == "compiled" else dict
+        yield Case(f"{STEPS} x step, {kind}", partial(loop, c, kind, runners), flops, repeats=3)
+    yield Case(f"{STEPS} x step, diffusers", partial(loop_of_diffusers, c), whole, repeats=3, foreign=True)
 
 
 def stream(c: Context) -> Iterator[Case]:
     """By an engine that was opened with the largest budget."""
-    with ExitStack() as stack:
-        for budget in BUDGETS:
-            make = partial(video, c, stack, BUDGET_STEPS, opened={"memory": BUDGETS[0]}, budget=budget)
-            yield Case(f"generate, {BUDGET_STEPS} steps, {budget}", make, once=True, limit=75)
+    for budget in BUDGETS:
+        make = partial(video, c, BUDGET_STEPS, opened={"memory": BUDGETS[0]}, budget=budget)
+        yield Case(f"generate, {BUDGET_STEPS} steps, {budget}", make, once=True, limit=75)
 
 
 def e2e(c: Context) -> Iterator[Case]:
     flops = 2 * c.steps * step_cost(c.variant, c.shape).total + decode_flops(c.variant, c.shape)
-    with ExitStack() as stack:
-        for cfg in ("batched", "sequential"):
-            make = partial(video, c, stack, c.steps, cfg=cfg, also=extrapolated)
-            yield Case(f"generate, {c.steps} steps, CFG {cfg}", make, flops, repeats=3)
+    for cfg in ("batched", "sequential"):
+        make = partial(video, c, c.steps, cfg=cfg, also=extrapolated)
+        yield Case(f"generate, {c.steps} steps, CFG {cfg}", make, flops, repeats=3)

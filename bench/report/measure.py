@@ -114,7 +114,7 @@ class Bench:
         first = self.ours(0).total
         energy, timeline = self.alone(before)
         start = peak_rates.measure(self.device, self.dtype)
-        latency = Latency(engine, self.ours)
+        latency = Latency(engine, self.ours, opening, first)
         samples = self.beside_us(latency)
         within = self.within_stated() if options.peers else {}
         forms, everything = [], [sample.total for sample in samples["ours"]]
@@ -135,7 +135,7 @@ class Bench:
             *sections.sample_rows(samples),
             steady,
             *(Row.of("machine", name, "TFLOP/s", found, note) for name, found in self.speeds.items()),
-            *latency.rows(opening, first),
+            *latency.rows(),
             *sections.counted_rows(engine),
         ]
         compare = partial(parity.measure, engine, options.steps)

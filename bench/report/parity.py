@@ -39,10 +39,8 @@ def psnr(got: np.ndarray, right: np.ndarray, span: float = 1.0) -> float | None:
     return None if error == 0 else 20 * math.log10(span) - 10 * math.log10(error)
 
 
-def psnr_of_latents(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """psnr of (found, right), all videos together; what they span is what the right ones do."""
-    got, right = (np.stack([pair[i].numpy() for pair in pairs]) for i in (0, 1))
-    return psnr(got, right, float(np.ptp(right)))
+def norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x.astype(np.float64)))
 
 
 @contextmanager
@@ -62,18 +60,14 @@ def certain(module: Any, inputs: Any, output: Any) -> Any:
     return torch.cat((mean, torch.full_like(mean, CERTAIN)), dim=1), cache
 
 
-def ddim(engine: ConsisID) -> Any:
-    from diffusers import CogVideoXDDIMScheduler
-
-    return CogVideoXDDIMScheduler.from_config(engine.scheduler.config)
-
-
 class Comparison:
     """Videos of given noise and embeddings by everyone, one for each seed."""
 
     def __init__(self, engine: ConsisID, steps: int, seeds: Sequence[int]):
+        from diffusers import CogVideoXDDIMScheduler
+
         self.engine, self.steps, v, s = engine, min(steps, STEPS), engine.variant, engine.shape
-        self.person = identity(v)
+        self.person, self.ddim = identity(v), CogVideoXDDIMScheduler.from_config(engine.scheduler.config)
         size = (1, s.latent_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
         self.noises = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         with torch.no_grad():
@@ -87,7 +81,7 @@ class Comparison:
         pipeline = open_pipeline(engine, dtype)
         prompt, negative = (x.to(engine.device, dtype) for x in (self.prompt, self.negative))
         with answering():
-            pipeline.scheduler = ddim(engine)
+            pipeline.scheduler = self.ddim
             pipeline.text_encoder = None  # the embeddings are given: its memory is not needed
             EAGER.prepare(pipeline, engine.device)
             pipeline.vae.encoder.register_forward_hook(certain)
@@ -108,7 +102,7 @@ class Comparison:
         size = engine.shape.height, engine.shape.width
         moments, _ = certain(None, None, (engine.conditioner.images(networks, person, *size)[0], None))
         engine.conditioner.known(networks, person).moments[*size, None] = [moments.cpu()]
-        with scheduler(engine, ddim(engine)):
+        with scheduler(engine, self.ddim):
             for noise in self.noises:
                 kept = list[Tensor]()
                 video = engine.generate(
@@ -133,15 +127,16 @@ def keeping(kept: list[Tensor]) -> Any:
 def against(got: list[Made], right: list[Made]) -> dict[str, Any]:
     """Errors over all videos: of the latents after each step the largest, the root mean square of those relative to the
     norm, and PSNR; of the frames PSNR and the largest."""
-    steps = [list(zip(a, b, strict=True)) for (a, _), (b, _) in zip(got, right, strict=True)]
-    by_step = list(zip(*steps, strict=True))
+    count = range(len(got[0][0]))
+    steps = [[np.stack([latents[i].numpy() for latents, _ in made]) for made in (got, right)] for i in count]
     ours, theirs = (np.stack([video for _, video in made]) for made in (got, right))
     return {
-        "max_error_per_step": [max(float((a - b).abs().max()) for a, b in pairs) for pairs in by_step],
+        "max_error_per_step": [float(np.abs(a - b).max()) for a, b in steps],
         "relative_error_per_step": [
-            math.sqrt(statistics.fmean(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs)) for pairs in by_step
+            math.sqrt(statistics.fmean((norm(x - y) / norm(y)) ** 2 for x, y in zip(a, b, strict=True)))
+            for a, b in steps
         ],
-        "psnr_per_step_db": [psnr_of_latents(pairs) for pairs in by_step],
+        "psnr_per_step_db": [psnr(a, b, float(np.ptp(b))) for a, b in steps],
         "frames_psnr_db": psnr(ours, theirs),
         "frames_max_error": float(np.abs(ours - theirs).max()),
     }

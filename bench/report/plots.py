@@ -96,49 +96,10 @@ def memory(report: Report) -> bytes:
     return _png(draw)
 
 
-def roofline(report: Report) -> bytes:
-    """TFLOP/s of each stage as a share of the measured ceiling."""
-    found = report["rates"][::-1]
-
-    def draw(axes: Any) -> None:
-        shares = [100 * row["of_ceiling"] for row in found]
-        axes.barh([row["stage"] for row in found], shares, color=OURS, height=0.5)
-        for i, row in enumerate(found):
-            axes.text(shares[i], i, f" {row['tflops']:.3g} TFLOP/s", va="center", color=INK)
-        axes.axvline(100, color=ACCENT, lw=1)
-        ceiling = report["ceilings"]["start"]["tflops"]
-        axes.set(xlabel=f"% of the product measured in this run ({ceiling:.3g} TFLOP/s)")
-        axes.set_xlim(0, max(110, *(share * 1.25 for share in shares)))
-
-    return _png(draw, 2.2)
-
-
-def parity(report: Report) -> bytes:
-    """Error of the latents after each step against float32."""
-    found = report["parity"]
-
-    def draw(axes: Any) -> None:
-        for name, colour in (("diffusers", THEIRS), ("ours", OURS)):
-            errors = found[name]["relative_error_per_step"]
-            if any(errors):
-                axes.plot(range(1, len(errors) + 1), errors, "o-", color=colour, label=f"{name}, {found['dtype']}")
-        axes.set_yscale("log")
-        axes.margins(y=0.3)
-        axes.set_xticks(range(1, found["steps"] + 1))
-        axes.set(xlabel="step", ylabel="relative error of the latents")
-        axes.legend(frameon=False)
-
-    return _png(draw)
-
-
 def plots(report: Report) -> dict[str, bytes]:
-    """Title -> PNG, of everything that the report has figures for."""
-    found = {
+    """Title -> PNG, of what a table shows less well."""
+    return {
         "Seconds per stage": stages(report),
         "Seconds per step, and what each technique gains": steps(report),
         "Memory over one video": memory(report),
-        "Arithmetic against the ceiling": roofline(report),
     }
-    if report["parity"] and any(report["parity"]["ours"]["relative_error_per_step"]):
-        found["Error against float32"] = parity(report)
-    return found
