@@ -16,9 +16,10 @@ from .face.identity import Identity
 from .face.selection import Choice
 from .run.callbacks import step_callback
 from .run.frames import decoded
+from .run.options import Options
 from .run.person import identified, person_of
 from .run.recovery import outside_runs, run_with_oom_retry
-from .run.request import Options, Request
+from .run.request import Request
 from .run.run import Run
 from .video import Video
 
@@ -65,7 +66,7 @@ class ConsisID(Engine):
         attention_kwargs: Mapping[str, Any] | None = None, max_sequence_length: int | None = None,
         output_type: str = "uint8", cfg: str | None = None, decode: str | None = None,
         tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
-        on_oom: str = "raise",
+        on_oom: str = "raise", timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
     ) -> Any:  # fmt: skip
         """A Video of the person doing what the prompt says; a list of them for a list of prompts.
 
@@ -87,7 +88,8 @@ class ConsisID(Engine):
             prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg,
             num_videos_per_prompt, eta, seed, generator, latents, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
-            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom,
+            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps,
+            sigmas,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
         videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))

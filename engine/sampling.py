@@ -14,6 +14,7 @@ from .errors import CheckpointError, InputError, shown
 from .shapes import whole
 from .util.parsing import Unreadable, read_object, shorten
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample", None)  # what diffusers' schedulers make of an output
 LARGEST = 1_000_000  # number in a scheduler's configuration: steps of training are 1000
 
 
@@ -60,15 +61,72 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise Unreadable(f"{shown(name)} is {shown(value)}")
 
 
+def set_schedule(scheduler: Any, num_inference_steps: int, schedule: Mapping[str, list[float]]) -> None:
+    """Give a scheduler its timesteps.
+
+    Args:
+        schedule: "timesteps" or "sigmas" to go through instead of num_inference_steps of the scheduler's own choice.
+
+    Raises:
+        InputError: the scheduler takes none of that name.
+    """
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    for name in schedule:
+        if name not in accepted:
+            raise InputError(f"{type(scheduler).__name__} takes no {name} of its caller's; leave them out.")
+    # On the CPU: schedulers look their tables up with it, and would wait for a GPU at every step.
+    steps: Mapping[str, Any] = schedule or {"num_inference_steps": num_inference_steps}
+    scheduler.set_timesteps(**steps, device="cpu")
+
+
+def check_scheduler(scheduler: Any, num_inference_steps: int, schedule: Mapping[str, list[float]]) -> None:
+    """Whether a scheduler can make a video of these steps: tried on a few numbers, since only trying tells.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    import diffusers
+
+    name = type(scheduler).__name__
+    if not isinstance(scheduler, diffusers.SchedulerMixin):
+        raise InputError(f"scheduler={shown(scheduler)} is no scheduler of diffusers.")
+    if scheduler.config.get("prediction_type", "epsilon") not in PREDICTIONS:
+        reason = f"it reads the network's output as {shown(scheduler.config.prediction_type)}"
+    else:
+        try:
+            trial = copy.deepcopy(scheduler)
+            stepper = Stepper(trial, num_inference_steps, 0.0, torch.Generator().manual_seed(0), schedule)
+            latents = torch.ones(1, 1, 1, 2, 2) * trial.init_noise_sigma
+            for step in range(min(2, len(stepper.timesteps))):
+                latents = stepper.step(stepper.scale(latents, step), step, latents)
+            shape, order = latents.shape, trial.order
+            if shape != (1, 1, 1, 2, 2) or not isinstance(order, int):
+                raise ValueError(f"its step gives {list(shape)}")
+            return
+        except InputError:
+            raise
+        except Exception as error:  # diffusers' classes raise whatever they trip over
+            reason = shorten(f"{type(error).__name__}: {error}")
+    raise InputError(
+        f"{name} cannot make this video ({reason}); give a scheduler that takes the noise or the velocity of latents, "
+        "such as CogVideoXDDIMScheduler."
+    )
+
+
 class Stepper:
     """One run of a scheduler: hides which arguments its step takes.
 
     CogVideoX-DPM wants the previous step's prediction and timestep, DDIM an eta, some a generator.
+
+    Args:
+        schedule: see set_schedule.
     """
 
-    def __init__(self, scheduler: Any, num_inference_steps: int, eta: float, generator: Any):
-        # On the CPU: schedulers look their tables up with it, and would wait for a GPU at every step.
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
+    def __init__(
+        self, scheduler: Any, num_inference_steps: int, eta: float, generator: Any,
+        schedule: Mapping[str, list[float]] | None = None,
+    ):  # fmt: skip
+        set_schedule(scheduler, num_inference_steps, schedule or {})
         self.scheduler = scheduler
         self.timesteps: Tensor = scheduler.timesteps
         accepted = inspect.signature(scheduler.step).parameters

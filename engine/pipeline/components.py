@@ -74,7 +74,7 @@ class ModuleCheckpoint(Checkpoint):
     def in_place(self, part: str, sources: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """Several tensors that are stacked become one, of which the module's are parts from then on; so does one at an
         address that kernels of the CPU would compute differently from."""
-        if part not in self._states:
+        if not all(self.has(part, source) for source in sources) or part not in self._states:
             return None
         found = [self._states[part][source] for source in sources]
         if any(tensor.device != device or tensor.dtype != dtype for tensor in found):

@@ -72,7 +72,7 @@ def people_of(
             return [to_pil(each) for each in images]
         id_cond, id_vit_hidden = torch.zeros(1, 1), [torch.zeros(1, 1, 1)]
     if id_cond is None or id_vit_hidden is None:
-        name = "id_vit_hidden" if id_cond is None else "id_cond"
+        name = "id_cond" if id_cond is None else "id_vit_hidden"
         raise InputError(f"{name} is missing; give both, or neither for a photo in which the face is to be found.")
     conds, hiddens = _each(id_cond), [_each(each) for each in id_vit_hidden]
     counts = {len(images), len(conds), *map(len, hiddens)} - {1}

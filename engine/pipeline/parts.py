@@ -1,7 +1,7 @@
 """The components of a pipeline, and the engine that runs them."""
 
 import threading
-from collections.abc import Callable
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,15 @@ TEXT_LENGTH = 226  # the default of max_sequence_length: what diffusers' signatu
 FIXED = "The components of a compiled engine are its graphs"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where components were loaded from: folder or hub id, diffusers' `variant`, and Parts.state then."""
+
+    name: str
+    variant: str | None
+    state: Any
+
+
 class Parts:
     """Components that are real modules, or those of an engine (proxies.py), never both."""
 
@@ -38,8 +47,7 @@ class Parts:
         self._making = threading.RLock()
         self._made: dict[tuple[int, bool], tuple[Any, ComponentEngine]] = {}
         self._last: ConsisID | None = None
-        self._origin: tuple[str, Any] | None = None  # where the components come from, and what they were then
-        self._compiled: Callable[[], ConsisID] | None = None
+        self._origin: Origin | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, EngineComponent):
@@ -147,13 +155,12 @@ class Parts:
         raise InputError("The pipeline has no components that compute.")
 
     def _face_models(self) -> Checkpoint:
-        name = self._origin[0] if self._origin is not None else ""
-        if not name:
+        if self._origin is None:
             raise InputError(
                 "A photo cannot be identified without face models, which components in memory do not have; give "
                 "id_cond and id_vit_hidden, or make the pipeline by from_pretrained."
             )
-        return Checkpoint.find(name)
+        return Checkpoint.find(self._origin.name)
 
     @property
     def state(self) -> tuple[tuple[int, int], ...]:
@@ -174,7 +181,7 @@ class Parts:
             engine = ConsisID.open(folder, device=kwargs.get("device"), memory=kwargs.get("memory"))
             return cls._of_engine(engine, kwargs.get("scheduler"))
         made = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        made._origin = fspath(pretrained_model_name_or_path), made.state
+        made._origin = Origin(fspath(pretrained_model_name_or_path), kwargs.get("variant"), made.state)
         found: Self = made
         return found
 

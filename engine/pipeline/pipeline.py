@@ -19,22 +19,24 @@ from ..decode.frames import decode_chunks
 from ..decode.image import encode_image, first_frames
 from ..errors import InputError, shown
 from ..face.identity import Identity
+from ..run.options import Options
 from ..run.recovery import outside_runs, run_with_oom_retry
-from ..run.request import Options, Request
+from ..run.request import Request
 from ..run.run import Run
 from ..sampling import draw
 from ..shapes import VideoShape
 from ..video import Video
+from .compiled import Compiling
 from .inputs import people_of
 from .loras import EngineLoras
 from .offload import Offloading
-from .parts import TEXT_LENGTH, Parts
+from .parts import TEXT_LENGTH
 from .state import RunState
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class ConsisIDPipeline(Parts, Offloading, RunState, EngineLoras, DiffusionPipeline, CogVideoXLoraLoaderMixin):
+class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """Identity-preserving video from an image and a prompt, with the names, arguments and results of diffusers.
 
     Made from components in memory, whose tensors are the engine's weights then and are not copied; from a checkpoint

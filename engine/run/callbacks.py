@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import InputError, shown
-from .request import is_finite
+from .options import is_finite
 
 if TYPE_CHECKING:
     from .run import Run

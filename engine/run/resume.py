@@ -20,7 +20,7 @@ from ..errors import InputError, WriteError
 from ..lora.weights import Active, key_of
 from ..util.parsing import Unreadable, shorten, validate
 from ..util.sealed import load_sealed, save_sealed
-from .request import Options
+from .options import Options
 
 FORMAT = 3
 
@@ -147,7 +147,7 @@ class RunFile:
         """
         if self.path is None:
             return
-        names = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
+        names = ("num_inference_steps", "schedule", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
         chosen = [getattr(options, name) for name in names]
         self._request = fingerprint(spec, key_of(loras), scheduler_key(scheduler), *chosen, *conditions)
         if self._expected not in ("", self._request):  # nothing is expected of what this very call has kept

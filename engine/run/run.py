@@ -171,7 +171,9 @@ class Run:
     def stepper(self) -> Stepper:
         """The steps of the run's scheduler."""
         options = self.options
-        stepper = Stepper(self.scheduler, options.num_inference_steps, options.eta, self.request.generator)
+        stepper = Stepper(
+            self.scheduler, options.num_inference_steps, options.eta, self.request.generator, options.schedule
+        )  # fmt: skip
         self.num_timesteps = len(stepper.timesteps)
         return stepper
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from support.examples import examples
 from support.loras import lora
 from support.people import random_identity
 
@@ -29,8 +30,9 @@ from consisid.engine.face.photo import load_photo
 from consisid.engine.face.selection import check_choice
 from consisid.engine.lora.files import SETTINGS
 from consisid.engine.memory.budget import parse
+from consisid.engine.run.options import Options
 from consisid.engine.run.person import person_of
-from consisid.engine.run.request import Options, Request
+from consisid.engine.run.request import Request
 from consisid.engine.sampling import generators
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import REFUSED
@@ -38,11 +40,13 @@ from consisid.engine.variants import TINY
 from consisid.engine.video import Stats, Video
 from consisid.export import cli as build_cli
 
+pytestmark = pytest.mark.slow
 
-def fuzz(examples):
+
+def fuzz(count):
     """Settings of a test: the same examples every time, and fixtures that examples share."""
     return settings(
-        max_examples=examples, derandomize=True, database=None, deadline=None,
+        max_examples=examples(count), derandomize=True, database=None, deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
 

@@ -1,13 +1,12 @@
 """Runs that are killed go on with the same bytes; running out of memory is named, and can be survived."""
 
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler
+from support.forked import run_forked
 from support.people import random_identity
 from support.residency import OPTIONS, PERSON, PROMPT, SHAPE, SIZE, Killed, latents
 
@@ -15,11 +14,11 @@ from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory.device import DeviceMemory, explain
 from consisid.engine.memory.planner import MemoryPlan, StagePlan
 from consisid.engine.memory.simulate import UNKNOWN
-from consisid.engine.run.request import Options
+from consisid.engine.run.options import Options
 from consisid.engine.run.run import Run
 from consisid.engine.variants import TINY
 
-pytestmark = pytest.mark.order(-5)
+pytestmark = [pytest.mark.order(-5), pytest.mark.slow]
 
 STEPS = 4
 GIB = 2**30
@@ -127,10 +126,10 @@ ConsisID.open(sys.argv[1]).generate(
 """
 
 
-def test_a_killed_process(engine, tiny_folder, tmp_path, request):
+def test_a_killed_process(engine, shallow_folder, tmp_path, request):
     path = tmp_path / "run.safetensors"
-    command = [sys.executable, "-c", SCRIPT, str(tiny_folder), str(request.config.rootpath / "tests"), str(path)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    tests = request.config.rootpath / "tests"
+    assert run_forked(SCRIPT, shallow_folder, tests, path).returncode == -signal.SIGKILL
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     whole = latents(engine, num_inference_steps=STEPS)
     assert torch.equal(latents(engine, num_inference_steps=STEPS, checkpoint=path), whole)
@@ -155,7 +154,7 @@ WHERE = {"face_fold": "identify", "vae_encode": "identify", "text_norm": "text",
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_out_of_memory_in_any_stage(engine, tiny, monkeypatch, graph):
+def test_out_of_memory_in_any_stage(engine, shallow, monkeypatch, graph):
     """Without on_oom it is named with what would do; with it the video is the same."""
     options = {"output_type": "uint8" if graph.startswith("decode") else "latent"}
     fail_once(engine, monkeypatch, graph)
@@ -172,7 +171,7 @@ def test_out_of_memory_in_any_stage(engine, tiny, monkeypatch, graph):
     video = engine.generate(
         random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, on_oom="replan", cfg="batched", **SIZE, **options
     )
-    plain = tiny.generate(
+    plain = shallow.generate(
         random_identity(TINY), PROMPT, seed=5, num_inference_steps=3, cfg="batched", **SIZE, **options
     )
     assert video.stats.modes["restarts"].startswith("1 ")
@@ -197,10 +196,10 @@ def streamed(engine, **options):
 
 
 @pytest.mark.parametrize("graph", ["decode_first", "decode_next"])
-def test_a_stream_survives_running_out_of_memory(engine, tiny, monkeypatch, graph):
+def test_a_stream_survives_running_out_of_memory(engine, shallow, monkeypatch, graph):
     """In its first chunk and in a later one; frames that were handed out come once."""
     shape = {"num_frames": engine.shape.num_frames}
-    whole = tiny.generate(PERSON, PROMPT, **{**OPTIONS, **shape, "output_type": "uint8"}).frames
+    whole = shallow.generate(PERSON, PROMPT, **{**OPTIONS, **shape, "output_type": "uint8"}).frames
     video = streamed(engine, on_oom="replan", decode="whole", **shape)
     fail_once(engine, monkeypatch, graph, shape=engine.shape)
     frames = np.stack(list(video.frames))
