@@ -6,7 +6,7 @@ CUDA_VENV := .venv-cuda
 CUDA_PYTHON ?= $(PYTHON)
 CUDA_TORCH ?= 2.11.0
 
-.PHONY: demo test check format kernels tune face-parity cuda clean
+.PHONY: demo test test-fast test-all coverage mutants check format kernels tune face-parity cuda clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -20,8 +20,33 @@ demo: $(READY)
 	$(BIN)/python -m consisid.bench.tools.demo --output out
 
 # One thread for each of the two workers: two that each start as many threads as there are cores wait for each other.
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# What Inductor compiles stays in tests/.cache until PyTorch, the machine or the sources change. TESTS chooses, PYTEST adds.
+RUN_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+test: $(READY) compiler
+	$(RUN_TESTS) $(TESTS)
+
+# For the inner loop: without what compiles, interprets kernels or makes many videos.
+test-fast: $(READY)
+	$(RUN_TESTS) -m 'not slow and not full' --ignore=tests/bench $(TESTS)
+
+# All there is without a GPU: an hour and more on two cores.
+test-all: $(READY) compiler
+	$(RUN_TESTS) -m '' --hypothesis-profile=nightly $(TESTS)
+	$(MAKE) face-parity cuda mutants
+
+# Lines by room, of what runs in the tests' own processes.
+coverage: $(READY) compiler
+	$(RUN_TESTS) --cov=consisid.kernels --cov=consisid.engine --cov=consisid.export --cov-report= $(TESTS)
+	$(BIN)/python tests/support/coverage_by_room.py
+
+# Faults are put into a copy of the sources, and tests have to see them: docs/mutants.md. ONLY='regular expression' chooses.
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py $(if $(ONLY),--only '$(ONLY)')
+
+.PHONY: compiler
+compiler:
+	@command -v "$${CXX:-g++}" >/dev/null || { echo 'The tests of compiled engines need a C++ compiler: install g++, or run make test-fast.' >&2; exit 1; }
 
 # The face path against the original implementations, in a venv that has them.
 face-parity: $(READY)
@@ -53,4 +78,4 @@ tune: $(READY)
 	$(BIN)/python -m consisid.kernels.tools.autotune $(if $(OUTPUT),--output '$(OUTPUT)')
 
 clean:
-	rm -rf $(VENV) .venv-parity $(CUDA_VENV) tests/hollow/build out build dist *.egg-info
+	rm -rf $(VENV) .venv-parity $(CUDA_VENV) tests/hollow/build tests/.cache out build dist *.egg-info

@@ -1,16 +1,22 @@
 """Shared by all tests: one TINY checkpoint and one eager engine per session, and a reference pipeline beside it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.engines import once
+from support.engines import SHALLOW, once
 from support.people import random_face
 from support.reference import reference_pipeline
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.export import build
+
+with suppress(ImportError):  # the venv of `make cuda` has no hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("nightly", max_examples=1000)  # ten times as many, also where a test says how many
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,23 +40,23 @@ def tiny_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory,
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """TINY compiled by AOTInductor, every graph once per session: minutes."""
-
-    def make(path: Path) -> None:
-        build(tiny_checkpoint, path, backend="inductor", bundle=True)
-
-    return once(tmp_path_factory, worker_id, "compiled", make)
-
-
-@pytest.fixture(scope="session")
-def compiled(compiled_folder: Path) -> ConsisID:
-    return ConsisID.open(compiled_folder)
-
-
-@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> ConsisID:
     return ConsisID.open(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def shallow_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """SHALLOW, for tests that decode and are not about decoding: a frame takes a quarter of the time."""
+
+    def make(path: Path) -> None:
+        build(write_checkpoint(SHALLOW, path.with_name("shallow-checkpoint")), path, backend="eager")
+
+    return once(tmp_path_factory, worker_id, "shallow", make)
+
+
+@pytest.fixture(scope="session")
+def shallow(shallow_folder: Path) -> ConsisID:
+    return ConsisID.open(shallow_folder)
 
 
 @pytest.fixture(scope="session")

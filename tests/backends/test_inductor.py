@@ -5,40 +5,75 @@ import sys
 
 import pytest
 import torch
+from support.engines import PHOTO, SHALLOW, build_in_part, kept
+from support.loras import both, lora
 from support.people import random_identity
+from support.reference import compare, reference_pipeline
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from consisid.engine import ConsisID
 from consisid.engine.backends import backend, inductor
 from consisid.engine.backends.inductor import INT32, most_samples, trace
+from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import EngineError
 from consisid.engine.graphs.graph import Graph, Spec, weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
+from consisid.export import build
 
-pytestmark = pytest.mark.order(-9)
+pytestmark = [pytest.mark.order(-9), pytest.mark.slow]
+
+PROMPT = "A person walks."
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(SHALLOW, tmp_path_factory.mktemp("shallow") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def eager(checkpoint):
+    build(checkpoint, checkpoint.parent / "eager", backend="eager")
+    return ConsisID.open(checkpoint.parent / "eager")
+
+
+@pytest.fixture(scope="module")
+def compiled_folder(checkpoint):
+    """Every graph but those of photographs, in float32: minutes, where no earlier run has left it."""
+    folder = checkpoint.parent / "compiled"
+    kept(folder, lambda place: build_in_part(checkpoint, place, lambda name: name not in PHOTO, bundle=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compiled(compiled_folder):
+    return ConsisID.open(compiled_folder)
+
 
 PREVIEW_GRAPHS = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"cfg": "sequential"}])
-def test_compiled_equals_eager(tiny, compiled, options):
+def test_compiled_equals_eager(eager, compiled, options):
     """Whole loop and decode in float32: only the order of additions differs."""
     person, options = random_identity(TINY), {"seed": 5, "num_inference_steps": 3, **options}
-    eager = tiny.generate(person, "A person walks.", output_type="latent", **options).latents
-    found = compiled.generate(person, "A person walks.", output_type="latent", **options).latents
-    assert (found - eager).abs().max() < 1e-4
-    frames = [engine.generate(person, "A person walks.", **options).frames.astype(int) for engine in (tiny, compiled)]
+    right, found = (
+        engine.generate(person, PROMPT, output_type="latent", **options).latents for engine in (eager, compiled)
+    )
+    assert (found - right).abs().max() < 1e-4
+    frames = [engine.generate(person, PROMPT, **options).frames.astype(int) for engine in (eager, compiled)]
     assert abs(frames[0] - frames[1]).max() <= 1
 
 
-def test_compiled_identify_equals_eager(tiny, compiled, face):
-    eager, found = (engine.identify(face, aligned=True) for engine in (tiny, compiled))
-    assert (eager.id_cond - found.id_cond).abs().max() < 1e-4
-    for ours, theirs in zip(eager.id_vit_hidden, found.id_vit_hidden, strict=True):
-        assert (ours - theirs).abs().max() < 1e-4
+def test_compiled_graphs_take_other_weights(compiled, checkpoint):
+    pipeline, state = reference_pipeline(checkpoint), lora(compiled.checkpoint)
+    both(compiled, pipeline, lambda owner: owner.load_lora_weights(state))
+    try:
+        compare(compiled, pipeline, random_identity(TINY), num_frames=17)
+    finally:
+        compiled.unload_lora_weights()
 
 
 def test_one_block_file_serves_any_weights(compiled):
@@ -55,6 +90,19 @@ def test_one_block_file_serves_any_weights(compiled):
             expected = reference(inputs, weights)
             found = networks.runners["block"](inputs, weights)
         assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_strides_are_not_looked_at(compiled):
+    """A package reads memory as it was traced; what calls it hands on tensors in that layout."""
+    graph = graph_table(SHALLOW, compiled.shape)["block"]
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.05 * torch.randn(s, generator=generator) for s in weight_shapes(graph.module()).values()]
+    inputs = [spec.example({"B": 2}, torch.float32, "cpu") for spec in graph.specs().values()]
+    strided = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in inputs]
+    assert not any(x.is_contiguous() for x in strided)
+    run = compiled.networks().runners["block"]
+    with torch.no_grad():
+        assert torch.equal(run(strided, weights), run(inputs, weights))
 
 
 def test_another_size_is_refused(compiled):

@@ -81,7 +81,8 @@ def test_a_quiet_gpu_passes(nvml):
 
 
 @pytest.mark.parametrize(
-    ("reason", "name"), [(0x08, "hardware slowdown"), (0x20, "software thermal"), (0x40, "hardware thermal")]
+    ("reason", "name"),
+    [(0x08, "hardware slowdown"), (0x20, "software thermal"), (0x40, "hardware thermal"), (0x80, "power brake")],
 )
 def test_throttled_clocks_refuse(nvml, reason, name):
     nvml.reasons = reason

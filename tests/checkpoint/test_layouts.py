@@ -23,6 +23,8 @@ from consisid.engine.variants import TINY
 from consisid.export import build
 from consisid.export.cli import main
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
 NAME = "diffusion_pytorch_model"
 NESTED = "face_encoder/models/antelopev2/antelopev2"

@@ -18,6 +18,8 @@ from consisid.export import build
 from consisid.export.check import check_graphs, check_tensors
 from consisid.export.cli import main
 
+pytestmark = pytest.mark.slow
+
 NAME = "diffusion_pytorch_model"
 FILES = {
     "scheduler/scheduler_config.json", "tokenizer/spiece.model", "text_encoder/config.json", "vae/config.json",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from transformers import T5Tokenizer
 
 from consisid.engine.errors import CheckpointError
@@ -50,7 +51,7 @@ def test_both_files_give_the_same_ids(both, prompt):
 
 @pytest.mark.filterwarnings("ignore:The prompt is longer")
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=12))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_both_files_give_the_same_ids_for_every_text(both, words):
     """Special tokens written out, characters that the normaliser changes, all of Unicode."""
     text = " ".join(words)

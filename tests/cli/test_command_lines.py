@@ -21,6 +21,8 @@ from consisid.engine.util.cli import FAULT, INTERRUPTED, REFUSED, run
 from consisid.engine.variants import TINY
 from consisid.engine.video import Stats, Video
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MODULES = {
     "consisid-generate": "from consisid.engine.cli import main",

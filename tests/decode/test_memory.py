@@ -15,6 +15,8 @@ from consisid.engine.networks.vae_decoder import FirstChunk, NextChunk
 from consisid.engine.variants import PREVIEW, VaeConfig
 from consisid.engine.video import to_uint8
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 2**31
 SMALL = VaeConfig((4, 4, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2)  # counting is slow
 

@@ -14,6 +14,8 @@ from consisid.engine.decode import blended as tiling
 from consisid.engine.variants import TINY
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def narrow_folder(tmp_path_factory) -> Path:

@@ -12,6 +12,8 @@ from consisid.engine.errors import InputError
 from consisid.engine.util import mp4
 from consisid.engine.variants import TINY
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"seed": 1, "num_inference_steps": 1, "guidance_scale": 1.0}
 
 

@@ -17,6 +17,8 @@ from consisid.engine.networks.vae_decoder import FirstChunk
 from consisid.engine.shapes import VideoShape, spans
 from consisid.engine.variants import PREVIEW, TINY
 
+pytestmark = pytest.mark.slow
+
 REFERENCE, EXACT = 1e-4, 1e-5
 CONFIGS = [pytest.param(SMALL, id="small"), *(pytest.param(random_config(s), id=f"random{s}") for s in (1, 2))]
 

@@ -7,6 +7,8 @@ from support.autoencoders import diffusers_vae, random_config, same_weights
 from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk, live_caches
 from consisid.engine.variants import PREVIEW, TINY
 
+pytestmark = pytest.mark.slow
+
 # Only the order of additions separates the two: weights that are summed before they are applied.
 BOUND = 1e-5
 

@@ -3,12 +3,11 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.forked import run_forked
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
@@ -19,6 +18,8 @@ from consisid.export import build
 from consisid.export import compile as choose
 from consisid.export import staging as module
 from consisid.export.staging import staging
+
+pytestmark = pytest.mark.slow
 
 # A compiler that is quick and writes in two halves, so that a kill can fall between them.
 COMPILE = """
@@ -79,8 +80,7 @@ def quick(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
-    result = subprocess.run([sys.executable, "-c", CHILD, place, output, tiny_checkpoint], check=False)
-    assert result.returncode == -9
+    assert run_forked(CHILD, place, output, tiny_checkpoint).returncode == -9
     assert not output.exists()
     left = tmp_path / ".engine.building"
     for folder in (left, left / "engine"):
@@ -105,7 +105,7 @@ def test_killed_and_resumed(place, tmp_path, monkeypatch, tiny_checkpoint):
 
 def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
     output = tmp_path / "engine"
-    subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
+    assert run_forked(CHILD, "after block", output, tiny_checkpoint).returncode == -9
     compiled = quick(monkeypatch)
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True, num_frames=9)
     assert set(compiled) == set(manifest.graphs)
@@ -114,7 +114,7 @@ def test_a_build_of_another_specification_starts_anew(tmp_path, monkeypatch, tin
 def test_a_build_on_another_machine_starts_anew(tmp_path, monkeypatch, tiny_checkpoint):
     """Killed, then PyTorch is upgraded: what the other compiled would not run here."""
     output = tmp_path / "engine"
-    subprocess.run([sys.executable, "-c", CHILD, "before manifest", output, tiny_checkpoint], check=False)
+    assert run_forked(CHILD, "before manifest", output, tiny_checkpoint).returncode == -9
     compiled = quick(monkeypatch)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     manifest = build(tiny_checkpoint, output, backend="inductor", bundle=True)
@@ -144,7 +144,7 @@ def test_what_a_killed_build_placed_is_not_taken_for_another_checkpoint(tmp_path
     """A killed --bundle build of one checkpoint, then a build of another to the same output."""
     output = tmp_path / "engine"
     second = write_checkpoint("tiny", tmp_path / "checkpoint", seed=1)
-    subprocess.run([sys.executable, "-c", CHILD, "after block", output, tiny_checkpoint], check=False)
+    assert run_forked(CHILD, "after block", output, tiny_checkpoint).returncode == -9
     assert (tmp_path / ".engine.building" / "engine" / "checkpoint").is_dir()
     quick(monkeypatch)
     manifest = build(second, output, backend="inductor", bundle=True)

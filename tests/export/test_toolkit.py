@@ -13,6 +13,8 @@ from consisid.export import build, toolkit
 from consisid.export import compile as choose
 from consisid.export.describe import describe_plan
 
+pytestmark = pytest.mark.slow
+
 MODULE = import_module("consisid.export.build")
 HEADERS = ("cuda.h", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime_api.h")
 GPU = torch.device("cuda", 0)

@@ -28,7 +28,7 @@ from consisid.engine.util.sealed import save_sealed
 from consisid.engine.variants import TINY
 from consisid.export import build
 
-pytestmark = pytest.mark.order(9)
+pytestmark = pytest.mark.slow
 
 FACE_NETWORKS = ("eva", "retinaface", "bisenet", "scrfd", "arcface")
 SHORT = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
@@ -40,12 +40,10 @@ def oracle(tiny_checkpoint):
     return EagerFaceModels(tiny_checkpoint / "face_encoder")
 
 
-@pytest.mark.parametrize("engine", ["tiny", "compiled"])
 @pytest.mark.parametrize("crop", [(0, 0, 512, 512), (90, 0, 431, 300)])
-def test_the_engine_says_what_the_oracle_says(engine, crop, oracle, request):
-    engine = request.getfixturevalue(engine)
+def test_the_engine_says_what_the_oracle_says(tiny, crop, oracle):
     photo = np.asarray(Image.fromarray(astronaut()).crop(crop))
-    person = engine.identify(photo)
+    person = tiny.identify(photo)
     analysis = analyse(load_photo(photo), oracle)
     cond, hidden = features(analysis, oracle)
     assert (person.id_cond - cond).abs().max() < 1e-4

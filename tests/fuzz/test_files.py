@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.files import replace
 from support.people import random_identity
 
@@ -27,6 +28,8 @@ from consisid.engine.util.parsing import Unreadable
 from consisid.engine.variants import TINY
 from consisid.export import build
 from consisid.export.check import check_tensors, check_tokenizer
+
+pytestmark = pytest.mark.slow
 
 LONGEST = 400  # characters of a message, without the paths in it
 VALUES = [
@@ -148,7 +151,7 @@ CASES: dict[str, tuple[str, Callable[[bytes, random.Random], bytes], Callable[[P
 
 
 @given(name=st.sampled_from(sorted(CASES)), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_a_changed_file_is_refused_or_read(originals, tmp_path_factory, name, seed):
     path, change, read = CASES[name]
     case = tmp_path_factory.mktemp("case")

@@ -16,6 +16,8 @@ from consisid.engine.graphs.table import graph_table
 from consisid.engine.variants import TINY, VARIANTS
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"seed": 1, "num_inference_steps": 2, "num_frames": 9, "output_type": "latent"}
 
 

@@ -16,6 +16,8 @@ from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 from consisid.kernels import whole
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = graph_table(TINY, VideoShape.of(TINY, None, None, None))
 BLOCK = ["modulated_norm", "qk_norm_rope", "joint_attention", "gated_modulated_norm", "linear_gelu", "gated_residual"]
 KERNELS = ("joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu",

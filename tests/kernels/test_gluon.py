@@ -15,6 +15,8 @@ pytest.importorskip("triton")
 
 from consisid.kernels.joint_attention import LOG2_E, reference
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(importlib.util.find_spec("consisid.kernels.joint_attention_gluon").origin)
 ROWS, BLOCK_N = 8, 16  # sizes that the emulator has, and matrix units do not
 # batch, queries, keys, heads, head_dim: one block and many, whole and short ones, queries of one group and of none

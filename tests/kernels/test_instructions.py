@@ -12,6 +12,8 @@ triton = pytest.importorskip("triton")
 from consisid.kernels import dispatch  # noqa: E402
 from consisid.kernels.aot import instructions, resources, sass  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 KEPT = json.loads(instructions.PATH.read_text())
 ROWS = KEPT["rows"]
 

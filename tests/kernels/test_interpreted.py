@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 CHECKS = sorted((Path(__file__).parent / "interpreted").glob("check_*.py"))
 

@@ -13,6 +13,8 @@ from consisid.kernels.aot import resources  # noqa: E402
 from consisid.kernels.aot.record import record  # noqa: E402
 from consisid.kernels.tools.cases import FULL, cases  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 KEPT = json.loads(resources.PATH.read_text())
 
 

@@ -22,6 +22,8 @@ from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 
+pytestmark = pytest.mark.slow
+
 BATCH, TEXT, VIDEO, HEADS, DIM = 2, 3, 8, 2, 64
 WIDTH = HEADS * DIM
 

@@ -15,6 +15,8 @@ from consisid.engine.lora.files import HUB, LoraSettings
 from consisid.engine.lora.weights import Lora
 from consisid.engine.util.parsing import Unreadable
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = MODULES[6:13]
 
 

@@ -16,7 +16,7 @@ from consisid.engine.cli import main
 from consisid.engine.errors import BackendError, DeviceMemoryError, InputError
 from consisid.engine.variants import TINY
 
-pytestmark = pytest.mark.order(9)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -230,15 +230,6 @@ def test_out_of_memory_while_weights_are_added_up(engine, monkeypatch):
         with pytest.raises(DeviceMemoryError, match="The next smaller plan takes"):
             latents(engine)
     assert (latents(engine) - before).abs().max() > 0.1  # with the LoRA, as above
-
-
-def test_compiled_graphs_take_other_weights(compiled, pipeline):
-    state = lora(compiled.checkpoint)
-    both(compiled, pipeline, lambda owner: owner.load_lora_weights(state))
-    try:
-        compare(compiled, pipeline, random_identity(TINY), num_frames=17)
-    finally:
-        compiled.unload_lora_weights()
 
 
 def test_a_run_that_was_cut_off_goes_on_with_its_own_lora_only(engine, tmp_path):

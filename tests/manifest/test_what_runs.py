@@ -23,6 +23,8 @@ from consisid.engine.util.sources import SOURCES, kernels_hash, source_files
 from consisid.engine.variants import TINY
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"seed": 1, "num_inference_steps": 1, "output_type": "latent"}
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
 

@@ -1,11 +1,10 @@
 """Plans for any budget: within it, never slower for more, and refused with the budget that would do."""
 
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
+from support.forked import run_forked
 from support.plans import GIB, KINDS, sizes_of
 
 from consisid.engine.errors import InputError, MemoryBudgetError
@@ -14,6 +13,8 @@ from consisid.engine.memory.budget import parse, show
 from consisid.engine.memory.costs import Unit
 from consisid.engine.memory.planner import plan, smaller
 from consisid.engine.memory.simulate import MACHINES, UNKNOWN, Machine, machine_named, replay, spread
+
+pytestmark = pytest.mark.slow
 
 BUDGETS = st.integers(2 * GIB, 80 * GIB)
 
@@ -25,7 +26,7 @@ def attempt(budget, *arguments, **options):
         return error
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     budgets=st.tuples(BUDGETS, BUDGETS).map(sorted),
     kind=st.sampled_from(sorted(KINDS)),
@@ -217,8 +218,8 @@ def test_replay_by_hand():
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
 def test_the_simulation_prints(machine):
-    command = [sys.executable, "-m", "consisid.bench.tools.simulate", "tiny", "--memory", "2GiB", "--machine", machine]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    script = "import runpy; runpy.run_module('consisid.bench.tools.simulate', run_name='__main__')"
+    output = run_forked(script, "tiny", "--memory", "2GiB", "--machine", machine).stdout
     assert MACHINES[machine].sources in output
     assert "simulated stall per step" in output
 

@@ -12,6 +12,8 @@ from consisid.engine import ConsisID
 from consisid.engine.variants import TINY
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 FAINT = 1e-3  # an activation of this size has a variance of 1e-6; the epsilons are 1e-6 and 1e-5
 # What of a name makes which rows faint: those that a block reads, queries and keys, and with the last two also those
 # that the norm of the face attention and those of the head read.

@@ -17,7 +17,7 @@ from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY
 from consisid.export import build
 
-pytestmark = pytest.mark.order(-4)
+pytestmark = [pytest.mark.order(-4), pytest.mark.slow]
 
 PROMPT = "A person walks slowly through fresh snow."
 

@@ -1,8 +1,6 @@
 """The same engine and seed give the same bytes, in one process and in another."""
 
-import subprocess
-import sys
-
+from support.forked import run_forked
 from support.people import random_identity
 
 from consisid.engine.variants import TINY
@@ -28,6 +26,5 @@ def test_same_seed_same_bytes(tiny, tiny_folder, request):
     import hashlib
 
     tests = request.config.rootpath / "tests"
-    command = [sys.executable, "-c", SCRIPT, str(tiny_folder), str(tests)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = run_forked(SCRIPT, tiny_folder, tests)
     assert result.stdout.split() == [hashlib.sha256(first.tobytes()).hexdigest()]

@@ -18,6 +18,8 @@ from consisid.engine.errors import EngineError
 from consisid.engine.util.turns import Turn, turn_of
 from consisid.engine.variants import TINY
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"height": 96, "width": 144, "num_frames": 9, "output_type": "latent"}
 PEOPLE = [random_identity(TINY, seed) for seed in range(2)]
 # Of each the number of steps, the guidance and the length of the loop are others.
@@ -30,15 +32,15 @@ REQUESTS = [
 WAIT = 60  # seconds until a test says that somebody hangs
 
 
-@pytest.fixture(scope="module", params=[None, "150MiB"], ids=["resident", "streaming"])
-def engine(tiny_folder, request):
-    return ConsisID.open(tiny_folder, memory=request.param)
+@pytest.fixture(scope="module", params=[None, "115MiB"], ids=["resident", "streaming"])
+def engine(shallow_folder, request):
+    return ConsisID.open(shallow_folder, memory=request.param)
 
 
 @pytest.fixture(scope="module")
-def alone(tiny):
+def alone(shallow):
     """The latents of each request, made one after the other."""
-    return [make(tiny, i) for i in range(len(REQUESTS))]
+    return [make(shallow, i) for i in range(len(REQUESTS))]
 
 
 def make(engine, index, **options):
@@ -134,8 +136,8 @@ def test_three_deep(engine, alone):
     assert torch.equal(make(engine, 0, callback_on_step_end=middle), alone[0])
 
 
-def test_stats_of_a_run_are_its_own(tiny_folder):
-    engine = ConsisID.open(tiny_folder, memory="150MiB")
+def test_stats_of_a_run_are_its_own(shallow_folder):
+    engine = ConsisID.open(shallow_folder, memory="115MiB")
     make(engine, 0)  # what is kept of the person, the prompt and the shape is there then
     make(engine, 1)
 
@@ -190,10 +192,10 @@ def test_a_stream_that_ends_within_a_run(engine, alone, end):
     assert turn_of(engine.device)._owner is None
 
 
-def test_identify_in_threads_and_within_a_callback(tiny_folder, alone):
-    engine = ConsisID.open(tiny_folder)
+def test_identify_in_threads_and_within_a_callback(shallow_folder, alone):
+    engine = ConsisID.open(shallow_folder)
     photos = [random_face(seed) for seed in range(3)]
-    expected = [ConsisID.open(tiny_folder).identify(photo, aligned=True).id_cond for photo in photos]
+    expected = [ConsisID.open(shallow_folder).identify(photo, aligned=True).id_cond for photo in photos]
 
     def callback(pipeline, step, timestep, tensors):
         assert torch.equal(pipeline.identify(photos[0], aligned=True).id_cond, expected[0])
@@ -206,9 +208,9 @@ def test_identify_in_threads_and_within_a_callback(tiny_folder, alone):
         assert torch.equal(cond, expected[i % 3])
 
 
-def test_loras_count_from_the_next_run_on(tiny_folder, alone):
+def test_loras_count_from_the_next_run_on(shallow_folder, alone):
     """Also for those that wait for their turn: what was active when they came."""
-    engine = ConsisID.open(tiny_folder)
+    engine = ConsisID.open(shallow_folder)
     engine.load_lora_weights(lora(), "first")
     with_it = make(engine, 0)
     engine.unload_lora_weights()
@@ -229,8 +231,8 @@ def test_loras_count_from_the_next_run_on(tiny_folder, alone):
     assert not torch.equal(with_it, alone[0])
 
 
-def test_loras_of_a_video_within_a_callback_are_not_those_of_the_outer_one(tiny_folder, alone):
-    engine, made = ConsisID.open(tiny_folder, memory="150MiB"), []
+def test_loras_of_a_video_within_a_callback_are_not_those_of_the_outer_one(shallow_folder, alone):
+    engine, made = ConsisID.open(shallow_folder, memory="115MiB"), []
 
     def callback(pipeline, step, timestep, tensors):
         if step == 1:
@@ -242,8 +244,8 @@ def test_loras_of_a_video_within_a_callback_are_not_those_of_the_outer_one(tiny_
     assert not torch.equal(made[0], alone[0])
 
 
-def test_a_request_that_waits_has_the_scheduler_of_when_it_came(tiny_folder, alone):
-    engine, later = ConsisID.open(tiny_folder), []
+def test_a_request_that_waits_has_the_scheduler_of_when_it_came(shallow_folder, alone):
+    engine, later = ConsisID.open(shallow_folder), []
 
     def callback(pipeline, step, timestep, tensors):
         if step == 0:
@@ -258,9 +260,9 @@ def test_a_request_that_waits_has_the_scheduler_of_when_it_came(tiny_folder, alo
     assert not torch.equal(make(engine, 1), alone[1])
 
 
-def test_a_scheduler_belongs_to_a_run(tiny_folder, alone):
+def test_a_scheduler_belongs_to_a_run(shallow_folder, alone):
     """Neither what a callback does to it nor another one in its place changes a run that has begun."""
-    engine = ConsisID.open(tiny_folder)
+    engine = ConsisID.open(shallow_folder)
     given = engine.scheduler
 
     def callback(pipeline, step, timestep, tensors):
@@ -273,8 +275,8 @@ def test_a_scheduler_belongs_to_a_run(tiny_folder, alone):
     assert torch.equal(make(engine, 0), alone[0])
 
 
-def test_two_engines_of_one_folder(tiny_folder, alone):
-    first, second = ConsisID.open(tiny_folder), ConsisID.open(tiny_folder, memory="150MiB")
+def test_two_engines_of_one_folder(shallow_folder, alone):
+    first, second = ConsisID.open(shallow_folder), ConsisID.open(shallow_folder, memory="115MiB")
     second.load_lora_weights(lora())
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(make, second, 0)

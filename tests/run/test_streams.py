@@ -10,12 +10,14 @@ from support.residency import PERSON, PROMPT, Killed
 from consisid.engine.errors import DeviceMemoryError
 from consisid.engine.memory.device import DeviceShare
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"seed": 5, "num_inference_steps": 1, "guidance_scale": 1.0, "height": 96, "width": 144, "num_frames": 17}
 
 
 @pytest.fixture(scope="module")
-def whole(tiny):
-    return tiny.generate(PERSON, PROMPT, **OPTIONS).frames
+def whole(shallow):
+    return shallow.generate(PERSON, PROMPT, **OPTIONS).frames
 
 
 def stream(engine, **options):
@@ -83,10 +85,14 @@ def limits(monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["read", "close", "drop"])
-def test_the_limit_holds_until_the_stream_ends(tiny_folder, monkeypatch, tmp_path, end):
+def test_the_limit_holds_until_the_stream_ends(shallow_folder, monkeypatch, tmp_path, end):
     from consisid.engine import ConsisID
 
-    engine, found, path = ConsisID.open(tiny_folder, memory="1GiB"), limits(monkeypatch), tmp_path / "run.safetensors"
+    engine, found, path = (
+        ConsisID.open(shallow_folder, memory="1GiB"),
+        limits(monkeypatch),
+        tmp_path / "run.safetensors",
+    )
     video = stream(engine, checkpoint=path, checkpoint_every=1)
     next(video.frames)
     assert set(found) == {2**30}
@@ -103,11 +109,11 @@ def test_the_limit_holds_until_the_stream_ends(tiny_folder, monkeypatch, tmp_pat
     assert path.exists() == (end != "read")
 
 
-def test_another_run_between_frames(tiny_folder, monkeypatch):
+def test_another_run_between_frames(shallow_folder, monkeypatch):
     """It takes the device with a plan and a limit of its own, and gives it back."""
     from consisid.engine import ConsisID
 
-    engine, found = ConsisID.open(tiny_folder, memory="150MiB"), limits(monkeypatch)
+    engine, found = ConsisID.open(shallow_folder, memory="115MiB"), limits(monkeypatch)
     whole = engine.generate(PERSON, PROMPT, **OPTIONS).frames
     frames = stream(engine).frames
     read = [next(frames)]
@@ -115,15 +121,15 @@ def test_another_run_between_frames(tiny_folder, monkeypatch):
     engine.generate(PERSON, PROMPT, **{**OPTIONS, "num_frames": 9}, output_type="latent")
     assert found[-1] is None
     read += [next(frames)]
-    assert found[-1] == 150 * 2**20
+    assert found[-1] == 115 * 2**20
     assert np.array_equal(np.stack([*read, *frames]), whole)
 
 
-def test_the_stats_of_a_stream_are_those_of_the_run(tiny_folder):
+def test_the_stats_of_a_stream_are_those_of_the_run(shallow_folder):
     """All that it copied, its last frames included."""
     from consisid.engine import ConsisID
 
-    engine = ConsisID.open(tiny_folder, memory="150MiB")
+    engine = ConsisID.open(shallow_folder, memory="115MiB")
     engine.generate(PERSON, PROMPT, **OPTIONS)  # what is kept of the person and the prompt is there then
     whole = engine.generate(PERSON, PROMPT, **OPTIONS).stats
     video = stream(engine)

@@ -99,7 +99,7 @@ def test_same_bytes_when_recorded_and_streamed(engine, expected, monkeypatch):
     assert Repeater.made == 2 + 1 + 2 + 2
 
 
-def test_off_unless_asked_for(engine, tiny_folder):
+def test_off_unless_asked_for(engine, shallow_folder):
     assert engine.weights.captures is None
     with pytest.raises(InputError, match="needs a CUDA GPU"):
-        ConsisID.open(tiny_folder, device="cpu", cuda_graphs=True)
+        ConsisID.open(shallow_folder, device="cpu", cuda_graphs=True)

@@ -1,4 +1,4 @@
-"""A device that copies as late as it may, and plans that force every residency onto TINY."""
+"""A device that copies as late as it may, and plans that force every residency onto a model as small as TINY."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,9 +13,10 @@ from consisid.engine.memory.simulate import UNKNOWN
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 
+from .engines import SHALLOW
 from .people import random_identity
 
-SHAPE = VideoShape.of(TINY, 96, 144, 9)  # smaller than TINY's own: many runs, and nothing here depends on it
+SHAPE = VideoShape.of(SHALLOW, 96, 144, 9)  # smaller than its own: many runs, and nothing here depends on it
 SIZE = {"height": SHAPE.height, "width": SHAPE.width, "num_frames": SHAPE.num_frames}
 OPTIONS = {"seed": 5, "num_inference_steps": 3, "output_type": "latent", **SIZE}
 PROMPT = "A person walks."
@@ -81,7 +82,7 @@ class LateCopies:
 def forced(engine: ConsisID, streamed: int, buffers: int, cfg: str = "batched", room: int = 0) -> MemoryPlan:
     """A plan in which, per stage, up to `streamed` units stream through up to `buffers` buffers, and what
     a budget of the largest peak and `room` bytes leaves of a stage is used ahead; room 0 stands for nothing ahead."""
-    found = video_costs(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
+    found = video_costs(SHALLOW, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
     stages = []
     for stage in found.stages:
         ways = [
@@ -110,11 +111,11 @@ def latents(engine: ConsisID, person=PERSON, **options):
 
 
 @pytest.fixture
-def engine(tiny_folder) -> ConsisID:
-    return ConsisID.open(tiny_folder)
+def engine(shallow_folder) -> ConsisID:
+    return ConsisID.open(shallow_folder)
 
 
 @pytest.fixture(scope="session")
-def expected(tiny) -> dict[str, torch.Tensor]:
+def expected(shallow) -> dict[str, torch.Tensor]:
     """The latents of a resident engine, by CFG mode."""
-    return {cfg: latents(tiny, cfg=cfg) for cfg in ("batched", "sequential")}
+    return {cfg: latents(shallow, cfg=cfg) for cfg in ("batched", "sequential")}

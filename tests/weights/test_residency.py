@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.engines import SHALLOW
 from support.loras import MODULES, lora
 from support.people import random_identity
 from support.residency import OPTIONS, PROMPT, SHAPE, LateCopies, forced, latents, put
@@ -14,7 +15,9 @@ from consisid.engine.memory.costs import video_costs
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
 
-STAGE_OF = {name: graph.stage for name, graph in graph_table(TINY, VideoShape.of(TINY, None, None, None)).items()}
+pytestmark = pytest.mark.slow
+
+STAGE_OF = {name: graph.stage for name, graph in graph_table(SHALLOW, VideoShape.of(SHALLOW, None, None, None)).items()}
 
 
 @pytest.mark.parametrize(
@@ -42,25 +45,25 @@ def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, b
 
 
 @pytest.mark.parametrize(("streamed", "pinned"), [(0, False), (3, False), (4, True), (2, True)])
-def test_same_bytes_for_any_residency_with_a_lora(engine, tiny, monkeypatch, streamed, pinned):
+def test_same_bytes_for_any_residency_with_a_lora(engine, shallow, monkeypatch, streamed, pinned):
     """One, another, none: what was kept of the weights with the one before is not used again."""
     put(engine, forced(engine, streamed, 2, room=2**30), monkeypatch, LateCopies())
     engine.weights.host.keep, person = pinned, random_identity(TINY)
-    states = [lora(tiny.checkpoint), lora(tiny.checkpoint, 1, modules=MODULES[::3]), None]
+    states = [lora(shallow.checkpoint), lora(shallow.checkpoint, 1, modules=MODULES[::3]), None]
     try:
         for state in states:
-            for owner in (tiny, engine):
+            for owner in (shallow, engine):
                 owner.unload_lora_weights()
                 if state is not None:
                     owner.load_lora_weights(state)
-            right = latents(tiny, person)
+            right = latents(shallow, person)
             assert torch.equal(latents(engine, person), right)
             assert torch.equal(latents(engine, person), right)
             # What the loop streams is in pinned memory if anything is; what other stages stream never is.
             assert bool(engine.weights.host._flat) == pinned
             assert bool(engine.weights.host._merged) == (state is not None)
     finally:
-        tiny.unload_lora_weights()
+        shallow.unload_lora_weights()
 
 
 @pytest.mark.parametrize(("streamed", "buffers"), [(0, 2), (4, 2), (3, 3)])
@@ -106,7 +109,7 @@ def test_the_next_stage_comes_ahead(engine, expected, monkeypatch, streamed, buf
 
 def fixed_bytes(engine) -> dict[str, int]:
     """By stage, the piece of memory for the weights that never stream, as plans count it."""
-    found = video_costs(TINY, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
+    found = video_costs(SHALLOW, SHAPE, engine.dtype, steps=OPTIONS["num_inference_steps"])
     return {stage.name: stage.fixed for stage in found.stages}
 
 
@@ -180,7 +183,7 @@ def test_stages_hand_the_device_over(engine, monkeypatch):
     assert engine.weights._prefetcher is None
 
 
-def test_a_stage_that_comes_back(engine, tiny, monkeypatch):
+def test_a_stage_that_comes_back(engine, shallow, monkeypatch):
     """A callback that replaces the embeddings and the timesteps calls for weights that have left."""
     put(engine, forced(engine, 4, 2), monkeypatch, LateCopies())
 
@@ -190,7 +193,7 @@ def test_a_stage_that_comes_back(engine, tiny, monkeypatch):
         return {"prompt_embeds": tensors["prompt_embeds"] + 1} if step == 1 else {}
 
     extra = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    assert torch.equal(latents(engine, **extra), latents(tiny, cfg="batched", **extra))
+    assert torch.equal(latents(engine, **extra), latents(shallow, cfg="batched", **extra))
 
 
 def test_random_weights_stream_too(tmp_path, monkeypatch):
@@ -203,11 +206,11 @@ def test_random_weights_stream_too(tmp_path, monkeypatch):
     assert torch.equal(latents(engine), resident)
 
 
-def test_open_with_a_budget(tiny_folder, tiny, expected):
+def test_open_with_a_budget(shallow_folder, shallow, expected):
     with pytest.raises(MemoryBudgetError) as refusal:
-        ConsisID.open(tiny_folder, memory="1MiB")
+        ConsisID.open(shallow_folder, memory="1MiB")
     least = str(refusal.value).split("budget that works is ")[1].rstrip(".")
-    engine = ConsisID.open(tiny_folder, memory=least)
+    engine = ConsisID.open(shallow_folder, memory=least)
     assert engine.weights._bound == {}
     video = engine.generate(random_identity(TINY), PROMPT, **OPTIONS)
     assert torch.equal(video.latents, expected[engine.weights.plan.cfg])
@@ -218,9 +221,9 @@ def test_open_with_a_budget(tiny_folder, tiny, expected):
     assert str(engine.plan(least)).startswith("tiny")
 
 
-def test_a_budget_that_only_a_larger_batch_breaks(tiny_folder):
+def test_a_budget_that_only_a_larger_batch_breaks(shallow_folder):
     """Planned for one video at opening, and anew for each request: refused before anything is loaded."""
-    engine = ConsisID.open(tiny_folder, memory="230MiB")
+    engine = ConsisID.open(shallow_folder, memory="230MiB")
     with pytest.raises(MemoryBudgetError, match="4096 videos"):
         engine.generate(random_identity(TINY), [PROMPT] * 4096, **OPTIONS)
     assert not any(engine.networks(SHAPE).calls.values())

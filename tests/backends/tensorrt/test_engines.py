@@ -42,7 +42,7 @@ from consisid.export.describe import describe_folder
 
 from .bindings import RTX_ONLY, TABLE, used
 
-pytestmark = pytest.mark.order(-7)
+pytestmark = [pytest.mark.order(-7), pytest.mark.slow]
 
 installed = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
 TARGETS = ("sm_89", "sm_120")
