@@ -14,6 +14,7 @@ from consisid.engine.errors import ConsisIDError
 
 from .inputs import GUIDANCE, prompt_of
 from .samples import Sample
+from .tables import first_line
 from .timing import between, mark, now, wait
 from .weights import RandomWeights, diffusers_text_encoder, diffusers_transformer, diffusers_vae
 
@@ -34,8 +35,7 @@ def answering() -> Iterator[None]:
     except (ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise BaselineError(f"{type(error).__name__}: {first[:200]}") from error
+        raise BaselineError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def resident(pipeline: Any, device: torch.device) -> None:
@@ -58,14 +58,6 @@ def group_offload(pipeline: Any, device: torch.device) -> None:
             num_blocks_per_group=1, use_stream=True,
         )  # fmt: skip
     pipeline.vae.to(device)
-
-
-def model_offload(pipeline: Any, device: torch.device) -> None:
-    pipeline.enable_model_cpu_offload(device=device)
-
-
-def sequential_offload(pipeline: Any, device: torch.device) -> None:
-    pipeline.enable_sequential_cpu_offload(device=device)
 
 
 def tile(vae: Any, ratio: int) -> None:
@@ -104,16 +96,21 @@ class Baseline:
             tile(pipeline.vae, pipeline.vae_scale_factor_spatial)
 
 
+def offload(kind: str) -> Callable[[Any, torch.device], None]:
+    """By one of diffusers' own methods: "model" or "sequential"."""
+    return lambda pipeline, device: getattr(pipeline, f"enable_{kind}_cpu_offload")(device=device)
+
+
 EAGER = Baseline("diffusers", resident, (37, 44))
 SEQUENTIAL = "diffusers, sequential offload"
 BASELINES = (
     EAGER,
     Baseline("diffusers, blocks compiled", compiled, slow=True),
     Baseline("diffusers, group offload on a stream", group_offload, gpu=True),
-    Baseline("diffusers, model offload", model_offload, (22, 25), gpu=True),
-    Baseline(SEQUENTIAL, sequential_offload, (16, 22), gpu=True),
-    Baseline(f"{SEQUENTIAL}, slicing", sequential_offload, (16, 22), gpu=True, slicing=True),
-    Baseline(f"{SEQUENTIAL}, slicing, tiling", sequential_offload, (5, 7), gpu=True, slicing=True, tiling=True),
+    Baseline("diffusers, model offload", offload("model"), (22, 25), gpu=True),
+    Baseline(SEQUENTIAL, offload("sequential"), (16, 22), gpu=True),
+    Baseline(f"{SEQUENTIAL}, slicing", offload("sequential"), (16, 22), gpu=True, slicing=True),
+    Baseline(f"{SEQUENTIAL}, slicing, tiling", offload("sequential"), (5, 7), gpu=True, slicing=True, tiling=True),
     Baseline("diffusers, slicing, tiling", resident, slicing=True, tiling=True),
 )
 

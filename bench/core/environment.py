@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +16,7 @@ import torch
 
 from consisid import bench, engine, export, kernels
 
-PACKAGES = (
-    "torch", "triton", "diffusers", "transformers", "tensorrt", "xformers",
-    "flash-attn", "fa3-fwd", "flash-attn-4", "consisid",
-)  # fmt: skip
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "tensorrt", "fa3-fwd", "flash-attn-4", "consisid")
 # Settings of the C library, OpenMP and PyTorch that change a figure: they are part of the command.
 SETTINGS = ("MALLOC_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "CUDA_VISIBLE_DEVICES")
 
@@ -27,10 +25,8 @@ def versions() -> dict[str, str]:
     """The installed packages that decide a figure, and Python."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
@@ -85,25 +81,16 @@ def _relative(argument: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
 
 
-def sources_hash() -> str:
-    """sha256 of this package's Python sources, which a commit alone does not name in a checkout that was changed."""
-    found = hashlib.sha256()
+def short_stamp(device: torch.device) -> dict[str, str | None]:
+    """What decides a single figure: device, versions of torch, triton and Python, commit, and a hash of our Python
+    sources, which a commit alone does not name in a checkout that was changed."""
+    here, sources = versions(), hashlib.sha256()
     for part in (kernels, engine, export, bench):
         for root in part.__path__:
             for file in sorted(Path(root).rglob("*.py")):
-                found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
-
-
-def short_stamp(device: torch.device) -> dict[str, str | None]:
-    """What decides a single figure: device, versions of torch, triton and Python, commit and sources."""
-    here = versions()
-    return {
-        "device": device_name(device),
-        **{name: here.get(name) for name in ("python", "torch", "triton", "cuda")},
-        "commit": commit(),
-        "sources": sources_hash()[:16],
-    }
+                sources.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    known = {name: here.get(name) for name in ("python", "torch", "triton", "cuda")}
+    return {"device": device_name(device), **known, "commit": commit(), "sources": sources.hexdigest()[:16]}
 
 
 def stamp(device: torch.device, driver: str | None = None) -> dict[str, Any]:

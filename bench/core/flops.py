@@ -62,10 +62,9 @@ def graph_flops(variant: Variant, shape: VideoShape, name: str) -> float:
 
 def decode_flops(variant: Variant, shape: VideoShape) -> float:
     """The decoder over a whole video of one sample, chunk by chunk."""
-    later = len(chunks(shape.latent_frames)) - 1
-    return graph_flops(variant, shape, "decode_first") + (
-        later * graph_flops(variant, shape, "decode_next") if later else 0.0
-    )
+    names = ["decode_first", *["decode_next"] * (len(chunks(shape.latent_frames)) - 1)]
+    counted = {name: graph_flops(variant, shape, name) for name in set(names)}
+    return sum(counted[name] for name in names)
 
 
 def text_flops(variant: Variant, shape: VideoShape) -> float:

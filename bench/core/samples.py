@@ -34,11 +34,6 @@ def steps_of(samples: Sequence[Sample]) -> list[float]:
     return [seconds for sample in samples for seconds in sample.steps]
 
 
-def stage_of(samples: Sequence[Sample], stage: str) -> list[float]:
-    """Seconds of a stage in every sample."""
-    return [sample.stages[stage] for sample in samples]
-
-
 def largest_peak(samples: Sequence[Sample]) -> int | None:
     """Bytes; None on a CPU."""
     return max((sample.peak for sample in samples if sample.peak is not None), default=None)

@@ -28,3 +28,8 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> list[Path]:
         with atomic_file(folder / name) as aside:
             aside.write_text(content)
     return [folder / name for name in contents]
+
+
+def first_line(error: Exception, length: int = 200) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [""])[0][:length]

@@ -6,11 +6,9 @@ and in whatever order they are asked for.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,15 +22,6 @@ from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import Variant
 from consisid.export import build
-
-
-@contextmanager
-def random_folder(
-    variant: str | Variant, device: torch.device, dtype: torch.dtype | None = None, backend: str = "eager"
-) -> Iterator[Path]:
-    """build_random in a temporary place, inside the block."""
-    with TemporaryDirectory(prefix="consisid-bench-") as place:
-        yield build_random(Path(place) / "engine", variant, device, dtype, backend)
 
 
 def build_random(
@@ -88,19 +77,6 @@ class RandomWeights:
             weights["decode_next"] = weights["decode_first"]
         return PerLayer(self.variant, runners, Held(weights), self.device, self.dtype)
 
-    def fill(self, part: str, module: nn.Module) -> nn.Module:
-        """A module of diffusers or transformers, made on the meta device, with these weights in place of its own.
-
-        Raises:
-            CheckpointError: the module wants a tensor that this model does not have.
-        """
-        state = {}
-        for name, tensor in module.state_dict().items():
-            known = "shared.weight" if name == "encoder.embed_tokens.weight" else name  # transformers ties the two
-            state[name] = self.tensor(part, known, tensor.shape)
-        module.load_state_dict(state, assign=True)
-        return module.eval().requires_grad_(False)
-
 
 def load_graph(name: str, graph: Graph, package: Path | None, device: torch.device) -> Any:
     """A graph by a backend, from the package that it was compiled into."""
@@ -139,10 +115,19 @@ def diffusers_text_encoder(weights: RandomWeights) -> nn.Module:
 
 
 def _filled(weights: RandomWeights, part: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """A module with these weights in place of its own.
+
+    Raises:
+        CheckpointError: it wants a tensor that this model does not have.
+    """
     with torch.device("meta"):
         module = make()
-    module = weights.fill(part, module)
+    state = {}
+    for name, tensor in module.state_dict().items():
+        known = "shared.weight" if name == "encoder.embed_tokens.weight" else name  # transformers ties the two
+        state[name] = weights.tensor(part, known, tensor.shape)
+    module.load_state_dict(state, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.device.type == "meta" and weights.device.type != "meta":
             raise RuntimeError(f"{type(module).__name__} keeps {name} outside its checkpoint.")
-    return module
+    return module.eval().requires_grad_(False)

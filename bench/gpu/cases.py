@@ -21,24 +21,19 @@ from ..core.weights import RandomWeights, build_random
 
 PHASES: Mapping[str, str] = {
     "first": "the first call of a lent GPU: does all run, is it right, and what decides how long a video takes",
-    "second": "the second call: a whole video, diffusers in turns, budgets of memory, compiled graphs",
+    "second": "the second call: a whole video, diffusers in turns, budgets of memory",
     "ceilings": "what the hardware gives: products, copies, host to device",
     "attention": "every implementation of joint attention at the full shape",
     "block": "one transformer block by part",
-    "step": "denoising steps: eager, compiled, CUDA graph, diffusers",
+    "step": "denoising steps: in every mode of the loop, and by diffusers",
     "stream": "videos within budgets of device memory",
     "decode": "the VAE decoder: memory formats, whole decodes",
     "text": "the T5 encoder",
     "trt": "a shard of the transformer as an engine of TensorRT and of TensorRT for RTX",
     "e2e": "a whole generate() with random weights",
 }
-PLACES = {  # the files of phases, each a function there
-    "calls": ("first", "second"),
-    "parts": ("ceilings", "attention", "block"),
-    "videos": ("step", "stream", "e2e"),
-    "coders": ("decode", "text"),
-    "trt": ("trt",),
-}
+FILES = {"first": "calls", "second": "calls", "ceilings": "parts", "attention": "parts", "block": "parts", "trt": "trt"}
+FILES |= {"step": "videos", "stream": "videos", "e2e": "videos", "decode": "coders", "text": "coders"}
 EVERY = [name for name in PHASES if name not in ("first", "second")]  # which repeat rows of the others
 
 
@@ -203,7 +198,6 @@ def guarded(name: str, section: Callable[[Context], Iterable[Case]], c: Context)
 
 
 def cases(phase: str, context: Context) -> Iterable[Case]:
-    """The rows of a phase."""
-    (file,) = (file for file, phases in PLACES.items() if phase in phases)
-    made: Iterable[Case] = getattr(import_module(f".{file}", __package__), phase)(context)
+    """The rows of a phase: what the function of its name in its file gives."""
+    made: Iterable[Case] = getattr(import_module(f".{FILES[phase]}", __package__), phase)(context)
     return made

@@ -96,15 +96,12 @@ def decode(c: Context) -> Iterator[Case]:
         yield Case(f"decode {c.shape}, {name}", partial(decode_theirs, c, tiled), flops, repeats=5, foreign=True)
 
 
-def encoder(c: Context) -> GraphExecutor:
-    made: GraphExecutor = c.once("text", lambda: c.weights.networks(["text_embed", "text_layer", "text_norm"]))
-    return made
-
-
-def encode(networks: GraphExecutor, ids: Tensor) -> Tensor:
+def encode(c: Context, ids: Tensor) -> Tensor:
     """Text embeddings [B, T, d_model] of ids [B, T], every layer with its own weights."""
+    networks = c.once("text", lambda: c.weights.networks(["text_embed", "text_layer", "text_norm"]))
     hidden, bias = networks.many("text_embed", ids)
-    return networks.one("text_norm", networks.text_layers([(hidden, bias)])[0])
+    embeds: Tensor = networks.one("text_norm", networks.text_layers([(hidden, bias)])[0])
+    return embeds
 
 
 def ids_of(c: Context, batch: int = 1) -> Tensor:
@@ -114,12 +111,12 @@ def ids_of(c: Context, batch: int = 1) -> Tensor:
 
 
 def encode_ours(c: Context, batch: int) -> Work:
-    return Work(partial(encode, encoder(c), ids_of(c, batch)), note="compared with transformers in its row")
+    return Work(partial(encode, c, ids_of(c, batch)), note="compared with transformers in its row")
 
 
 def encode_theirs(c: Context) -> Work:
     model, ids = weights.diffusers_text_encoder(c.weights), ids_of(c)
-    error = c.compare(encode(encoder(c), ids), model(ids)[0])
+    error = c.compare(encode(c, ids), model(ids)[0])
     note = "the error is between ours and theirs, over all layers"
     return Work(lambda: model(ids)[0], error, 5 * c.tolerance, note)
 

@@ -1,13 +1,13 @@
 """What a block is made of: products of matrices and copies, against which all is held; joint attention by every
 implementation; the kernels, and the block as the engine's graph runs it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from consisid.engine.networks.positions import rotary_tables
+from consisid.engine.memory.tracing import count
 from consisid.kernels import joint_attention
 from consisid.kernels.attention_others import BACKENDS, NAMES, PACKAGES, by_package, by_torch, load_package, reference
 from consisid.kernels.dispatch import default_config
@@ -67,6 +67,7 @@ def ceilings(c: Context) -> Iterator[Case]:
 Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # q, k, v [B, S, H, D], scale -> [B, S, H, D]
 Prepare = Callable[[Context], tuple[Attention, str]]
 """Makes a call ready, with a note; on the meta device PyTorch's own stands for what needs data."""
+PHOTO = {"H": 640, "W": 640}  # pixels of a photo
 CHECKED = 128  # queries whose result is compared with float32
 
 
@@ -138,24 +139,6 @@ def attention(c: Context) -> Iterator[Case]:
         yield Case(name, partial(attend, c, prepare), flops, moved, foreign=not name.startswith("ours"))
 
 
-class Block:
-    """The first block with its face attention, and what it is called with at the shape of a step."""
-
-    def __init__(self, c: Context):
-        t, rows = c.variant.transformer, (c.batch, c.tokens)
-        self.networks = c.weights.networks(["block", "face"], layers=1)
-        self.hidden, self.modulation = c.randn(*rows, t.inner_dim), c.randn(2, 2, 3, t.inner_dim, seed=2) * 0.1
-        self.cos, self.sin = (x.to(c.device) for x in rotary_tables(t, c.shape))
-        features = (1, t.cross_attn_num_heads * t.LFE_num_querie, t.inner_dim)
-        self.keys, self.values = c.randn(*features, seed=4) * t.inner_dim**-0.5, c.randn(*features, seed=5)
-
-    def block(self) -> Tensor:
-        return self.networks.one("block", self.hidden, self.modulation, self.cos, self.sin)
-
-    def block_and_face(self) -> Tensor:
-        return self.networks.one("face", self.block(), self.keys, self.values)
-
-
 def kernel(c: Context, case: kernel_cases.Case) -> Work:
     """A kernel with arguments as the network passes them, against its reference in the same dtype."""
     public, note = case.public, "tests/kernels/test_gpu.py compares it with float64"
@@ -181,24 +164,21 @@ def kernels(c: Context) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def whole(c: Context) -> Iterator[Case]:
-    """The block, and with its face attention."""
-    t, element, rows = c.variant.transformer, c.dtype.itemsize, c.batch * c.tokens
-    dim, case = t.inner_dim, partial(Case, repeats=10, budget=0.5, limit=30)
-    flops = 4.0 * c.batch * c.tokens**2 * dim + 24.0 * rows * dim**2
-    faces = 4.0 * c.batch * c.shape.video_tokens * dim * t.cross_attn_num_heads * t.LFE_num_querie
-    moved = 2.0 * rows * dim * element + 12.0 * dim**2 * element
+def graph(c: Context, name: str) -> Work:
+    """A call of a graph as the engine makes it, with the weights of its first layer and random inputs."""
+    made, networks = c.weights.table[name], c.weights.networks([name], layers=1)
+    inputs = [spec.example(PHOTO | {"B": c.batch}, made.dtype(c.dtype), c.device) for spec in made.specs().values()]
+    return Work(partial(networks, name, *inputs), note="the tests compare it with diffusers")
 
-    def ours(run: Callable[[Block], Tensor]) -> Work:
-        made = c.once("block", lambda: Block(c))
-        return Work(partial(run, made), note="the step phase and the tests compare with diffusers")
 
-    yield case("block", partial(ours, Block.block), flops, moved)
-    if t.is_train_face:
-        yield case("block and face", partial(ours, Block.block_and_face), flops + faces, moved)
+def graphs(c: Context, names: Sequence[str] = ("block", "face")) -> Iterator[Case]:
+    for name in names:
+        if name in c.weights.table:
+            flops = count(c.weights.table[name], PHOTO | {"B": c.batch}, torch.float32).flops
+            yield Case(f"graph {name}", partial(graph, c, name), flops, repeats=10, budget=0.5, limit=30)
 
 
 def block(c: Context) -> Iterator[Case]:
     yield from (case for case in kernels(c) if "group_norm" not in case.name)  # which is the decoder's
     yield from products(c)
-    yield from whole(c)
+    yield from graphs(c)

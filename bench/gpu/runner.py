@@ -24,6 +24,7 @@ from consisid.engine.variants import variant_named
 from ..core.environment import short_stamp, stamp
 from ..core.nvml import Watch, load_nvml
 from ..core.samples import Row
+from ..core.tables import first_line
 from ..core.timing import repeat, seconds_of
 from .cases import EVERY, PHASES, Case, Context, Unavailable, cases
 from .sheet import LATER, Sheet, ceilings_of, line
@@ -79,15 +80,11 @@ def measure(case: Case, context: Context, budget: float, left: float = 1e6) -> d
     except ModuleNotFoundError as error:
         return row | {"unmeasured": f"{error.name} is not installed"}
     except (torch.OutOfMemoryError, DeviceMemoryError) as error:
-        return row | {"unmeasured": f"out of memory: {_first(error)}"}
+        return row | {"unmeasured": f"out of memory: {first_line(error)}"}
     except Exception as error:  # each library raises its own; what is ours is no less an error for being written down
         if not case.foreign:
             traceback.print_exc(limit=-4)
-        return row | {theirs: f"{type(error).__name__}: {_first(error)}"}
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+        return row | {theirs: f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _timed(case: Case, context: Context, budget: float) -> dict[str, Any]:
@@ -139,7 +136,7 @@ def run_phase(
         return sheet
     start = time.monotonic()
     for case in cases(phase, context):
-        if sheet.has(case.name) or not asked(case.name):
+        if not asked(case.name) or any(row["name"] == case.name for row in sheet.rows):
             continue
         passed = time.monotonic() - start
         if passed > limit:

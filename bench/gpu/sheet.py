@@ -41,9 +41,6 @@ class Sheet:
     def finished(self) -> bool:
         return bool(self.values["finished"])
 
-    def has(self, name: str) -> bool:
-        return any(row["name"] == name for row in self.rows)
-
     def add(self, row: dict[str, Any]) -> None:
         self.values["rows"].append({**row, "made": self.made})
         self.write()

@@ -10,7 +10,7 @@ from typing import Any
 from consisid.engine.backends import backend
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
-from consisid.engine.backends.tensorrt.run import Captured, LoadedEngine
+from consisid.engine.backends.tensorrt.run import LoadedEngine
 from consisid.engine.graphs.grouped import TRUNK, grouped_table
 
 from ..core.flops import graph_flops
@@ -53,14 +53,11 @@ class Shard:
         return loaded
 
 
-def engine(
-    c: Context, name: str, plugins: tuple[str, ...] = (), share: float | None = None, capture: bool = False
-) -> Work:
+def engine(c: Context, name: str, plugins: tuple[str, ...] = (), share: float | None = None) -> Work:
     """A call of the shard by a backend.
 
     Args:
         share: of the weights that lie on the GPU; the others stream.
-        capture: as a CUDA graph.
     """
     if c.device.type != "cuda":  # the meta device too: an engine is no graph that could be traced
         raise Unavailable(f"an engine of {name} needs a CUDA GPU")
@@ -69,7 +66,7 @@ def engine(
     if share is not None:
         found.limit(int(share * found.streamable))
         note = f"{found.budget} of {found.streamable} bytes of weights on the GPU"
-    run = partial(Captured(found, shard.inputs) if capture else found, shard.inputs, ())
+    run = partial(found, shard.inputs, ())
     return Work(run, c.compare(run(), shard.eager()), c.tolerance, note)
 
 
@@ -83,7 +80,6 @@ def trt(c: Context) -> Iterator[Case]:
     for name in ("tensorrt", "tensorrt-rtx"):
         make = partial(engine, c, name)
         yield Case(f"shard, {name}", make, flops)
-        yield Case(f"shard, {name}, CUDA graph", partial(make, capture=True), flops)
         yield Case(f"shard, {name}, our kernels", partial(make, tuple(ATTRIBUTES)), flops)
         for share in BUDGETS:
             yield Case(f"shard, {name}, {share:.0%} of the weights resident", partial(make, share=share), flops)

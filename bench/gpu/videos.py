@@ -1,8 +1,8 @@
 """Rows that generate() makes with random weights: steps of the loop in every mode, videos within budgets of device
-memory by the engine's own plans, and what was measured at N steps with what follows for 50 by arithmetic."""
+memory by the engine's own plans, and whole videos."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -22,43 +22,32 @@ FULL = 50  # steps of a video by default
 STEPS = 4  # of a row about steps
 BUDGETS, BUDGET_STEPS = ("24GiB", "8GiB", "5GiB", "3GiB"), 3
 SHOWN = 5  # steps of a video in the terminal
-Runners = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def video(
-    c: Context, steps: int, *, budget: str | None = None, warm: bool = False,
-    runners: Runners = dict, also: Callable[[Stats], dict[str, Any]] = lambda stats: {},
-    opened: dict[str, Any] | None = None, **options: Any,
+    c: Context, steps: int, *, budget: str | None = None, warm: bool = False, opened: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Work:  # fmt: skip
     """generate() with some options, with the figures of its last video.
 
     Args:
         budget: what this video keeps to.
         warm: after a video of two steps that is not counted.
-        runners: what runs the graphs, made from what does.
-        also: further figures.
         opened: options of the engine.
     """
     engine, person, kept = c.engine(**(opened or {})), identity(c.variant), list[Stats]()
-    limit, networks = parse(budget, 0), engine.networks()
-    own, placed = networks.runners, runners(dict(networks.runners))
+    limit = parse(budget, 0)
     if warm:
         engine.generate(person, prompt_of(0), seed=0, num_inference_steps=2)
 
-    def run() -> Any:
-        networks.runners = placed
-        try:
-            with nullcontext() if limit is None else within(engine, limit):
-                # A new prompt each time: the text encoder keeps what it has encoded.
-                prompt = prompt_of(1 + len(kept))
-                made = engine.generate(person, prompt, seed=1, num_inference_steps=steps, **options)
-        finally:
-            networks.runners = own
-        kept.append(made.stats)
-        return made.latents
+    def run() -> None:
+        # A new prompt each time: the text encoder keeps what it has encoded.
+        prompt = prompt_of(1 + len(kept))
+        with nullcontext() if limit is None else within(engine, limit):
+            kept.append(engine.generate(person, prompt, seed=1, num_inference_steps=steps, **options).stats)
 
     note = "after one of two steps" if warm else "opening the engine is not counted"
-    return Work(run, note=note, more=lambda: also(kept[-1]) | figures(c, kept[-1]))
+    return Work(run, note=note, more=lambda: figures(c, kept[-1]))
 
 
 def figures(c: Context, stats: Stats) -> dict[str, Any]:
@@ -86,29 +75,13 @@ def figures(c: Context, stats: Stats) -> dict[str, Any]:
     return found | {"shown": shown + (f"; stalls {sum(stats.stalls):.3f} s" if stats.stalls else "")}
 
 
-def extrapolated(stats: Stats, steps: int = FULL) -> dict[str, Any]:
-    """Seconds of a video of `steps` steps: the median step that many times, and everything else as it was."""
-    rest = sum(stats.seconds.values()) - sum(stats.steps)
-    seconds = rest + steps * sorted(stats.steps)[len(stats.steps) // 2]
-    return {"steps": len(stats.steps), "not_measured_but_extrapolated": {f"seconds of {steps} steps": seconds}}
-
-
-def torch_compiled(runners: Mapping[str, Any]) -> dict[str, Any]:
-    """Graphs under torch.compile: weights stay arguments, so a block is compiled once."""
-    return {name: torch.compile(run, dynamic=False) for name, run in runners.items()}
-
-
-def loop(c: Context, kind: str, runners: Runners = dict) -> Work:
-    """The loop up to the latents. Other runners are compared with the engine's own; the modes with each other and with
-    diffusers by the tests."""
-    graphs, cfg = kind == "CUDA graph", "sequential" if kind == "sequential" else "batched"
-    if graphs or runners is not dict:
-        c.need_gpu(f"a loop by {kind}")
-    make = partial(video, c, STEPS, output_type="latent", cfg=cfg, opened={"cuda_graphs": True} if graphs else {})
-    work = make(warm=True, runners=runners)
-    if runners is not dict:
-        work.error, work.allowed = c.compare(work.run(), make().run()), 5 * c.tolerance
-    return work
+def loop(c: Context, kind: str) -> Work:
+    """The loop up to the latents; the tests compare the modes with each other and with diffusers."""
+    cfg = "sequential" if kind == "sequential" else "batched"
+    if kind == "CUDA graph":
+        c.need_gpu("a CUDA graph")
+    opened = {"cuda_graphs": True} if kind == "CUDA graph" else {}
+    return video(c, STEPS, warm=True, opened=opened, output_type="latent", cfg=cfg)
 
 
 def loop_of_diffusers(c: Context) -> Work:
@@ -128,9 +101,8 @@ def loop_of_diffusers(c: Context) -> Work:
 def step(c: Context) -> Iterator[Case]:
     flops = STEPS * c.batch * step_cost(c.variant, c.shape).total
     whole = STEPS * c.batch * step_cost(c.variant, c.shape, folded=False, whole=True).total
-    for kind in ("eager", "sequential", "CUDA graph", "compiled"):
-        runners: Runners = torch_compiled if kind == "compiled" else dict
-        yield Case(f"{STEPS} x step, {kind}", partial(loop, c, kind, runners), flops, repeats=3)
+    for kind in ("eager", "sequential", "CUDA graph"):
+        yield Case(f"{STEPS} x step, {kind}", partial(loop, c, kind), flops, repeats=3)
     yield Case(f"{STEPS} x step, diffusers", partial(loop_of_diffusers, c), whole, repeats=3, foreign=True)
 
 
@@ -144,5 +116,5 @@ def stream(c: Context) -> Iterator[Case]:
 def e2e(c: Context) -> Iterator[Case]:
     flops = 2 * c.steps * step_cost(c.variant, c.shape).total + decode_flops(c.variant, c.shape)
     for cfg in ("batched", "sequential"):
-        make = partial(video, c, c.steps, cfg=cfg, also=extrapolated)
+        make = partial(video, c, c.steps, cfg=cfg)
         yield Case(f"generate, {c.steps} steps, CFG {cfg}", make, flops, repeats=3)

@@ -13,7 +13,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +70,22 @@ def compare(first: Report, second: Report) -> list[Compared]:
         InputError: reports of different schemas, engines, settings or devices.
     """
     for path in (("schema",), *SAME):
-        a, b = (_at(report, path) for report in (first, second))
+        a, b = (reduce(lambda value, key: value.get(key), path, report) for report in (first, second))
         if a != b:
             raise InputError(f"The reports differ in {' '.join(path)}: {a} and {b}; compare two runs of one command.")
-    later, faster, found = _medians(second), speedups(first, second), list[Compared]()
-    counts = {(row["section"], row["name"]): row["count"] for row in second["rows"]}
+    later = {(row["section"], row["name"]): row for row in second["rows"]}
+    faster, found = speedups(first, second), list[Compared]()
     for row in first["rows"]:
         key = row["section"], row["name"]
         if row["section"] in TIMED and key in later:
-            median = later[key]
+            median = later[key]["median"]
             maker = row["name"].rpartition(": ")[0] or row["name"]
             leveled = median * faster.get(maker, faster["ours"]) if row["unit"] == "s" else median
             within, at_speed = (
                 row["low"] <= value <= row["high"] if row["count"] > 1 else None for value in (median, leveled)
             )
             stated = row["unit"], row["low"], row["high"], row["median"]
-            chance = missed_by_chance(row["count"], counts[key]) if row["count"] > 1 else 0.0
+            chance = missed_by_chance(row["count"], later[key]["count"]) if row["count"] > 1 else 0.0
             found.append(Compared(*key, *stated, median, leveled, within, at_speed, chance))
     return found
 
@@ -111,13 +111,6 @@ def speedups(first: Report, second: Report) -> dict[str, float]:
 
 def _medians(report: Report) -> dict[tuple[str, str], float]:
     return {(row["section"], row["name"]): row["median"] for row in report["rows"]}
-
-
-def _at(report: Report, path: Sequence[str]) -> Any:
-    value: Any = report
-    for key in path:
-        value = value.get(key)
-    return value
 
 
 def markdown(first: Report, second: Report, rows: Sequence[Compared]) -> str:

@@ -18,7 +18,7 @@ from ..core.baselines import BASELINES, EAGER, Baseline, Diffusers
 from ..core.environment import memory_bytes, stamp
 from ..core.inputs import identity
 from ..core.nvml import Watch, load_nvml
-from ..core.samples import Maker, Ours, Resident, Row, Sample, alternate
+from ..core.samples import Maker, Ours, Resident, Row, Sample, alternate, within
 from ..core.tables import write_files
 from ..core.timing import seconds_of
 from . import memory, parity, sections
@@ -227,12 +227,15 @@ class Bench:
         found: dict[float, dict[str, Any] | None] = {}
         held = self.resident.held.pop("ours", 0)  # what is resident is the budget's business
         for gb in dict.fromkeys(sections.stated_gb()):
-            budget, name = sections.budget_for(self.engine, gb, self.ours.steps), f"ours within the stated {gb:g} GB"
+            given, name = sections.budget_for(self.engine, gb, self.ours.steps), f"ours within the stated {gb:g} GB"
 
-            def work(budget: sections.Budget = budget, name: str = name) -> dict[str, Any]:
-                makers = {name: sections.Within(self.ours, budget)}
-                samples = alternate(makers, self.options.runs, self.resident, first=300)
-                return sections.budget_row(budget, samples[name])
+            def make(index: int, budget: int = given[0]) -> Sample:
+                with within(self.engine, budget):
+                    return self.ours(index)
+
+            def work(given: tuple[int, bool] = given, name: str = name, make: Maker = make) -> dict[str, Any]:
+                samples = alternate({name: make}, self.options.runs, self.resident, first=300)
+                return sections.budget_row(*given, samples[name])
 
             found[gb] = self.missing.attempt(name, work)
         self.resident.held["ours"] = held

@@ -12,10 +12,8 @@ import torch
 from consisid.engine import ConsisID
 
 PERIOD = 0.02  # seconds between samples
-KINDS = {
-    "cuda": "allocated and reserved on the GPU",
-    "cpu": "resident in the process since the engine was opened, libraries that it loads included",
-}
+ON_GPU = "allocated and reserved on the GPU"
+ON_CPU = "resident in the process since the engine was opened, libraries that it loads included"
 # Stages that are timed -> stages of the memory that run in them. The photo's networks run for a photo only; what is
 # measured is given embeddings.
 PLANNED: Mapping[str, tuple[str, ...]] = {
@@ -74,7 +72,7 @@ class Timeline:
             peaks |= {name: max(seen)} if seen else {}
             begins[name], at = at, at + seconds
         return {
-            "kind": KINDS["cuda" if self.device.type == "cuda" else "cpu"],
+            "kind": ON_GPU if self.device.type == "cuda" else ON_CPU,
             **{key: [s[i] for s in kept] for i, key in enumerate(("seconds", "allocated", "reserved"))},
             "stages": begins,
             "peaks": peaks,
@@ -90,11 +88,6 @@ def planned(engine: ConsisID, steps: int, stages: Mapping[str, float]) -> dict[s
     plan = engine.plan(engine.memory, steps=steps, cfg=None if engine.memory else "batched")
     peaks = {name: max(plan.stage(part).peak for part in PLANNED[name]) - plan.context for name in stages}
     return {
-        "budget": plan.budget,
-        "mode": plan.mode,
-        "cfg": plan.cfg,
-        "tile": plan.tile and list(plan.tile),
-        "peak": plan.peak,
-        "allowance": plan.context,
-        "stages": peaks,
-    }
+        "budget": plan.budget, "mode": plan.mode, "cfg": plan.cfg, "tile": plan.tile and list(plan.tile),
+        "peak": plan.peak, "allowance": plan.context, "stages": peaks,
+    }  # fmt: skip

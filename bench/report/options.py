@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from consisid.engine.util.device import check_device
 from ..core.baselines import BaselineError
 from ..core.nvml import Watched
 from ..core.peak_rates import MOVED, Ceilings
-from ..core.weights import random_folder
+from ..core.tables import first_line
+from ..core.weights import build_random
 
 # Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a form of diffusers
 # that does not run. Anything else is an error of this engine or of this command, and ends it.
@@ -58,7 +60,7 @@ class Missing:
         try:
             return work()
         except MISSING as error:
-            first = (str(error).strip().splitlines() or [""])[0][:300]
+            first = first_line(error, 300)
             self.skip(what, first if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {first}")
             return None
         finally:
@@ -73,8 +75,8 @@ def folder_of(options: Options, device: torch.device) -> Iterator[Path]:
     if not options.random_weights:
         yield Path(options.engine)
         return
-    with random_folder(options.engine, device, backend=options.backend) as folder:
-        yield folder
+    with TemporaryDirectory(prefix="consisid-bench-") as place:
+        yield build_random(Path(place) / "engine", options.engine, device, backend=options.backend)
 
 
 def device_of(options: Options) -> torch.device:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.linalg import norm
 from torch import Tensor
 
 from consisid.engine import ConsisID
@@ -37,10 +38,6 @@ def psnr(got: np.ndarray, right: np.ndarray, span: float = 1.0) -> float | None:
     """Decibels of values that span so much: of frames 1; None where they are identical, which has no number."""
     error = float(np.mean((got.astype(np.float64) - right) ** 2))
     return None if error == 0 else 20 * math.log10(span) - 10 * math.log10(error)
-
-
-def norm(x: np.ndarray) -> float:
-    return float(np.linalg.norm(x.astype(np.float64)))
 
 
 @contextmanager
@@ -163,26 +160,21 @@ def check(compared: dict[str, Any] | None) -> None:
         )
 
 
-def seeds_for(engine: ConsisID) -> range:
-    """As many videos as it takes for the rule to mean something: the error of one small video scatters with its noise
-    by more than the tenth that the rule allows. Full size has millions of latents, for which one is enough."""
-    s, channels = engine.shape, engine.variant.vae.latent_channels
-    latents = s.latent_frames * channels * s.latent_height * s.latent_width
-    return range(1, 1 + max(1, min(MOST, -(-ENOUGH // latents))))
-
-
 def measure(engine: ConsisID, steps: int) -> dict[str, Any]:
     """The section of the report. The float32 reference is made first and let go before the next."""
-    exact = engine.dtype == torch.float32
-    seeds = range(1, 2) if exact else seeds_for(engine)
-    comparison = Comparison(engine, steps, seeds)
+    exact, s = engine.dtype == torch.float32, engine.shape
+    # In a lower precision as many videos as it takes for the rule to mean something: the error of one small video
+    # scatters with its noise by more than the tenth that the rule allows. Full size has millions of latents.
+    latents = s.latent_frames * engine.variant.vae.latent_channels * s.latent_height * s.latent_width
+    videos = 1 if exact else max(1, min(MOST, -(-ENOUGH // latents)))
+    comparison = Comparison(engine, steps, range(1, 1 + videos))
     reference = comparison.theirs(torch.float32)
     same = reference if exact else comparison.theirs(engine.dtype)
     ours, theirs = against(comparison.ours(), reference), against(same, reference)
     note = "the engine runs in float32, so diffusers in its dtype is the reference itself" if exact else ""
     return {
         "steps": comparison.steps,
-        "videos": len(seeds),
+        "videos": videos,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "reference": "diffusers in float32, DDIM, noise and embeddings given, image latents at the posterior's mean",
         "ours": ours,

@@ -27,14 +27,10 @@ def _png(draw: Callable[[Any], None], height: float = 3.2) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(report: Report, section: str) -> list[Mapping[str, Any]]:
-    return [row for row in report["rows"] if row["section"] == section]
-
-
 def stages(report: Report) -> bytes:
     """Seconds of a video by stage, one bar per maker."""
     found: dict[str, dict[str, float]] = {}
-    for row in _rows(report, "stage"):
+    for row in (row for row in report["rows"] if row["section"] == "stage"):
         maker, _, stage = row["name"].rpartition(": ")
         found.setdefault(maker, {})[stage] = row["median"]
     names = [name for name in PLANNED if any(name in values for values in found.values())]
@@ -56,7 +52,7 @@ def stages(report: Report) -> bytes:
 
 def steps(report: Report) -> bytes:
     """Seconds of a step, median and quartiles; of the ablations with what each saves over the one above it."""
-    rows = _rows(report, "step")[::-1]
+    rows = [row for row in report["rows"] if row["section"] == "step"][::-1]
     gains = {rung["name"]: rung["gain"] for rung in report["waterfall"]}
 
     def draw(axes: Any) -> None:

@@ -3,7 +3,6 @@ ConsisID's authors state for each form of it."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from consisid.engine import ConsisID
@@ -15,7 +14,7 @@ from consisid.engine.variants import PREVIEW
 from ..core.baselines import BASELINES, Baseline
 from ..core.flops import STEP_GRAPHS, decode_flops, step_cost, text_flops, weight_bytes
 from ..core.peak_rates import Ceilings
-from ..core.samples import Ours, Row, Sample, largest_peak, stage_of, steps_of, within
+from ..core.samples import Row, Sample, largest_peak, steps_of
 
 GB = 1e9
 
@@ -26,7 +25,10 @@ def sample_rows(samples: Mapping[str, Sequence[Sample]]) -> list[Row]:
     for name, made in samples.items():
         if "decode" in made[0].stages:
             found.append(Row.of("video", name, "s", [sample.total for sample in made]))
-            found += [Row.of("stage", f"{name}: {stage}", "s", stage_of(made, stage)) for stage in made[0].stages]
+            found += [
+                Row.of("stage", f"{name}: {stage}", "s", [sample.stages[stage] for sample in made])
+                for stage in made[0].stages
+            ]
         note = "without the first step, which has no mark before it" if name.startswith("diffusers") else ""
         found.append(Row.of("step", name, "s", steps_of(made), note))
         peaks = [sample.peak / 2**30 for sample in made if sample.peak is not None]
@@ -63,9 +65,9 @@ def roofline(engine: ConsisID, samples: Sequence[Sample], ceilings: Ceilings) ->
     v, s, rows = engine.variant, engine.shape, []
     for name, flops, graphs, seconds in (
         ("step", 2 * step_cost(v, s).total, STEP_GRAPHS, steps_of(samples)),
-        ("decode", decode_flops(v, s), (), stage_of(samples, "decode")),
+        ("decode", decode_flops(v, s), (), [sample.stages["decode"] for sample in samples]),
         # Of one prompt: the empty negative one is kept from the first video on.
-        ("text", text_flops(v, s), ("text_layer",), stage_of(samples, "text")),
+        ("text", text_flops(v, s), ("text_layer",), [sample.stages["text"] for sample in samples]),
     ):
         spent = statistics.median(seconds)
         tflops, gbps = flops / spent / 1e12, weight_bytes(v, s, graphs, engine.dtype.itemsize) / spent / 1e9
@@ -87,27 +89,19 @@ def counted_rows(engine: ConsisID) -> list[Row]:
     return [Row.of("work", part, "TFLOP", [flops / 1e12], note) for part, flops in found.items()]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """bytes: what the engine may use. scaled: that is not the stated figure, but in proportion to it."""
-
-    bytes: int
-    scaled: bool
-
-
 def stated_gb() -> list[float]:
     """The reserved GB of every row of the reference's table, in its order, the largest first."""
     return [form.reference_gb[1] for form in BASELINES if form.reference_gb is not None]
 
 
-def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
-    """The engine's budget for a stated figure, GB reserved.
+def budget_for(engine: ConsisID, gb: float, steps: int) -> tuple[int, bool]:
+    """The engine's budget in bytes for a stated figure, GB reserved, and whether it is in proportion to that.
 
     PREVIEW on a GPU gets the figure itself. Elsewhere it would mean nothing: the budget lies between the smallest that
     works and everything resident as the figure lies between the smallest and the largest that are stated.
     """
     if engine.device.type == "cuda" and engine.shape == VideoShape.of(PREVIEW, None, None, None):
-        return Budget(int(gb * GB), False)
+        return int(gb * GB), False
     resident = engine.plan(None, steps=steps)
     # With the very arguments of the plan, so that nothing is counted again.
     kind = video_costs(
@@ -115,25 +109,13 @@ def budget_for(engine: ConsisID, gb: float, steps: int) -> Budget:
     )
     least = smallest(kind, resident.machine, None, True)[1]
     low, high = min(stated_gb()), max(stated_gb())
-    return Budget(int(least + (gb - low) / (high - low) * (resident.peak - least)), True)
+    return int(least + (gb - low) / (high - low) * (resident.peak - least)), True
 
 
-@dataclass
-class Within:
-    """The engine as a maker of videos within a budget."""
-
-    ours: Ours
-    budget: Budget
-
-    def __call__(self, index: int) -> Sample:
-        with within(self.ours.engine, self.budget.bytes):
-            return self.ours(index)
-
-
-def budget_row(budget: Budget, samples: Sequence[Sample]) -> dict[str, Any]:
+def budget_row(budget: int, scaled: bool, samples: Sequence[Sample]) -> dict[str, Any]:
     """What a report says about the videos of a budget."""
     stats = samples[-1].extra
     return {
-        "budget_gb": budget.bytes / GB, "scaled": budget.scaled, "mode": stats["memory"],
+        "budget_gb": budget / GB, "scaled": scaled, "mode": stats["memory"],
         "predicted_gb": stats["predicted_bytes"] / GB, **(_summary(samples) or {}),
     }  # fmt: skip

@@ -87,23 +87,19 @@ def measure(folder: Path, output: Path, runs: int = RUNS) -> dict[str, Any]:
 def markdown(values: dict[str, Any]) -> str:
     """The figures as a table."""
     graphs = ", ".join(f"{count} graphs by {name}" for name, count in values["graphs"].items())
-    lines = [
-        f"# From nothing to the first step: {values['engine']}, {graphs}",
-        "",
-        made_by(values),
-        "",
-        f"`{values['command']}`: {len(values['seconds']['open'])} new processes one after the other. Programs "
-        f"that such a process started, compilers among them: {values['programs_started']}.",
-        "",
-        *table(
-            ("", "median", "least", "most"),
-            [
-                (name, *(f"{f(seconds):.2f} s" for f in (statistics.median, min, max)))
-                for name, seconds in values["seconds"].items()
-            ],
-        ),
+    rows = [
+        (name, *(f"{of(seconds):.2f} s" for of in (statistics.median, min, max)))
+        for name, seconds in values["seconds"].items()
     ]
-    return "\n".join([*lines, ""])
+    return f"""# From nothing to the first step: {values["engine"]}, {graphs}
+
+{made_by(values)}
+
+`{values["command"]}`: {len(values["seconds"]["open"])} new processes one after the other. Programs that such a process
+started, compilers among them: {values["programs_started"]}.
+
+{chr(10).join(table(("", "median", "least", "most"), rows))}
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,8 +23,6 @@ from ..core.tables import write_files
 
 EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
 
-PICTURES = ("image2",)  # what FFmpeg calls a reader of pictures; the names of others end in _pipe
-
 
 @dataclass(frozen=True)
 class Similarity:
@@ -50,7 +48,7 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
     try:
         # A file of ours: FFmpeg would take a name with a colon for an address.
         with path.open("rb") as file, av.open(file) as container:
-            if container.format.name in PICTURES or container.format.name.endswith("_pipe"):
+            if container.format.name == "image2" or container.format.name.endswith("_pipe"):  # FFmpeg's for pictures
                 raise InputError(f"{path} is a picture; --video takes a video, --image the photo.")
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures; give a video.")
@@ -79,9 +77,9 @@ def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
         points = found.points[int(np.argmax(found.areas))]
         embedding = torch.from_numpy(faces.arcface(arcface_crop(frame, points))).reshape(-1)
         cosines.append(float(torch.cosine_similarity(reference, embedding, dim=0)))
-    if cosines and all(cosine is None for cosine in cosines):
-        raise FaceError(f"{video}: no face was found in any of {len(cosines)} frames; give a video that shows one.")
     seen = [cosine for cosine in cosines if cosine is not None]
+    if not seen:
+        raise FaceError(f"{video}: no face was found in any of {len(cosines)} frames; give a video that shows one.")
     return Similarity(cosines, statistics.fmean(seen), min(seen), len(cosines) - len(seen))
 
 

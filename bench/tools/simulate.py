@@ -6,12 +6,14 @@ python -m consisid.bench.tools.simulate preview --memory 5GiB --machine h200
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from consisid.engine.errors import InputError
 from consisid.engine.memory import planner as memory
 from consisid.engine.memory.budget import parse
 from consisid.engine.memory.costs import Costs, video_costs
-from consisid.engine.memory.simulate import GB, MACHINES, TFLOP, Machine, replay
+from consisid.engine.memory.simulate import GB, MACHINES, TFLOP, replay
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import run
 from consisid.engine.variants import VARIANTS, variant_named
@@ -54,14 +56,10 @@ def simulate(options: argparse.Namespace) -> None:
     for name in options.machine or list(MACHINES):
         if name not in MACHINES:
             raise InputError(f"--machine {name} is none of {', '.join(MACHINES)}.")
-        row = MACHINES[name]
-        given = [f"given: {flag}" for flag in ("tflops", "link") if getattr(options, flag) is not None]
-        machine = Machine(
-            name,
-            row.flops if options.tflops is None else options.tflops * TFLOP,
-            row.link if options.link is None else options.link * GB,
-            "; ".join([row.sources, *given]),
-        )
+        given = {"flops": (options.tflops, TFLOP), "link": (options.link, GB)}
+        figures: dict[str, Any] = {key: value * unit for key, (value, unit) in given.items() if value is not None}
+        sources = "; ".join([MACHINES[name].sources, *(f"given: {key}" for key in figures)])
+        machine = replace(MACHINES[name], **figures, sources=sources)
         for budget in options.memory or [None]:
             plan = memory.plan(parse(budget, 0), found, machine, tiling=not options.whole_frames)
             first, later = steps_of(plan, found)

@@ -1,7 +1,6 @@
 """A model smaller than TINY: reports and phases are about what is measured and said, not about the video."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from consisid.bench.cli import main
-from consisid.bench.core.weights import random_folder
+from consisid.bench.core.weights import build_random
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.variants import TINY, Variant
@@ -41,10 +40,10 @@ def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def random_mini(mini: Variant) -> Iterator[ConsisID]:
-    """An engine in bfloat16 from a folder with random weights; the folder stays for the session."""
-    with random_folder(mini, torch.device("cpu"), torch.bfloat16) as folder:
-        yield ConsisID.open(folder)
+def random_mini(mini: Variant, tmp_path_factory: pytest.TempPathFactory) -> ConsisID:
+    """An engine in bfloat16 from a folder with random weights."""
+    folder = tmp_path_factory.mktemp("random") / "engine"
+    return ConsisID.open(build_random(folder, mini, torch.device("cpu"), torch.bfloat16))
 
 
 @pytest.fixture(scope="session")
