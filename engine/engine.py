@@ -164,7 +164,7 @@ class Engine(Adapters):
         """What the plan of such videos is made from."""
         return video_costs(
             self.variant, shape, self.dtype,
-            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows,
+            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows, parts=self.parts,
         )  # fmt: skip
 
     @contextmanager
@@ -207,6 +207,11 @@ class Engine(Adapters):
     def _interrupt(self, value: bool) -> None:
         if self.active is not None:
             self.active.interrupt = bool(value)
+
+    @property
+    def parts(self) -> frozenset[str] | None:
+        """The parts of the checkpoint that the engine has; None for all."""
+        return None
 
     @property
     def may_cut_rows(self) -> bool:

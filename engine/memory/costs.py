@@ -118,6 +118,7 @@ def video_costs(
     guided: bool = True,
     device: str = "cpu",
     rows: bool = True,
+    parts: frozenset[str] | None = None,
 ) -> Costs:
     """Costs of a video; seconds of counting at the first call, no tensor with data is made.
 
@@ -128,8 +129,9 @@ def video_costs(
         guided: with classifier-free guidance, whose two halves run at once or one after the other.
         device: its kind, "cuda" or "cpu".
         rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
+        parts: of a checkpoint, that there are; None for all.
     """
-    table = graph_table(variant, shape)
+    table = {name: graph for name, graph in graph_table(variant, shape).items() if parts is None or graph.part in parts}
     data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda")
     stages = []
     for name in STAGES:

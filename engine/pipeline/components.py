@@ -194,6 +194,10 @@ class ComponentEngine(ConsisID):
         super().__init__(Path(SOURCE), Manifest(spec, provenance(device), {}, ""), device, memory, checkpoint=held)
 
     @property
+    def parts(self) -> frozenset[str]:
+        return parts_of(self.held.modules, self.held.faces)
+
+    @property
     def held(self) -> ModuleCheckpoint:
         assert isinstance(self.checkpoint, ModuleCheckpoint)
         return self.checkpoint
@@ -217,6 +221,13 @@ class ComponentEngine(ConsisID):
             name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()
         }
         return Faces(self.networks(), checkpoint, replace(self.manifest, weights=weights))
+
+
+def parts_of(modules: Mapping[str, Any], faces: Checkpoint | None) -> frozenset[str]:
+    """The parts of a checkpoint that there are."""
+    return frozenset(part for part, module in modules.items() if module is not None) | frozenset(
+        FACE_FILES if faces else ()
+    )
 
 
 def variant_of(modules: Mapping[str, nn.Module], text_length: int, faces: Checkpoint | None) -> Variant:

@@ -5,6 +5,7 @@ does that, with the copies beside the computation; what a saver asks for becomes
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +15,12 @@ from ..api import ConsisID
 from ..engine import Engine
 from ..memory.allocator import aligned
 from ..memory.budget import show
-from ..memory.costs import Costs, video_costs
+from ..memory.costs import Costs
 from ..memory.planner import candidates, plan
 from ..memory.simulate import Machine, machine_named
 from ..run.request import Request
 from ..shapes import VideoShape
 from ..util.device import check_device
-from ..variants import Variant
 
 LOG = logging.getLogger("consisid")
 STREAMING = ("sequential", "group")
@@ -40,23 +40,17 @@ class Savers:
     device: torch.device | None = None
     tiling: bool = False
 
-    def budget(
-        self, variant: Variant, shape: VideoShape, dtype: torch.dtype, device: torch.device, gpu: str,
-        batch: int = 1, steps: int = 50, guided: bool = True,
-    ) -> int | None:  # fmt: skip
-        """Bytes of the plan for a video; None for no limit.
+    def budget(self, device: torch.device, gpu: str, costs: Callable[[], Costs]) -> int | None:
+        """Bytes of the plan for a video of these costs; None for no limit.
 
-        Without offloading every weight stays on the device. "model" keeps the weights of the present stage there, and
-        computes as if there were no limit. "sequential" and "group" take the smallest budget there is: for whole
-        frames, or with `tiling` for tiles.
+        Without offloading it is what tiles take with every weight on the device. "model" keeps the weights of the
+        present stage there, and computes as if there were no limit. "sequential" and "group" take the smallest budget
+        there is: for whole frames, or with `tiling` for tiles.
         """
         if device.type != "cuda" or (self.offload is None and not self.tiling):
             return None
-        costs = video_costs(
-            variant, shape, dtype, batch=batch, steps=steps, guided=guided, device=device.type, rows=True
-        )  # fmt: skip
         return least_budget(
-            costs, machine_named(gpu), held=self.offload is None, streaming=self.offload in STREAMING,
+            costs(), machine_named(gpu), held=self.offload is None, streaming=self.offload in STREAMING,
             tiling=self.tiling,
         )  # fmt: skip
 
@@ -70,6 +64,7 @@ class Offloading:
     """The methods of diffusers that save memory, and what they have become."""
 
     _savers = Savers()
+    _granted: int | None = None  # bytes of the device that an engine folder was opened with
     vae: Any
 
     @property
@@ -144,11 +139,11 @@ class Offloading:
 
     def _budget(self, engine: Engine, shape: VideoShape, batch: int, steps: int, guided: bool) -> int | None:
         gpu = engine.manifest.provenance.get("gpu", "")
-        return self.savers.budget(engine.variant, shape, engine.dtype, engine.device, gpu, batch, steps, guided)
+        return self.savers.budget(engine.device, gpu, lambda: engine.costs(shape, batch, steps, guided))
 
     def _limit(self, engine: Engine, request: Request) -> None:
-        """The engine's budget for a request, where a saver decides it."""
-        savers = self.savers
+        """The engine's budget for a request: a saver's, or without one what it was opened with."""
+        savers, engine.memory = self.savers, self._granted
         if savers.offload is not None or savers.tiling:
             steps = request.options.num_inference_steps
             engine.memory = self._budget(engine, request.shape, request.batch, steps, request.guided)

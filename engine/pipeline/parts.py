@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
@@ -12,10 +13,11 @@ from ..api import ConsisID
 from ..checkpoint.reading import PARTS, Checkpoint
 from ..errors import InputError
 from ..manifest import FILE
+from ..memory.costs import video_costs
 from ..shapes import VideoShape
 from ..util.machine import provenance
 from ..variants import Variant
-from .components import ComponentEngine, Modules, state_of, variant_of
+from .components import ComponentEngine, Modules, parts_of, state_of, variant_of
 from .offload import Savers
 from .proxies import KINDS, EngineComponent
 
@@ -36,6 +38,7 @@ class Parts:
     """Components that are real modules, or those of an engine (proxies.py), never both."""
 
     savers: Savers
+    _granted: int | None
     tokenizer: Any
     text_encoder: Any
     vae: Any
@@ -129,7 +132,10 @@ class Parts:
         faces = self._face_models() if photos else None
         variant = variant_of({k: v for k, v in modules.items() if v is not None}, length, faces)
         shape = VideoShape.of(variant, None, None, None)
-        memory = savers.budget(variant, shape, dtype, device, provenance(device).get("gpu", ""))
+        costs = partial(
+            video_costs, variant, shape, dtype, device=device.type, parts=parts_of(modules, faces)
+        )  # fmt: skip
+        memory = savers.budget(device, provenance(device).get("gpu", ""), costs)
         engine = ComponentEngine(modules, self.tokenizer, device, dtype, length, faces, memory)
         self._made[key] = (same, engine.held.state), engine
         return engine
@@ -190,6 +196,7 @@ class Parts:
         parts = {name: EngineComponent(engine, name) for name in KINDS}
         make: Any = cls
         made: Self = make(**parts, scheduler=engine.scheduler if scheduler is None else scheduler)
+        made._granted = engine.memory
         return made
 
     @classmethod
@@ -239,7 +246,7 @@ class Parts:
         engine.scheduler = self.scheduler
         if self._last is not None:
             engine.adopt(self._last)
-        self._last, self._made = engine, {}
+        self._last, self._made, self._granted = engine, {}, engine.memory
         for name in KINDS:
             object.__setattr__(self, name, None)  # modules that nobody else holds are gone before the next is there
             setattr(self, name, EngineComponent(engine, name))

@@ -1,0 +1,158 @@
+"""A pipeline of an engine folder: thin components, nothing imported or loaded that the graphs replace."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from diffusers import ConsisIDPipeline as Theirs
+from support.people import random_identity
+
+from consisid.engine import ConsisIDPipeline
+from consisid.engine.errors import InputError
+from consisid.export import build
+
+MODELS = """
+import json, sys
+from diffusers import DiffusionPipeline
+from diffusers.loaders import CogVideoXLoraLoaderMixin
+before = set(sys.modules)
+from consisid.engine import ConsisIDPipeline
+pipe = ConsisIDPipeline.from_pretrained(sys.argv[1])
+config = pipe.transformer.config.sample_height, pipe.vae.config["scaling_factor"], pipe.vae.dtype
+models = [m for m in set(sys.modules) - before if m.startswith(("diffusers.models", "transformers.models"))]
+t5 = "transformers.models.t5.modeling_t5" in sys.modules
+pipe.text_encoder.get_input_embeddings()
+print(json.dumps([models, t5, "transformers.models.t5.modeling_t5" in sys.modules, str(config)]))
+"""
+
+
+@pytest.fixture
+def folder(shallow_folder):
+    return shallow_folder
+
+
+@pytest.fixture
+def pipe(folder):
+    made = ConsisIDPipeline.from_pretrained(folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def call(pipeline, **others):
+    """Latents of a call at the folder's own size."""
+    variant = pipeline.engine.variant
+    person = random_identity(variant)
+    given = {
+        "image": person.image, "prompt": "A man walks.", "height": variant.height, "width": variant.width,
+        "num_frames": 9, "num_inference_steps": 2, "output_type": "latent", "id_cond": person.id_cond,
+        "id_vit_hidden": list(person.id_vit_hidden), "generator": torch.Generator().manual_seed(5),
+    }  # fmt: skip
+    return pipeline(**given | others).frames
+
+
+def test_models_are_imported_when_a_component_is_asked_for(folder):
+    """diffusers' base class imports all of diffusers' models by itself; nothing comes on top of that."""
+    given = [sys.executable, "-W", "ignore", "-c", MODELS, str(folder)]
+    result = subprocess.run(given, capture_output=True, text=True, check=True)
+    models, before, after, config = json.loads(result.stdout.splitlines()[-1])
+    assert models == []
+    assert (before, after) == (False, True)
+    assert config == "(12, 0.7, torch.float32)"
+
+
+def test_it_computes_what_its_checkpoint_does(pipe, folder):
+    checkpoint = pipe.engine.checkpoint.path
+    loaded = ConsisIDPipeline.from_pretrained(checkpoint)
+    loaded.set_progress_bar_config(disable=True)
+    assert call(pipe).equal(call(loaded))
+
+
+def test_components_and_pipelines_share_the_engine(pipe):
+    for other in (ConsisIDPipeline(**pipe.components), ConsisIDPipeline.from_pipe(pipe)):
+        assert other.engine is pipe.engine
+        assert other.opened is pipe.opened
+    assert "AutoencoderKLCogVideoX of" in repr(pipe.vae)
+    assert dict(pipe.config)["transformer"] == ("diffusers", "ConsisIDTransformer3DModel")
+
+
+def test_a_component_is_the_real_one_when_it_is_used(pipe, tmp_path):
+    assert type(pipe.transformer.module).__name__ == "ConsisIDTransformer3DModel"
+    assert (
+        pipe.tokenizer("A man").input_ids
+        == pipe.engine.text_encoder.tokenizer(["A man"])[0, : len(pipe.tokenizer("A man").input_ids)].tolist()
+    )
+    pipe.save_pretrained(tmp_path)
+    assert Theirs.from_pretrained(tmp_path).transformer.config.num_layers == pipe.engine.variant.transformer.num_layers
+
+
+def test_what_a_folder_cannot(pipe):
+    with pytest.raises(InputError, match=r"was built in torch\.float32; build another folder for torch\.bfloat16"):
+        pipe.to(torch.bfloat16)
+    with pytest.raises(InputError, match="its vae cannot be put in another's place"):
+        pipe.vae = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match=r"max_sequence_length=31: this model takes 32 tokens"):
+        call(pipe, max_sequence_length=31)
+    assert pipe.to("cpu") is pipe
+
+
+def test_the_scheduler_is_assigned(pipe):
+    before = call(pipe)
+    pipe.scheduler = CogVideoXDDIMScheduler.from_config(pipe.scheduler.config)
+    assert not call(pipe).equal(before)
+
+
+def test_compile_builds_once_and_is_found_again(folder, pipe, tmp_path, monkeypatch):
+    """In the folder that was named, or in the cache of the home folder."""
+    checkpoint = pipe.engine.checkpoint.path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    built = []
+
+    def counted(*arguments, **options):
+        built.append(arguments[1])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr("consisid.export.build", counted)
+    for place in (None, tmp_path / "mine"):
+        made = []
+        for _ in range(2):
+            each = ConsisIDPipeline.from_pretrained(checkpoint)
+            each.set_progress_bar_config(disable=True)
+            each.scheduler = CogVideoXDDIMScheduler.from_config(each.scheduler.config)
+            expected = call(each)
+            assert each.compile(place, backend="eager") is each
+            assert call(each).equal(expected)
+            made.append(each.opened.folder)
+        assert made[0] == made[1]
+        assert each.compile() is each
+    assert len(built) == 2
+    assert built[0].parent == tmp_path / ".cache" / "consisid" / "engines"
+    other = ConsisIDPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
+    with pytest.raises(InputError, match="is there, and is no engine of these weights and settings"):
+        other.compile(tmp_path / "mine", backend="eager")
+
+
+def test_compile_takes_the_weights_as_they_are(folder, pipe, tmp_path):
+    changed = ConsisIDPipeline.from_pretrained(pipe.engine.checkpoint.path)
+    changed.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        changed.transformer.proj_out.weight.mul_(1.5)
+    expected = call(changed)
+    changed.compile(tmp_path / "mine", backend="eager")
+    assert call(changed).equal(expected)
+    assert not call(pipe).equal(expected)
+
+
+def test_a_photo_is_identified(pipe):
+    """Which diffusers cannot do; from a checkpoint too."""
+    from skimage.data import astronaut
+
+    given = {"image": astronaut(), "id_cond": None, "id_vit_hidden": None}
+    found = call(pipe, **given)
+    loaded = ConsisIDPipeline.from_pretrained(pipe.engine.checkpoint.path)
+    loaded.set_progress_bar_config(disable=True)
+    assert call(loaded, **given).equal(found)
+    with pytest.raises(InputError, match="cannot be identified without face models"):
+        call(ConsisIDPipeline(**loaded.components), **given)
