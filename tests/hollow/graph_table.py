@@ -286,6 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if table["variant"] != options.variant:
         p.error(f"{file} is a table of {table['variant']}")
     names = list(graphs(options.variant))
+    if unknown := sorted({*(options.graphs or ())} - {*names}):
+        p.error(f"there is no graph {', '.join(unknown)}; the graphs are {', '.join(names)}")
     chosen = [name for name in names if options.graphs is None or name in options.graphs]
     kept = table["rows"].get(release(), {})
 
@@ -301,10 +303,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = table["rows"].setdefault(release(), {}).get(f"sm_{arch}", {}) | {name: row}
             table["rows"][release()][f"sm_{arch}"] = {each: rows[each] for each in names if each in rows}
             table["rows"] = dict(sorted(table["rows"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
-            file.write_text(json.dumps(table, indent=1) + "\n")
+            write(table, file)
+    if options.render:
+        write(table, file)
+    return 0
+
+
+def write(table: Mapping[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(table, indent=1) + "\n")
     if file != TINY:
         file.with_suffix(".md").write_text(render(table))
-    return 0
 
 
 def check(variant: str, kept: Mapping[str, Any], wanted: Mapping[int, Sequence[str]]) -> int:
