@@ -156,9 +156,7 @@ class Engine(Adapters):
         """
         found = self.costs(shape or self.shape, batch, steps, guided)
         machine = machine_named(self.manifest.provenance.get("gpu", ""))
-        return plan(
-            parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling
-        )  # fmt: skip
+        return plan(parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling)
 
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""

@@ -36,8 +36,9 @@ FLOOR = {
 FACADE = {
     "": {"api", "errors", "face", "pipeline", "video"}
 }  # what `from consisid.engine import ...` offers, each when asked for
-# The entry point of consisid-build hears an interrupt before the package that it belongs to imports PyTorch.
-EXCEPTIONS = {"engine.util.cli imports export.cli"}
+# The entry point of consisid-build hears an interrupt before the package that it belongs to imports PyTorch; and a pipeline
+# builds when it is told to, pipe.compile().
+EXCEPTIONS = {"engine.util.cli imports export.cli", "engine.pipeline.compiled imports export"}
 
 
 def modules() -> dict[str, Path]:

@@ -6,10 +6,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from support.people import random_face
+from support.components import small_components
+from support.people import random_face, random_identity
 from support.reference import FRAMES, LATENTS
 
 from consisid.engine import ConsisIDPipeline
+from consisid.engine.variants import TINY
+
+from .conftest import quiet
 
 TWO = {"prompt": ["A man walks.", "A woman sings."]}
 FORMS = {
@@ -148,3 +152,30 @@ def test_what_cannot_be_used_is_a_value_error_of_one_sentence(ours, arguments, c
     with pytest.raises(ValueError, match=said) as error:
         ours(**arguments(**change))
     assert "\n" not in str(error.value)
+
+
+def test_bfloat16_is_as_near_to_float32_as_diffusers(tiny_checkpoint, arguments):
+    """The contract's rule, over several models: the error against diffusers in float32, beside diffusers' own."""
+    errors = {"ours": 0.0, "theirs": 0.0}
+    face = {name: value for name, value in arguments().items() if name.startswith("id_")}
+    halved = {"id_cond": face["id_cond"].bfloat16(), "id_vit_hidden": [x.bfloat16() for x in face["id_vit_hidden"]]}
+    for seed in range(4):
+        whole, half = (
+            small_components(tiny_checkpoint / "tokenizer", seed, dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+        exact = quiet(diffusers.ConsisIDPipeline(**whole))(**arguments(prompt="A man walks.")).frames
+        for name, kind in (("theirs", diffusers.ConsisIDPipeline), ("ours", ConsisIDPipeline)):
+            found = quiet(kind(**half))(**arguments(prompt="A man walks.", **halved)).frames
+            errors[name] += float((found.float() - exact).square().mean())
+    assert errors["ours"] ** 0.5 <= 1.1 * errors["theirs"] ** 0.5
+
+
+def test_tiny_at_its_own_size(tiny_reference, arguments):
+    person = random_identity(TINY)
+    given = {
+        "prompt": "A man walks.", "image": person.image, "id_cond": person.id_cond, "height": 96, "width": 144,
+        "id_vit_hidden": list(person.id_vit_hidden), "max_sequence_length": 32, "num_inference_steps": 2,
+    }  # fmt: skip
+    ours = quiet(ConsisIDPipeline(**tiny_reference.components))
+    found, expected = (pipe(**arguments(**given)).frames for pipe in (ours, tiny_reference))
+    assert (found - expected).abs().max() < LATENTS
