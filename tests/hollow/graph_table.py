@@ -21,7 +21,8 @@ is kept and only what is missing compiled, so that an interrupted run goes on (`
     cats      of them, those that join tensors
     clones    of them, those that do nothing but make a tensor contiguous or of its own (no cats)
     bias      generated kernels that add nothing but a convolution's bias, which cuDNN is not given
-    fp64      instructions in double precision of a kernel's machine code, as kernels/aot counts them, by kernel
+    fp64      instructions in double precision of a kernel's machine code, as kernels/aot counts them, by kernel; cos
+              and sin have three an element, for arguments past 10^5
     bytes     Inductor's estimate of what all kernels and calls read and write together: each of a kernel's inputs and
               outputs once, or only the part that it can touch; weights count, intermediate results inside a kernel or
               a call do not. What a kernel of ours writes counts twice, because it might also read it, and calls with
