@@ -161,8 +161,7 @@ class Engine(Adapters):
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""
         return video_costs(
-            self.variant, shape, self.dtype,
-            batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows, parts=self.parts,
+            self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows, parts=self.parts,
         )  # fmt: skip
 
     @contextmanager

@@ -75,8 +75,10 @@ def set_schedule(scheduler: Any, num_inference_steps: int, schedule: Mapping[str
         if name not in accepted:
             raise InputError(f"{type(scheduler).__name__} takes no {name} of its caller's; leave them out.")
     # On the CPU: schedulers look their tables up with it, and would wait for a GPU at every step.
-    steps: Mapping[str, Any] = schedule or {"num_inference_steps": num_inference_steps}
-    scheduler.set_timesteps(**steps, device="cpu")
+    if schedule:
+        scheduler.set_timesteps(**schedule, device="cpu")
+    else:
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
 
 
 def check_scheduler(scheduler: Any, num_inference_steps: int, schedule: Mapping[str, list[float]]) -> None:
@@ -85,13 +87,11 @@ def check_scheduler(scheduler: Any, num_inference_steps: int, schedule: Mapping[
     Raises:
         InputError: it cannot, and why.
     """
-    import diffusers
-
-    name = type(scheduler).__name__
-    if not isinstance(scheduler, diffusers.SchedulerMixin):
-        raise InputError(f"scheduler={shown(scheduler)} is no scheduler of diffusers.")
-    if scheduler.config.get("prediction_type", "epsilon") not in PREDICTIONS:
-        reason = f"it reads the network's output as {shown(scheduler.config.prediction_type)}"
+    name, predicts = type(scheduler).__name__, getattr(scheduler, "config", {}).get("prediction_type")
+    if not callable(getattr(scheduler, "step", None)):
+        raise InputError(f"scheduler={shown(scheduler)} is no scheduler: it has no step.")
+    if predicts not in PREDICTIONS:
+        reason = f"it reads the network's output as {shown(predicts)}"
     else:
         try:
             trial = copy.deepcopy(scheduler)

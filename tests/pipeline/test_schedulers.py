@@ -42,7 +42,8 @@ def test_latents_are_those_of_diffusers_or_it_is_refused(ours, theirs, arguments
         return
     ours.scheduler = scheduler
     if name not in SUITED:
-        with pytest.raises(InputError, match=rf"{name} cannot make this video \(.+\); give a scheduler"):
+        said = rf"{name} cannot make this video \(.+\); give a scheduler|scheduler={name}.* is no scheduler"
+        with pytest.raises(InputError, match=said):
             ours(**arguments(num_inference_steps=4))
         return
     theirs.scheduler = of(name, theirs.scheduler.config)
@@ -80,5 +81,5 @@ def test_the_trial_leaves_a_scheduler_as_it_was():
     check_scheduler(scheduler, 5, {})
     after = {name: value for name, value in vars(scheduler).items() if not isinstance(value, torch.Tensor)}
     assert after == before
-    with pytest.raises(InputError, match="is no scheduler of diffusers"):
+    with pytest.raises(InputError, match="is no scheduler: it has no step"):
         check_scheduler("DDIM", 5, {})
