@@ -154,14 +154,14 @@ class Engine(Adapters):
             InputError: a budget that is none.
             MemoryBudgetError: one that is too small; the message names the smallest.
         """
-        found = self.costs(shape or self.shape, batch, steps, guided)
-        machine = machine_named(self.manifest.provenance.get("gpu", ""))
-        return plan(parse(memory, device_memory_free(self.device)), found, machine, cfg=cfg, tiling=tiling)
+        found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
+        return plan(parse(memory, device_memory_free(self.device)), found, machine_named(gpu), cfg=cfg, tiling=tiling)
 
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""
         return video_costs(
-            self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type, rows=self.may_cut_rows, parts=self.parts,
+            self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type,
+            rows=self.may_cut_rows, parts=self.parts,
         )  # fmt: skip
 
     @contextmanager
