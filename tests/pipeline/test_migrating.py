@@ -42,8 +42,8 @@ def on_tiny(script: str, checkpoint: Path) -> str:
     """The script with the small model, its size and the CPU in the places of the official one and its own."""
     small = {
         '"BestWishYsh/ConsisID-preview"': repr(str(checkpoint)), "torch.bfloat16": "torch.float32", '"cuda"': '"cpu"',
-        "height=480": f"height={SHALLOW.height}", "width=720": f"width={SHALLOW.width}", "num_frames=49": "num_frames=9",
-        "num_inference_steps=50": "num_inference_steps=2",
+        "height=480": f"height={SHALLOW.height}", "width=720": f"width={SHALLOW.width}",
+        "num_frames=49": "num_frames=9", "num_inference_steps=50": "num_inference_steps=2",
     }  # fmt: skip
     for old, new in small.items():
         if old != '"cuda"':
