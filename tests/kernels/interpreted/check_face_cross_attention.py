@@ -34,6 +34,15 @@ def test_equals_reference(assert_close, shape, dtype):
     assert torch.equal(result[:, :text], given[0][:, :text])
 
 
+def test_rows_so_faint_that_epsilon_decides(assert_close, broken):
+    """Keys are large, so that attention is far from even."""
+    hidden, keys, *rest = arguments(1, 1, 3, 20, 64, 2, 8, torch.float32)
+    given = (1e-3 * (hidden - 1), 10 * keys, *rest)
+    assert_close(face_cross_attention(*given), reference, given)
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(broken("face_cross_attention", "/ C + EPS)", "/ C)").launch(*given), reference, given)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_channel_far_from_zero(assert_close, dtype):
     hidden, *rest = arguments(1, 1, 3, 20, 64, 2, 8, dtype)

@@ -40,6 +40,15 @@ def test_equals_reference(assert_close, shape, dtype, memory_format):
     assert result.is_contiguous(memory_format=memory_format)
 
 
+def test_values_so_faint_that_epsilon_decides(assert_close, broken):
+    x, *rest = arguments(1, 8, 2, (5, 4, 4), (3, 2, 2), torch.float32)
+    given = (1e-3 * (x - x.mean((2, 3, 4), keepdim=True)), *rest)
+    assert_close(group_norm_silu(*given), reference, given)
+    right = "(elements * 1.0) + EPS)"
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(broken("group_norm_silu", right, right.replace(" + EPS", "")).launch(*given), reference, given)
+
+
 def in_front(x, lead):
     """Frames of another tensor, which is what a chunk hands on."""
     frames = torch.randn(x.shape[0], x.shape[1], lead + 1, *x.shape[3:]).to(x.dtype)

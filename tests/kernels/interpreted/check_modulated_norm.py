@@ -37,6 +37,14 @@ def test_fused_is_the_two_steps_to_the_bit():
     assert torch.equal(normed, modulated_norm(total, modulation, weight, bias, text, 1e-5))
 
 
+def test_rows_so_faint_that_epsilon_decides(assert_close, broken):
+    hidden, _, _, modulation, weight, bias, text = arguments(1, 3, 8, 31, torch.float32)
+    given = (1e-3 * (hidden - 1), modulation, weight, bias, text, 1e-5)
+    assert_close(modulated_norm(*given), reference_norm, given)
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(broken("modulated_norm", "/ C + EPS)", "/ C)").launch_norm(*given), reference_norm, given)
+
+
 NORM, RESIDUAL, BOTH = ("modulated_norm", "launch_norm"), ("gated_residual", "launch_residual"), ("both", "launch_both")
 FAULTS = {  # what is wrong, and in which of the three functions it has to be seen
     "one text row too many": ("row % length < text_length", "row % length <= text_length", (NORM, RESIDUAL, BOTH)),

@@ -53,6 +53,14 @@ def test_a_fault_is_caught(assert_close, broken, fault):
         assert_close(outputs, reference, given)
 
 
+def test_rows_so_faint_that_epsilon_decides(assert_close, broken):
+    qkv, *rest = arguments(1, 3, 8, 2, 32, torch.float32)
+    given = (1e-3 * (qkv - 0.5), *rest)
+    assert_close(qk_norm_rope(*given), reference, given)
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_close(broken("qk_norm_rope", "variance + EPS", "variance").launch(*given), reference, given)
+
+
 def test_operator():
     given = arguments(1, 2, 3, 2, 16, torch.float32)
     # Not test_aot_dispatch_dynamic: it decomposes the operator into its kernel, which the interpreter does not have.
