@@ -166,7 +166,7 @@ def run_row(kind: str, value: Any, environment: Mapping[str, str]) -> dict[str, 
         command, env={**os.environ, **environment, **GPU, **fill}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
         return {("budget" if kind == "ours" else "mode"): value, "failed": last}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
