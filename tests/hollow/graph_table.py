@@ -1,8 +1,8 @@
 """What AOTInductor makes of every graph, without a GPU: kernels, calls of libraries, copies, double precision, bytes.
 
     make cuda TESTS=tests/hollow/test_graphs.py                                 # a part of TINY, compared
-    .venv-cuda/bin/python tests/hollow/graph_table.py --check --variant tiny    # all of TINY, 15 minutes on two cores
-    .venv-cuda/bin/python tests/hollow/graph_table.py                           # tests/hollow/graphs.json, again
+    .venv-cuda/bin/python tests/hollow/graph_table.py --check                   # every row of graphs.json, compared
+    .venv-cuda/bin/python tests/hollow/graph_table.py                           # adds what graphs.json lacks, all of TINY
     .venv-cuda/bin/python tests/hollow/graph_table.py --variant preview --arch 90 89 \
         --output bench/reports/hollow-graphs                                    # full size, .json and .md
 

@@ -1,4 +1,4 @@
-"""What AOTInductor makes of a part of TINY's graphs is as in graphs.json; `graph_table.py --check` compares all."""
+"""What AOTInductor makes of a part of TINY's graphs is as in graphs.json; `graph_table.py --check` compares every row."""
 
 import json
 
