@@ -2,7 +2,7 @@
 
     make cuda TESTS=tests/hollow/test_graphs.py                                 # a part of TINY, compared
     .venv-cuda/bin/python tests/hollow/graph_table.py --check                   # every row of graphs.json, compared
-    .venv-cuda/bin/python tests/hollow/graph_table.py                           # adds what graphs.json lacks, all of TINY
+    .venv-cuda/bin/python tests/hollow/graph_table.py                           # adds what graphs.json lacks
     .venv-cuda/bin/python tests/hollow/graph_table.py --variant preview --arch 90 89 \
         --output bench/reports/hollow-graphs                                    # full size, .json and .md
 

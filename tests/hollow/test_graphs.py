@@ -1,4 +1,4 @@
-"""What AOTInductor makes of a part of TINY's graphs is as in graphs.json; `graph_table.py --check` compares every row."""
+"""What AOTInductor makes of some graphs of TINY is as in graphs.json; `graph_table.py --check` compares all rows."""
 
 import json
 
