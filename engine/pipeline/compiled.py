@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -15,8 +16,10 @@ from ..checkpoint.reading import FACE_FOLDER, Checkpoint
 from ..checkpoint.weight_files import sample_hash
 from ..errors import EngineError, InputError
 from ..manifest import DTYPES, FILE, Manifest
+from ..memory.costs import video_costs
 from ..shapes import VideoShape
 from ..util.files import as_path
+from ..util.machine import provenance
 from ..util.sources import kernels_hash
 from .parts import Parts
 
@@ -66,7 +69,10 @@ class Compiling(Parts):
                     width=shape.width, num_frames=shape.num_frames, bundle=bundle, variant=checkpoint.weights,
                     report=lambda graph, entry, total: LOG.info("%s: %s, %.1f s", graph, entry.backend, entry.seconds),
                 )  # fmt: skip
-        self._become(ConsisID.open(found, device=device))
+            costs = partial(video_costs, checkpoint.variant, shape, dtype, device=device.type)
+            memory = self.savers.budget(device, provenance(device).get("gpu", ""), costs)
+        self._become(ConsisID.open(found, device=device, memory=memory))
+        self._granted = None  # a saver's budget ends with the saver
         return self
 
     @contextmanager

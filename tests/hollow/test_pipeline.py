@@ -100,3 +100,13 @@ def test_parts_of_a_call(pipe):
     latents = call(pipe, output_type="latent")
     assert latents.device.type == "cuda"
     assert pipe.decode_latents(latents).shape == (1, 3, 9, 32, 48)
+
+
+def test_compile_keeps_to_a_savers_budget(checkpoint, tmp_path):
+    pipe = ConsisIDPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
+    pipe.enable_sequential_cpu_offload()
+    pipe.compile(tmp_path / "engine", backend="eager")
+    assert pipe.engine.memory is not None
+    assert pipe.engine.weights.plan is not None
+    pipe.remove_all_hooks()
+    assert pipe._granted is None
