@@ -104,11 +104,11 @@ class ConsisID(Engine):
         """
         final = self._latents(run, people, aligned)
         with run.stage("decode"):
-            frames = decoded(run, final / self.variant.vae.scaling_factor)
+            frames = decoded(run, final[:, run.request.shape.padding :] / self.variant.vae.scaling_factor)
         return Video.several(frames, final, self.variant.fps, run.stats)
 
     def _latents(self, run: Run, who: Sequence[Identity | Photo], aligned: bool) -> Tensor:
-        """The final latents [b, F, 16, h, w]; what they were conditioned on leaves the device."""
+        """The final latents [b, F, 16, h, w], padding included; what they were conditioned on leaves the device."""
         networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
             people = identified(self, networks, who, aligned)
@@ -119,10 +119,10 @@ class ConsisID(Engine):
         with run.stage("prepare"):
             stepper = run.stepper()
             videos = [request.batch // len(people)] * len(people)
-            image = first_frames(images, videos, request.generator, shape)
+            image = first_frames(images, videos, request.generator, shape, self.variant.vae)
             noise = request.noise(channels=image.shape[2])
             positions = conditioner.positions(shape)
-            given = condition_people(networks, positions, embeds, image * self.image_scale, faces, videos)
+            given = condition_people(networks, positions, embeds, image, faces, videos)
         with run.stage("denoise"):
             return denoise(
                 run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions,

@@ -293,8 +293,3 @@ class Engine(Adapters):
         """The face detectors leave a GPU; they are no part of the loop."""
         if self.device.type == "cuda" and "faces" in vars(self):
             self.faces.release()
-
-    @property
-    def image_scale(self) -> float:
-        """What the face image's latents are multiplied with."""
-        return self.variant.vae.scaling_factor

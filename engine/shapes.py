@@ -26,7 +26,13 @@ def whole(name: str, value: object) -> int:
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Height and width in pixels and the number of frames, with what follows from them for one model."""
+    """Height and width in pixels and the number of frames, with what follows from them for one model.
+
+    Attributes:
+        latent_frames, latent_height, latent_width: of the latents that are decoded.
+        padding: latent frames that the loop has in front of these, where patches reach over time.
+        depth, rows, columns: patches of the latents in the loop.
+    """
 
     height: int
     width: int
@@ -34,12 +40,19 @@ class VideoShape:
     latent_frames: int
     latent_height: int
     latent_width: int
+    padding: int
+    depth: int
     rows: int
     columns: int
 
     @property
+    def loop_frames(self) -> int:
+        """Latent frames in the loop: a whole number of patches."""
+        return self.padding + self.latent_frames
+
+    @property
     def video_tokens(self) -> int:
-        return self.latent_frames * self.rows * self.columns
+        return self.depth * self.rows * self.columns
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -94,14 +107,18 @@ class VideoShape:
     @classmethod
     def unchecked(cls, variant: Variant, height: int, width: int, num_frames: int) -> "VideoShape":
         """Without the checks: what the reference makes of any numbers."""
-        ratio, patch = variant.vae.spatial_ratio, variant.transformer.patch_size
+        config, ratio = variant.transformer, variant.vae.spatial_ratio
+        patch, together = config.patch_size, config.patch_frames
+        latent_frames = (num_frames - 1) // variant.vae.temporal_compression_ratio + 1
         return cls(
             height=height,
             width=width,
             num_frames=num_frames,
-            latent_frames=(num_frames - 1) // variant.vae.temporal_compression_ratio + 1,
+            latent_frames=latent_frames,
             latent_height=height // ratio,
             latent_width=width // ratio,
+            padding=-latent_frames % together,
+            depth=-(-latent_frames // together),
             rows=height // ratio // patch,
             columns=width // ratio // patch,
         )

@@ -57,7 +57,8 @@ class TransformerConfig(_Config):
     sample_frames: Frames = 49
     patch_size: Annotated[int, Ge(1), Le(16)] = 2
     patch_size_t: Annotated[int, Ge(1), Le(16)] | None = None
-    ofs_embed_dim: Size | None = None
+    patch_bias: bool = True
+    ofs_embed_dim: Annotated[int, Ge(0), Le(2**20)] | None = None
     temporal_compression_ratio: Annotated[int, Ge(1), Le(16)] = 4
     max_text_seq_length: Annotated[int, Ge(2), Le(4096)] = 226
     norm_eps: Positive = 1e-5
@@ -81,6 +82,16 @@ class TransformerConfig(_Config):
     LFE_ff_mult: Annotated[int, Ge(1), Le(64)] = 4
     LFE_num_scale: Annotated[int, Ge(1), Le(64)] = 5
     local_face_scale: Factor = 1.0
+
+    @property
+    def patch_frames(self) -> int:
+        """Latent frames of a patch."""
+        return self.patch_size_t or 1
+
+    @property
+    def patch_channels(self) -> int:
+        """Numbers of a patch in one channel of the latents."""
+        return self.patch_frames * self.patch_size**2
 
     @property
     def inner_dim(self) -> int:
@@ -123,6 +134,11 @@ class VaeConfig(_Config):
     @property
     def spatial_ratio(self) -> int:
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def image_scale(self) -> float:
+        """What the latents of a face image are multiplied with; CogVideoX-1.5 was trained with the inverse."""
+        return 1 / self.scaling_factor if self.invert_scale_latents else self.scaling_factor
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,10 @@ class Variant:
             raise Unreadable(
                 f"temporal_compression_ratio {vae.temporal_compression_ratio} does not fit the VAE's blocks"
             )
+        if t.patch_frames > 1 and (not t.use_rotary_positional_embeddings or t.use_learned_positional_embeddings):
+            raise Unreadable(
+                f"patches over {t.patch_frames} latent frames (patch_size_t) go with rotary positions and no others"
+            )
         pairs: dict[str, tuple[object, object]] = {
             "the text encoder's d_model and text_embed_dim": (x.d_model, t.text_embed_dim),
             "in_channels and twice the VAE's latent_channels": (t.in_channels, 2 * vae.latent_channels),
@@ -210,6 +230,8 @@ class Variant:
                 t.temporal_compression_ratio, vae.temporal_compression_ratio,
             ),
         }  # fmt: skip
+        if t.ofs_embed_dim:
+            pairs["ofs_embed_dim and time_embed_dim"] = (t.ofs_embed_dim, t.time_embed_dim)
         if t.is_train_face and faces:
             pairs |= {
                 "the face tower's width and LFE_vit_dim": (eva.width, t.LFE_vit_dim),
@@ -228,7 +250,7 @@ V1_5 = Variant(
     "1.5",
     transformer=TransformerConfig(
         sample_width=300, sample_height=300, sample_frames=81, patch_size_t=2, ofs_embed_dim=512,
-        use_learned_positional_embeddings=False,
+        patch_bias=False, use_learned_positional_embeddings=False,
     ),
     vae=VaeConfig(invert_scale_latents=True),
     hub_id="BestWishYsh/ConsisID-1.5",
@@ -253,7 +275,17 @@ TINY = Variant(
     num_frames=17,
 )  # fmt: skip
 
-VARIANTS: Mapping[str, Variant] = {v.name: v for v in (TINY, PREVIEW, V1_5)}
+TINY_1_5 = replace(
+    TINY,
+    name="tiny-1.5",
+    transformer=replace(
+        TINY.transformer, sample_width=24, sample_height=24, sample_frames=33, patch_size_t=2, ofs_embed_dim=64,
+        patch_bias=False, use_learned_positional_embeddings=False,
+    ),
+    vae=replace(TINY.vae, invert_scale_latents=True),
+)  # fmt: skip
+
+VARIANTS: Mapping[str, Variant] = {v.name: v for v in (TINY, TINY_1_5, PREVIEW, V1_5)}
 
 
 def variant_named(name: str) -> Variant:
@@ -271,6 +303,7 @@ def name_of(transformer: TransformerConfig) -> str:
 __all__ = [
     "PREVIEW",
     "TINY",
+    "TINY_1_5",
     "V1_5",
     "VARIANTS",
     "EvaConfig",

@@ -11,7 +11,7 @@ from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.checkpoint.write import write_small_parts
 from consisid.engine.errors import CheckpointError, InputError
 from consisid.engine.util.files import atomic_dir
-from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant, variant_named
+from consisid.engine.variants import VARIANTS, Variant, variant_named
 
 from .check import check_checkpoint
 
@@ -46,19 +46,18 @@ class Source:
             raise InputError("--variant names files of a checkpoint, and there is none here; leave it out.")
         if random:
             variant = name if isinstance(name, Variant) else variant_named(str(name))
-            return cls(variant.name, _made(variant), True, False)
+            return cls(variant.name, variant, True, False)
         name = str(name)
         if name in VARIANTS:
-            if name == TINY.name:
-                return cls(name, TINY, False, False)
+            if VARIANTS[name].hub_id is None:
+                return cls(name, VARIANTS[name], False, False)
             raise CheckpointError(
                 f"{name} is the name of a model; give its checkpoint ({VARIANTS[name].hub_id}), or add "
                 "--random-weights to measure it without one."
             )
         checkpoint = Checkpoint.find(name, weights)
-        variant = _made(checkpoint.variant)
         check_checkpoint(checkpoint)
-        return cls(str(checkpoint.path.resolve()), variant, False, bundle, weights)
+        return cls(str(checkpoint.path.resolve()), checkpoint.variant, False, bundle, weights)
 
     def open(self, folder: Path) -> Checkpoint:
         """The checkpoint, placed into the engine folder where it belongs there."""
@@ -68,8 +67,8 @@ class Source:
                 with atomic_dir(inside) as aside:
                     write_small_parts(aside, self.variant)
             return RandomWeights(inside, self.variant, SEED)
-        if self.name == TINY.name:
-            return Checkpoint(inside) if inside.exists() else Checkpoint(write_checkpoint(TINY, inside, SEED))
+        if self.name in VARIANTS:
+            return Checkpoint(inside if inside.exists() else write_checkpoint(self.variant, inside, SEED))
         checkpoint = Checkpoint(self.name, self.weights)
         if not self.bundle:
             return checkpoint
@@ -111,18 +110,3 @@ def copy_read_files(checkpoint: Checkpoint, folder: Path) -> None:
         return [name for name in names if Path(place) / name not in wanted]
 
     shutil.copytree(checkpoint.path, folder, ignore=skip, dirs_exist_ok=True)
-
-
-def _made(variant: Variant) -> Variant:
-    """The variant, if its transformer's layers are all here.
-
-    Raises:
-        CheckpointError: a transformer with layers of the 1.5 model.
-    """
-    t = variant.transformer
-    if t.patch_size_t is not None or t.ofs_embed_dim is not None:
-        raise CheckpointError(
-            f"The {variant.name} model has patches over time and an ofs embedding (patch_size_t={t.patch_size_t}, "
-            f"ofs_embed_dim={t.ofs_embed_dim}), which this version cannot run; use {PREVIEW.hub_id}."
-        )
-    return variant

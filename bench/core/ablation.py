@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.backends import backend
 from consisid.engine.conditioning import condition, extract_face
-from consisid.engine.decode.image import sample_posterior
+from consisid.engine.decode.image import first_frames
 from consisid.engine.denoise import guidance_weight, predict, time_table
 from consisid.engine.runtime.executor import GraphExecutor
 from consisid.engine.sampling import Stepper, draw
@@ -83,9 +82,8 @@ class Ablated:
         generator = torch.Generator().manual_seed(seed)
         stepper = Stepper(engine.scheduler, self.steps, 0.0, generator)
         moments = engine.conditioner.images(networks, self.person, shape.height, shape.width)
-        image = torch.cat([sample_posterior(each, 1, generator) for each in moments], dim=1) * engine.image_scale
-        image = F.pad(image, (0, 0) * 3 + (0, shape.latent_frames - len(moments)))
-        size = (1, shape.latent_frames, image.shape[2], shape.latent_height, shape.latent_width)
+        image = first_frames([moments], [1], generator, shape, engine.variant.vae)
+        size = (1, shape.loop_frames, image.shape[2], shape.latent_height, shape.latent_width)
         latents = draw(size, generator, engine.device, engine.dtype) * engine.scheduler.init_noise_sigma
         positions = engine.conditioner.positions(shape)
         face = self._placed(FACE, lambda: extract_face(networks, self.person))

@@ -122,10 +122,10 @@ class Checkpoint:
         """The model, from the configuration files; video size and rate from the table's row of the same transformer."""
         values = self.config("transformer/config.json")
         kind = values.get("_class_name")
-        if kind != "ConsisIDTransformer3DModel":
+        if kind != "ConsisIDTransformer3DModel" and "is_train_face" not in values:
             raise CheckpointError(
                 f"{self.path} holds a {shorten(kind, 40)}, not a ConsisID transformer; give a checkpoint of "
-                "ConsisID-preview."
+                "ConsisID-preview or ConsisID-1.5."
             )
         transformer: TransformerConfig = self._read(TransformerConfig, "transformer")
         vae: VaeConfig = self._read(VaeConfig, "vae")

@@ -4,7 +4,6 @@ They are fixtures: the videos are noise, but every part of the engine has its re
 weights are drawn so that mistakes show: norms are not neutral, biases are not zero.
 """
 
-import inspect
 import io
 import json
 import math
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -65,15 +63,11 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _accepted(function: Any, config: TransformerConfig) -> dict[str, Any]:
-    """The fields that diffusers' class knows: it has none for the 1.5 model's."""
-    known = inspect.signature(function).parameters
-    missing = [name for name, value in asdict(config).items() if name not in known and value is not None]
-    if missing:
-        raise CheckpointError(
-            f"diffusers has no class for a transformer with {', '.join(missing)}; it cannot be written."
-        )
-    return {name: value for name, value in asdict(config).items() if name in known}
+def _transformer(config: TransformerConfig) -> nn.Module:
+    """diffusers' class where it has one for such a transformer."""
+    from . import transformer_module
+
+    return transformer_module.module_of(config)
 
 
 def _write_tokenizer(folder: Path, size: int, max_length: int) -> None:
@@ -121,7 +115,7 @@ def write_checkpoint(
     Returns:
         The folder.
     """
-    from diffusers import AutoencoderKLCogVideoX, ConsisIDTransformer3DModel
+    from diffusers import AutoencoderKLCogVideoX
     from transformers import T5Config, T5EncoderModel
 
     variant, path = variant_named(variant) if isinstance(variant, str) else variant, Path(path)
@@ -130,9 +124,7 @@ def write_checkpoint(
     with _quiet(), atomic_dir(path) as folder:
         blocks = len(variant.vae.block_out_channels)
         modules = {
-            "transformer": ConsisIDTransformer3DModel(
-                **_accepted(ConsisIDTransformer3DModel.__init__, variant.transformer)
-            ),
+            "transformer": _transformer(variant.transformer),
             "vae": AutoencoderKLCogVideoX(
                 down_block_types=("CogVideoXDownBlock3D",) * blocks,
                 up_block_types=("CogVideoXUpBlock3D",) * blocks,

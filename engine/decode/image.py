@@ -11,6 +11,7 @@ from torch import Tensor
 from ..runtime.executor import GraphExecutor
 from ..sampling import draw
 from ..shapes import VideoShape
+from ..variants import VaeConfig
 from .diffusers_tiles import encode_reference
 from .tile import Tile
 
@@ -47,22 +48,24 @@ def sample_posterior(moments: Tensor, batch: int, generator: Generators) -> Tens
 
 
 def first_frames(
-    moments: Sequence[Sequence[Tensor]], videos: Sequence[int], generator: Generators, shape: VideoShape
+    moments: Sequence[Sequence[Tensor]], videos: Sequence[int], generator: Generators, shape: VideoShape, vae: VaeConfig
 ) -> Tensor:
-    """Latents [b, F, 16, h, w] that begin with a sample of each image; the other frames are zero.
+    """Latents [b, F, 16, h, w] that begin with a sample of each image, scaled; the other frames are zero.
 
     Args:
         moments: of the images of each person.
         videos: how many of each person, b together.
+        vae: of the model; it says how its latents are scaled. What is no photo, the drawn key points, never inversely.
     """
     begins = [sum(videos[:i]) for i in range(len(videos))]
-    latents = []
+    latents: list[Tensor] = []
     for images in zip(*moments, strict=True):  # the first image of each person, then the second: the reference's order
         own = [
             generator[i : i + n] if isinstance(generator, list) else generator
             for i, n in zip(begins, videos, strict=True)
         ]
         found = [sample_posterior(*each) for each in zip(images, videos, own, strict=True)]
-        latents.append(found[0] if len(found) == 1 else torch.cat(found))
+        scale = vae.scaling_factor if latents else vae.image_scale
+        latents.append((found[0] if len(found) == 1 else torch.cat(found)) * scale)
     begin = torch.cat(latents, dim=1)
-    return F.pad(begin, (0, 0) * 3 + (0, shape.latent_frames - len(latents)))
+    return F.pad(begin, (0, 0) * 3 + (0, shape.loop_frames - len(latents)))

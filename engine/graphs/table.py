@@ -33,7 +33,7 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
     bias = Spec((1, x.num_heads, text_tokens, text_tokens))
     blocks = tuple(f"transformer_blocks.{i}." for i in range(t.num_layers))
     faces = tuple(f"perceiver_cross_attention.{i}." for i in range(t.num_cross_attn))
-    patches = (shape.latent_frames, t.in_channels // 2, shape.latent_height, shape.latent_width)
+    patches = (shape.loop_frames, t.in_channels // 2, shape.latent_height, shape.latent_width)
     last_has_face = t.face_index(t.num_layers - 1) is not None
     temb = {"temb": Spec(("N", t.time_embed_dim))}
     relative_bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

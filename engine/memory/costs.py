@@ -251,7 +251,7 @@ def _data(
     text = [halves * batch * tokens * t.text_embed_dim * width]
     rotary = 2 * [shape.video_tokens * t.attention_head_dim // 2 * 4]
     given = [halves * batch * tokens * dim * width, batch * shape.video_tokens * dim * width, *face, *rotary]
-    pixels = shape.latent_frames * variant.vae.latent_channels * shape.latent_height * shape.latent_width
+    pixels = shape.loop_frames * variant.vae.latent_channels * shape.latent_height * shape.latent_width
     latents = 8 * [batch * pixels * 4]  # noise, prediction and what a scheduler keeps of both, in float32
     table = [steps * t.num_layers * 12 * dim * width]
     before = [*text, *latents, *given]

@@ -23,26 +23,37 @@ def rotary_tables(config: TransformerConfig, shape: VideoShape) -> tuple[Tensor,
     """cos and sin, each [V, D / 2]; empty [0, D / 2] for a model without rotary embedding.
 
     A quarter of a head's channels turns with time, three eighths each with row and column. Positions follow the
-    reference pipeline: the grid is fitted into the grid that the model was trained at, centred, keeping its aspect.
+    reference pipelines: the grid is fitted into the grid that the model was trained at, centred, keeping its aspect;
+    with patches over time (CogVideoX-1.5) it is counted from the corner.
     """
     if not config.use_rotary_positional_embeddings:
         empty = torch.empty(0, config.attention_head_dim // 2)
         return empty, empty
-    rows, columns, frames = shape.rows, shape.columns, shape.latent_frames
-    base_rows, base_columns = config.sample_height // config.patch_size, config.sample_width // config.patch_size
-    if rows / columns > base_rows / base_columns:
-        fitted = base_rows, round(base_rows / rows * columns)
-    else:
-        fitted = round(base_columns / columns * rows), base_columns
-    dim = config.attention_head_dim
-    time = _angles(torch.linspace(0, frames * (frames - 1) / frames, frames, dtype=torch.float32), dim // 4)
-    row = _angles(_spatial(rows, base_rows, fitted[0]), dim // 8 * 3)
-    column = _angles(_spatial(columns, base_columns, fitted[1]), dim // 8 * 3)
-    grid = (frames, rows, columns, -1)
+    dim, count = config.attention_head_dim, shape.depth
+    time = _angles(torch.linspace(0, count * (count - 1) / count, count, dtype=torch.float32), dim // 4)
+    row, column = (_angles(places, dim // 8 * 3) for places in _places(config, shape))
+    grid = (count, shape.rows, shape.columns, -1)
     angles = torch.cat(
         (time[:, None, None].expand(grid), row[None, :, None].expand(grid), column[None, None].expand(grid)), dim=-1
     ).reshape(shape.video_tokens, -1)
     return angles.cos(), angles.sin()
+
+
+def _places(config: TransformerConfig, shape: VideoShape) -> tuple[Tensor, Tensor]:
+    """Where the rows and the columns are on the grid that the model was trained at."""
+    rows, columns = shape.rows, shape.columns
+    if config.patch_size_t is not None:
+        return torch.arange(rows, dtype=torch.float32), torch.arange(columns, dtype=torch.float32)
+    base_rows, base_columns = _trained_grid(config)
+    if rows / columns > base_rows / base_columns:
+        fitted = base_rows, round(base_rows / rows * columns)
+    else:
+        fitted = round(base_columns / columns * rows), base_columns
+    return _spatial(rows, base_rows, fitted[0]), _spatial(columns, base_columns, fitted[1])
+
+
+def _trained_grid(config: TransformerConfig) -> tuple[int, int]:
+    return config.sample_height // config.patch_size, config.sample_width // config.patch_size
 
 
 def _sincos(dim: int, positions: Tensor) -> Tensor:
@@ -56,7 +67,7 @@ def sincos_positions(config: TransformerConfig, shape: VideoShape) -> Tensor:
     dim = config.inner_dim
     rows = torch.arange(shape.rows, dtype=torch.float32) / config.spatial_interpolation_scale
     columns = torch.arange(shape.columns, dtype=torch.float32) / config.spatial_interpolation_scale
-    frames = torch.arange(shape.latent_frames, dtype=torch.float32) / config.temporal_interpolation_scale
+    frames = torch.arange(shape.depth, dtype=torch.float32) / config.temporal_interpolation_scale
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     space_dim = 3 * dim // 4
     # The column comes first: diffusers' grid is (width, height).
@@ -70,10 +81,18 @@ def sincos_positions(config: TransformerConfig, shape: VideoShape) -> Tensor:
 
 
 def check_positions(config: TransformerConfig, shape: VideoShape) -> None:
-    """Raises InputError for another height or width than learned positions were learned for."""
+    """Raises InputError for another height or width than learned positions were learned for, and for more than the
+    rotary positions of CogVideoX-1.5 are counted to."""
+    grid, ratio = _trained_grid(config), shape.height // shape.latent_height
+    counted = config.patch_size_t is not None and config.use_rotary_positional_embeddings
+    if counted and (shape.rows > grid[0] or shape.columns > grid[1]):
+        most = [side * config.patch_size * ratio for side in grid]
+        raise InputError(
+            f"This checkpoint has positions for {most[0]}x{most[1]} (height x width) at most and cannot make "
+            f"{shape.height}x{shape.width}; ask for less."
+        )
     trained = (config.sample_height, config.sample_width)
     if config.use_learned_positional_embeddings and trained != (shape.latent_height, shape.latent_width):
-        ratio = shape.height // shape.latent_height
         raise InputError(
             f"This checkpoint has learned positions for {trained[0] * ratio}x{trained[1] * ratio} (height x width) and "
             f"cannot make {shape.height}x{shape.width}; ask for its own size."

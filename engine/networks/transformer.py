@@ -3,7 +3,8 @@
 Parameter names are those of diffusers' ConsisIDTransformer3DModel, with one exception: to_q, to_k and to_v of the
 self-attention are one matrix, to_qkv, as in diffusers' fuse_qkv_projections.
 
-Shapes: B samples, T text tokens, V video tokens, S = T + V, C channels, F latent frames, h x w latent pixels.
+Shapes: B samples, T text tokens, V video tokens, S = T + V, C channels, F latent frames, h x w latent pixels; a patch
+is d latent frames of p x p latent pixels.
 """
 
 import math
@@ -25,6 +26,7 @@ from consisid.kernels import (
 from ..variants import TransformerConfig
 
 QK_NORM_EPS = 1e-6  # fixed in diffusers' ConsisIDBlock, whatever norm_eps says
+OFS = 2.0  # the value that CogVideoX-1.5's image-to-video models are given in every step
 FACE_NORM_EPS = 1e-5  # nn.LayerNorm's default, used by PerceiverCrossAttention
 
 
@@ -37,24 +39,32 @@ def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_
     return torch.cat(pair, dim=-1)
 
 
+def _embedding(inputs: int, outputs: int) -> nn.ModuleDict:
+    """diffusers' TimestepEmbedding."""
+    return nn.ModuleDict({"linear_1": nn.Linear(inputs, outputs), "linear_2": nn.Linear(outputs, outputs)})
+
+
 class TimeEmbedding(nn.Module):
-    """Timesteps [N] -> what every adaptive norm reads, silu(temb) [N, D]."""
+    """Timesteps [N] -> what every adaptive norm reads, silu(temb) [N, D]; the `ofs` embedding, where there is one, is
+    part of temb."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        self.time_embedding = nn.ModuleDict(
-            {
-                "linear_1": nn.Linear(config.inner_dim, config.time_embed_dim),
-                "linear_2": nn.Linear(config.time_embed_dim, config.time_embed_dim),
-            }
-        )
+        self.time_embedding = _embedding(config.inner_dim, config.time_embed_dim)
+        if config.ofs_embed_dim:
+            self.ofs_embedding = _embedding(config.ofs_embed_dim, config.ofs_embed_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        c, layers = self.config, self.time_embedding
-        sinusoids = timestep_embedding(timesteps, c.inner_dim, c.flip_sin_to_cos, c.freq_shift)
-        hidden = F.silu(layers["linear_1"](sinusoids.to(next(self.parameters()).dtype)))
-        return F.silu(layers["linear_2"](hidden))
+        temb = self._embed(self.time_embedding, timesteps, self.config.inner_dim)
+        if self.config.ofs_embed_dim:
+            ofs = torch.full_like(timesteps[:1], OFS)
+            temb = temb + self._embed(self.ofs_embedding, ofs, self.config.ofs_embed_dim)
+        return F.silu(temb)
+
+    def _embed(self, layers: nn.ModuleDict, values: Tensor, dim: int) -> Tensor:  # [N] -> [N, D]
+        sinusoids = timestep_embedding(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift)
+        return layers["linear_2"](F.silu(layers["linear_1"](sinusoids.to(next(self.parameters()).dtype))))
 
 
 class Modulation(nn.Module):
@@ -98,22 +108,29 @@ class _Projection(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.proj = nn.Conv2d(config.in_channels, config.inner_dim, config.patch_size, config.patch_size)
+        size, channels = config.patch_size, config.in_channels
+        self.proj: nn.Linear | nn.Conv2d
+        if config.patch_size_t is None:
+            self.proj = nn.Conv2d(channels, config.inner_dim, size, size, bias=config.patch_bias)
+        else:  # with a bias whatever patch_bias says, as diffusers' CogVideoXPatchEmbed has it
+            self.proj = nn.Linear(channels * config.patch_channels, config.inner_dim)
 
 
 class _PatchEmbed(nn.Module):
-    """A half of the patch embedding: a convolution whose stride is its kernel, so a matrix product over patches."""
+    """A half of the patch embedding, a matrix product over patches: a linear layer, or a convolution whose stride is
+    its kernel."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.patch, self.in_half = config.patch_size, config.in_channels // 2
+        self.patch_frames, self.size = config.patch_frames, config.patch_size
+        self.share = config.in_channels // 2 * config.patch_channels
         self.patch_embed = _Projection(config)
 
-    def patches(self, latents: Tensor) -> Tensor:  # [B, F, 16, h, w] -> [B, V, 16 * p * p]
-        size = self.patch
+    def patches(self, latents: Tensor) -> Tensor:  # [B, F, 16, h, w] -> [B, V, 16 * d * p * p]
         batch, frames, channels, height, width = latents.shape
-        cut = latents.reshape(batch, frames, channels, height // size, size, width // size, size)
-        return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * (height // size) * (width // size), -1)
+        depth, rows, columns = frames // self.patch_frames, height // self.size, width // self.size
+        cut = latents.reshape(batch, depth, self.patch_frames, channels, rows, self.size, columns, self.size)
+        return cut.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(batch, depth * rows * columns, -1)
 
 
 class ImageEmbed(_PatchEmbed):
@@ -121,7 +138,7 @@ class ImageEmbed(_PatchEmbed):
 
     def forward(self, image_latents: Tensor) -> Tensor:
         proj = self.patch_embed.proj
-        return F.linear(self.patches(image_latents), proj.weight[:, self.in_half :].flatten(1), proj.bias)
+        return F.linear(self.patches(image_latents), proj.weight.flatten(1)[:, self.share :], proj.bias)
 
 
 class Embed(_PatchEmbed):
@@ -129,7 +146,7 @@ class Embed(_PatchEmbed):
 
     def forward(self, latents: Tensor, image_tokens: Tensor) -> Tensor:
         patches = self.patches(latents)
-        weight = self.patch_embed.proj.weight[:, : self.in_half].flatten(1).T.expand(patches.shape[0], -1, -1)
+        weight = self.patch_embed.proj.weight.flatten(1)[:, : self.share].T.expand(patches.shape[0], -1, -1)
         # baddbmm adds in the accumulator, before the one rounding to bf16 that the whole convolution would have had.
         return torch.baddbmm(image_tokens, patches, weight)
 
@@ -255,15 +272,16 @@ class Head(nn.Module):
 
     def __init__(self, config: TransformerConfig, latent_height: int, latent_width: int):
         super().__init__()
-        dim, self.size, self.eps = config.inner_dim, config.patch_size, config.norm_eps
+        dim, self.eps = config.inner_dim, config.norm_eps
+        self.patch_frames, self.size = config.patch_frames, config.patch_size
         self.rows, self.columns = latent_height // self.size, latent_width // self.size
         self.norm_final = nn.LayerNorm(dim, self.eps)
         self.norm_out = _Norm(dim, self.eps)
-        self.proj_out = nn.Linear(dim, self.size**2 * config.out_channels)
+        self.proj_out = nn.Linear(dim, config.patch_channels * config.out_channels)
 
     def forward(self, video: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation[0], modulation[1]
         video = self.norm_out.norm(self.norm_final(video)) * (1 + scale) + shift
-        cut = self.proj_out(video).unflatten(-1, (-1, self.size, self.size))
-        cut = cut.unflatten(1, (-1, self.rows, self.columns))  # [B, F, rows, columns, 16, p, p]
-        return cut.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        cut = self.proj_out(video).unflatten(-1, (-1, self.patch_frames, self.size, self.size))
+        cut = cut.unflatten(1, (-1, self.rows, self.columns))  # [B, F / d, rows, columns, 16, d, p, p]
+        return cut.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)

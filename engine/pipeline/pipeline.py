@@ -219,8 +219,8 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
             ]
             own = dtype or engine.dtype
             videos = [batch_size // len(image)] * len(image)
-            begin = first_frames(moments, videos, generator, shape) * engine.image_scale
-            size = batch_size, shape.latent_frames, num_channels_latents, shape.latent_height, shape.latent_width
+            begin = first_frames(moments, videos, generator, shape, engine.variant.vae)
+            size = batch_size, shape.loop_frames, num_channels_latents, shape.latent_height, shape.latent_width
             noise = latents if latents is not None else draw(size, generator, engine.device, own)
         where = device or engine.device
         return (noise * self.scheduler.init_noise_sigma).to(where, own), begin.to(where, own)

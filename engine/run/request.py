@@ -93,7 +93,7 @@ class Request:
         config, shape = engine.variant.transformer, self.shape
         text = (self.prompts, config.max_text_seq_length, config.text_embed_dim)
         noise = (
-            self.batch, shape.latent_frames, engine.variant.vae.latent_channels, shape.latent_height, shape.latent_width
+            self.batch, shape.loop_frames, engine.variant.vae.latent_channels, shape.latent_height, shape.latent_width
         )  # fmt: skip
         for name, expected in (*((name, text) for name in EMBEDDINGS), ("latents", noise)):
             tensor = getattr(self.options, name)
@@ -129,5 +129,5 @@ class Request:
         given, shape = self.options.latents, self.shape
         if given is not None:
             return given.to(self.device, self.dtype)
-        size = (self.batch, shape.latent_frames, channels, shape.latent_height, shape.latent_width)
+        size = (self.batch, shape.loop_frames, channels, shape.latent_height, shape.latent_width)
         return draw(size, self.generator, self.device, self.dtype)

@@ -40,6 +40,26 @@ def random_variant(seed: int):
     return replace(TINY, name="custom", transformer=transformer, vae=vae)
 
 
+def random_1_5(seed: int):
+    """The same with what CogVideoX-1.5 adds, each of it there or not."""
+    rng, base = np.random.default_rng(seed), random_variant(seed)
+    patch_frames = [None, 1, 2, 2, 2, 3][int(rng.integers(6))]
+    longer = patch_frames is not None and patch_frames > 1
+    plain = base.transformer
+    transformer = replace(
+        plain,
+        patch_size_t=patch_frames,
+        patch_bias=bool(rng.integers(0, 2)),
+        ofs_embed_dim=plain.time_embed_dim if rng.integers(0, 3) else None,
+        flip_sin_to_cos=bool(rng.integers(0, 2)),
+        freq_shift=int(rng.integers(0, 2)),
+        is_kps=bool(rng.integers(0, 2)),
+        use_rotary_positional_embeddings=longer or plain.use_rotary_positional_embeddings,
+        use_learned_positional_embeddings=not longer and plain.use_learned_positional_embeddings,
+    )
+    return replace(base, transformer=transformer, vae=replace(base.vae, invert_scale_latents=bool(rng.integers(0, 2))))
+
+
 def random_weights(graph: Graph, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """As large as keeps activations at their size; variances positive."""
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,107 @@
+"""diffusers' ConsisIDTransformer3DModel with the layers of CogVideoX-1.5, for which diffusers has no class.
+
+TINY_1_5 is written from it, and a pipeline of a 1.5 checkpoint has it as its transformer. The engine never runs it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, Self
+
+import diffusers
+import torch
+from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from ..variants import TransformerConfig
+from .reading import Checkpoint
+
+ADDED: Mapping[str, Any] = {"patch_size_t": None, "patch_bias": True, "ofs_embed_dim": None}
+"""Settings that diffusers' class does not have, and what it does."""
+
+
+def needs_own_module(config: TransformerConfig) -> bool:
+    """Whether diffusers has no class for such a transformer."""
+    return replace(config, **ADDED) != config
+
+
+def module_of(config: TransformerConfig) -> nn.Module:
+    """A transformer with weights as PyTorch draws them, of diffusers' class where it has one."""
+    if needs_own_module(config):
+        return ConsisIDTransformer3DModel.of(config)
+    plain: nn.Module = diffusers.ConsisIDTransformer3DModel(**_own_settings(config))
+    return plain
+
+
+def _own_settings(config: TransformerConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name not in ADDED}
+
+
+class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
+    """The transformer of ConsisID-1.5. `of` makes one; the constructor is diffusers' and makes the preview's."""
+
+    @classmethod
+    def of(cls, config: TransformerConfig) -> Self:
+        """With weights as PyTorch draws them."""
+        model = cls(**_own_settings(config))
+        embed = model.patch_embed
+        model.patch_embed = CogVideoXPatchEmbed(
+            config.patch_size, config.patch_size_t, config.in_channels, config.inner_dim, config.text_embed_dim,
+            config.patch_bias, config.sample_width, config.sample_height, config.sample_frames,
+            config.temporal_compression_ratio, config.max_text_seq_length, config.spatial_interpolation_scale,
+            config.temporal_interpolation_scale, embed.use_positional_embeddings,
+            embed.use_learned_positional_embeddings,
+        )  # fmt: skip
+        if config.ofs_embed_dim:
+            model.ofs_proj = Timesteps(config.ofs_embed_dim, config.flip_sin_to_cos, config.freq_shift)
+            model.ofs_embedding = TimestepEmbedding(config.ofs_embed_dim, config.ofs_embed_dim)
+        model.proj_out = nn.Linear(config.inner_dim, config.patch_channels * config.out_channels)
+        model.register_to_config(**{name: getattr(config, name) for name in ADDED})
+        return model
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> Self:
+        """With the weights of a checkpoint, on the CPU."""
+        with torch.device("meta"):
+            model = cls.of(checkpoint.variant.transformer)
+        state = {name: checkpoint.tensor("transformer", name).to(dtype) for name in model.state_dict()}
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor,
+        timestep_cond: Tensor | None = None, ofs: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None, id_cond: Tensor | None = None,
+        id_vit_hidden: list[Tensor] | None = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        """The predicted noise [B, F, 16, h, w].
+
+        Args:
+            hidden_states: latents and image latents, [B, F, 32, h, w].
+            encoder_hidden_states: prompt embeddings [B, T, d_model].
+            timestep: [B].
+            ofs: [1], of a model with an `ofs` embedding; the pipeline's value is 2.
+            image_rotary_emb: cos and sin, each [V, D].
+            id_cond, id_vit_hidden: of the person.
+        """
+        config, dtype = self.config, hidden_states.dtype
+        temb = self.time_embedding(self.time_proj(timestep).to(dtype), timestep_cond)
+        if config.ofs_embed_dim:
+            temb = temb + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
+        joint = self.embedding_dropout(self.patch_embed(encoder_hidden_states, hidden_states))
+        text, video = joint.tensor_split((encoder_hidden_states.shape[1],), dim=1)
+        face = None
+        if config.is_train_face and id_cond is not None:
+            face = self.local_facial_extractor(id_cond.to(dtype), [each.to(dtype) for each in id_vit_hidden or ()])
+        for index, block in enumerate(self.transformer_blocks):
+            video, text = block(video, text, temb, image_rotary_emb, attention_kwargs)
+            if face is not None and index % config.cross_attn_interval == 0:
+                attention = self.perceiver_cross_attention[index // config.cross_attn_interval]
+                video = video + config.local_face_scale * attention(face, video)
+        cut = self.proj_out(self.norm_out(self.norm_final(video), temb=temb))
+        frames, size = config.patch_size_t or 1, config.patch_size
+        rows, columns = hidden_states.shape[-2] // size, hidden_states.shape[-1] // size
+        cut = cut.unflatten(-1, (-1, frames, size, size)).unflatten(1, (-1, rows, columns))
+        noise = cut.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
+        return Transformer2DModelOutput(sample=noise) if return_dict else (noise,)
