@@ -15,9 +15,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# A photograph becomes out/demo.mp4 on a machine without a GPU, with the small seeded checkpoint TINY.
+# A photograph becomes out/demo.mp4 on a machine without a GPU, with a small seeded checkpoint: VARIANT=tiny or tiny-1.5.
 demo: $(READY)
-	$(BIN)/python -m consisid.bench.tools.demo --output out
+	$(BIN)/python -m consisid.bench.tools.demo --output out $(if $(VARIANT),--variant '$(VARIANT)')
 
 # One thread for each of the two workers: two that each start as many threads as there are cores wait for each other.
 # What Inductor compiles stays in tests/.cache until PyTorch, the machine or the sources change. TESTS chooses, PYTEST adds.

@@ -9,12 +9,14 @@ from typing import Any
 
 from consisid.engine.errors import InputError
 from consisid.engine.util.cli import run
+from consisid.engine.variants import VARIANTS
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-bench", description="Measure an engine folder and write a report.")
     p.add_argument(
-        "engine", help="engine folder made by consisid-build; with --random-weights a variant: preview, tiny"
+        "engine",
+        help=f"engine folder made by consisid-build; with --random-weights a variant: {', '.join(VARIANTS)}",
     )
     p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")

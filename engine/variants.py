@@ -186,6 +186,11 @@ class Variant:
     fps: Annotated[int, Ge(1), Le(1000)] = 8
     hub_id: str | None = None
 
+    @property
+    def seeded(self) -> bool:
+        """A row of the table without a checkpoint: small, its weights are drawn."""
+        return self.name in VARIANTS and VARIANTS[self.name].hub_id is None
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -54,7 +54,8 @@ def build(
     """Build an engine folder.
 
     Args:
-        checkpoint: a folder in the Hugging Face layout, a hub id, or "tiny" for a small one with random weights.
+        checkpoint: a folder in the Hugging Face layout, a hub id, or "tiny" or "tiny-1.5" for a small one with random
+            weights.
         output: the engine folder; it must not exist, and it appears only when it is complete. A build that was killed
             goes on where it was.
         backend: who compiles the graphs; "auto" times the candidates per graph and keeps the fastest that is right.

@@ -49,7 +49,7 @@ class Source:
             return cls(variant.name, variant, True, False)
         name = str(name)
         if name in VARIANTS:
-            if VARIANTS[name].hub_id is None:
+            if VARIANTS[name].seeded:
                 return cls(name, VARIANTS[name], False, False)
             raise CheckpointError(
                 f"{name} is the name of a model; give its checkpoint ({VARIANTS[name].hub_id}), or add "

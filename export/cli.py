@@ -9,6 +9,7 @@ from consisid.engine.backends import BACKENDS
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.grouped import LAYERS
 from consisid.engine.util.cli import run
+from consisid.engine.variants import VARIANTS
 
 from .compile import AUTO
 
@@ -22,7 +23,9 @@ FLAG_HELP = {
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
-    p.add_argument("checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, or "tiny"')
+    p.add_argument(
+        "checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"'
+    )
     p.add_argument("--output", type=Path, help="the engine folder to make")
     p.add_argument(
         "--backend", default="auto", help=f"who compiles the graphs: {', '.join((AUTO, *BACKENDS))} (default auto)"
@@ -36,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-frames", type=int)
     p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
     p.add_argument("--variant", help="of the checkpoint's files, such as fp16 for model.fp16.safetensors")
-    p.add_argument("--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is tiny or preview")
+    p.add_argument("--random-weights", action="store_true", help=f"no checkpoint: CHECKPOINT is {', '.join(VARIANTS)}")
     p.add_argument("--target", help="compute capabilities of other GPUs, such as sm_89,sm_120 (tensorrt-rtx)")
     p.add_argument("--layers-per-shard", type=int, default=LAYERS, metavar="N", help=f"of a TensorRT engine ({LAYERS})")
     p.add_argument("--timing-cache", type=Path, metavar="FILE", help="measurements that TensorRT builds share")

@@ -19,7 +19,7 @@ import torch
 from consisid.engine.errors import ConsisIDError, DeviceMemoryError
 from consisid.engine.util.cli import run as run_command
 from consisid.engine.util.device import check_device
-from consisid.engine.variants import variant_named
+from consisid.engine.variants import VARIANTS, variant_named
 
 from ..core.environment import short_stamp, stamp
 from ..core.nvml import Watch, load_nvml
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m consisid.bench.gpu", description=__doc__.splitlines()[0])
     p.add_argument("--phase", choices=[*PHASES, "all"], required=True, help="what to measure")
     p.add_argument("--output", type=Path, required=True, help="folder for <phase>.json")
-    p.add_argument("--variant", choices=["tiny", "preview"], default="preview")
+    p.add_argument("--variant", choices=list(VARIANTS), default="preview")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--steps", type=int, default=4, help="denoising steps of the e2e phase (default 4)")
     p.add_argument("--budget", type=float, help="seconds of timing per row (default 3 on a GPU, 0.1 on a CPU)")

@@ -47,7 +47,7 @@ def describe(engine: ConsisID) -> dict[str, Any]:
     spec = engine.manifest.spec
     return {
         "variant": spec.variant.name, "shape": str(spec.shape), "dtype": spec.dtype, "backend": spec.backend,
-        "random_weights": spec.checkpoint.startswith(PREFIX) or spec.variant.name == "tiny",
+        "random_weights": spec.checkpoint.startswith(PREFIX) or spec.variant.seeded,
     }  # fmt: skip
 
 

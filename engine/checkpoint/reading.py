@@ -118,8 +118,8 @@ class Checkpoint:
         return self.file(f"tokenizer/{found[0]}")
 
     @cached_property
-    def variant(self) -> Variant:
-        """The model, from the configuration files; video size and rate from the table's row of the same transformer."""
+    def transformer(self) -> TransformerConfig:
+        """The transformer's configuration. Its fields say which model it is, whatever the class that wrote it."""
         values = self.config("transformer/config.json")
         kind = values.get("_class_name")
         if kind != "ConsisIDTransformer3DModel" and "is_train_face" not in values:
@@ -127,7 +127,13 @@ class Checkpoint:
                 f"{self.path} holds a {shorten(kind, 40)}, not a ConsisID transformer; give a checkpoint of "
                 "ConsisID-preview or ConsisID-1.5."
             )
-        transformer: TransformerConfig = self._read(TransformerConfig, "transformer")
+        found: TransformerConfig = self._read(TransformerConfig, "transformer")
+        return found
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The model, from the configuration files; video size and rate from the table's row of the same transformer."""
+        transformer = self.transformer
         vae: VaeConfig = self._read(VaeConfig, "vae")
         for part in FACE_FILES if transformer.is_train_face else ():
             self.face_path(part)

@@ -4,13 +4,14 @@ TINY_1_5 is written from it, and a pipeline of a 1.5 checkpoint has it as its tr
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Self
 
 import diffusers
 import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..variants import TransformerConfig
@@ -20,14 +21,14 @@ ADDED: Mapping[str, Any] = {"patch_size_t": None, "patch_bias": True, "ofs_embed
 """Settings that diffusers' class does not have, and what it does."""
 
 
-def needs_own_module(config: TransformerConfig) -> bool:
-    """Whether diffusers has no class for such a transformer."""
-    return replace(config, **ADDED) != config
+def needs_own_module(config: Mapping[str, Any]) -> bool:
+    """Whether diffusers has no class for a transformer with these settings."""
+    return any(config.get(name, plain) != plain for name, plain in ADDED.items())
 
 
 def module_of(config: TransformerConfig) -> nn.Module:
     """A transformer with weights as PyTorch draws them, of diffusers' class where it has one."""
-    if needs_own_module(config):
+    if needs_own_module(asdict(config)):
         return ConsisIDTransformer3DModel.of(config)
     plain: nn.Module = diffusers.ConsisIDTransformer3DModel(**_own_settings(config))
     return plain
@@ -63,11 +64,12 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> Self:
         """With the weights of a checkpoint, on the CPU."""
         with torch.device("meta"):
-            model = cls.of(checkpoint.variant.transformer)
+            model = cls.of(checkpoint.transformer)
         state = {name: checkpoint.tensor("transformer", name).to(dtype) for name in model.state_dict()}
         model.load_state_dict(state, assign=True)
         return model.eval()
 
+    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor,
         timestep_cond: Tensor | None = None, ofs: Tensor | None = None,
@@ -83,6 +85,7 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
             timestep: [B].
             ofs: [1], of a model with an `ofs` embedding; the pipeline's value is 2.
             image_rotary_emb: cos and sin, each [V, D].
+            attention_kwargs: {"scale": ...} of the LoRAs that PEFT has put in.
             id_cond, id_vit_hidden: of the person.
         """
         config, dtype = self.config, hidden_states.dtype
@@ -95,7 +98,7 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
         if config.is_train_face and id_cond is not None:
             face = self.local_facial_extractor(id_cond.to(dtype), [each.to(dtype) for each in id_vit_hidden or ()])
         for index, block in enumerate(self.transformer_blocks):
-            video, text = block(video, text, temb, image_rotary_emb, attention_kwargs)
+            video, text = block(video, text, temb, image_rotary_emb)
             if face is not None and index % config.cross_attn_interval == 0:
                 attention = self.perceiver_cross_attention[index // config.cross_attn_interval]
                 video = video + config.local_face_scale * attention(face, video)

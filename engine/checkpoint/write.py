@@ -107,7 +107,7 @@ def write_checkpoint(
     """Write a checkpoint with seeded random weights in the Hugging Face layout that diffusers opens.
 
     Args:
-        variant: a row of VARIANTS or its name. Meant for TINY and small models of one's own.
+        variant: a row of VARIANTS or its name. Meant for TINY, TINY_1_5 and small models of one's own.
         path: the folder to write; it must not exist yet. It is written aside and renamed.
         seed: the same seed gives the same bytes.
         dtype: of the stored weights of transformer, text encoder and VAE.

@@ -19,7 +19,7 @@ from ..util.machine import provenance
 from ..variants import Variant
 from .components import ComponentEngine, Modules, parts_of, state_of, variant_of
 from .offload import Savers
-from .proxies import KINDS, EngineComponent
+from .proxies import KINDS, EngineComponent, own_transformer
 
 TEXT_LENGTH = 226  # the default of max_sequence_length: what diffusers' signature has
 FIXED = "The components of a compiled engine are its graphs"
@@ -66,8 +66,12 @@ class Parts:
         for name, module in modules.items():
             if isinstance(module, EngineComponent):
                 setattr(self, name, module)
-            else:
-                super().register_modules(**{name: module})  # type: ignore[misc]
+                continue
+            super().register_modules(**{name: module})  # type: ignore[misc]
+            if name in KINDS and type(module).__name__ == KINDS[name].name:
+                # A checkpoint of a transformer that diffusers has no class for names diffusers' all the same, as the
+                # authors' does.
+                self.register_to_config(**{name: (KINDS[name].library, KINDS[name].name)})  # type: ignore[attr-defined]
 
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
@@ -186,6 +190,9 @@ class Parts:
         if (folder / FILE).is_file():
             engine = ConsisID.open(folder, device=kwargs.get("device"), memory=kwargs.get("memory"))
             return cls._of_engine(engine, kwargs.get("scheduler"))
+        if "transformer" not in kwargs:
+            own = own_transformer(fspath(pretrained_model_name_or_path), kwargs)
+            kwargs |= {} if own is None else {"transformer": own}
         made = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         made._origin = Origin(fspath(pretrained_model_name_or_path), kwargs.get("variant"), made.state)
         found: Self = made

@@ -226,7 +226,8 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
         return (noise * self.scheduler.init_noise_sigma).to(where, own), begin.to(where, own)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Frames [b, 3, F, H, W] in [-1, 1], of latents [b, F, 16, h, w] as `output_type="latent"` gives them."""
+        """Frames [b, 3, F, H, W] in [-1, 1], of latents [b, F, 16, h, w] as `output_type="latent"` gives them; where a
+        model pads these (ConsisID-1.5), without the padding in front."""
         engine, ratio = self.engine, self.vae_scale_factor_spatial
         count, _, height, width = latents.shape[1:]
         frames = (count - 1) * self.vae_scale_factor_temporal + 1

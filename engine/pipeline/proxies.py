@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..api import ConsisID
+from ..checkpoint.reading import Checkpoint
 from ..errors import InputError
 
 
@@ -30,6 +31,28 @@ KINDS: Mapping[str, Kind] = {
     "text_encoder": Kind("transformers", "T5EncoderModel"),
     "tokenizer": Kind("transformers", "T5Tokenizer"),
 }
+
+
+def own_transformer(name: str, options: Mapping[str, Any]) -> Any:
+    """The transformer of a checkpoint's folder or hub id where diffusers has no class for it, else None.
+
+    Args:
+        options: of from_pretrained; those that say which files and which dtype are kept to.
+    """
+    import diffusers
+
+    from ..checkpoint import transformer_module
+
+    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+    given = {key: options[key] for key in places if key in options}
+    config = diffusers.ConsisIDTransformer3DModel.load_config(name, subfolder="transformer", **given)
+    if not transformer_module.needs_own_module(config):
+        return None
+    asked = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(asked, Mapping):
+        asked = asked.get("transformer", asked.get("default"))
+    checkpoint = Checkpoint.find(name, options.get("variant"))
+    return transformer_module.ConsisIDTransformer3DModel.load(checkpoint, asked or torch.float32)
 
 
 class EngineComponent:
@@ -75,6 +98,10 @@ class EngineComponent:
         if not folder.is_dir() or not any(folder.iterdir()):
             raise InputError(f"The engine of {self.engine.folder} has random weights and no {self.part} to load.")
         options = {} if self.part == "tokenizer" else {"torch_dtype": self.engine.dtype}
+        if self.part == "transformer":
+            own = own_transformer(str(folder.parent), options)
+            if own is not None:
+                return own
         return self.kind.load().from_pretrained(folder, **options)
 
     def enable_tiling(self, *args: Any, **kwargs: Any) -> None:

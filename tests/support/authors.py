@@ -1,0 +1,66 @@
+"""Videos that the authors' own pipeline made with small models of the 1.5 kind: which, and what came out.
+
+The tensors are in authors.safetensors, which parity/authors.py writes from a clone of their repository; no code of
+theirs is here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from consisid.engine.variants import TINY_1_5, Variant
+
+from .drawn import random_1_5
+
+FILE = Path(__file__).with_name("authors.safetensors")
+SEEDS = (2, 3, 6, 11, 48, 60)
+WEIGHTS, NOISE, STEPS = 3, 7, 3  # seeds of weights and noise; denoising steps
+MODES = ((6.0, False), (6.0, True), (1.0, False))  # guidance, dynamic
+SCHEDULERS = ("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler")
+FRAMES = (9, 17, 49)
+SPARSE = 8  # of the frames every so many pixels are kept
+
+
+@dataclass(frozen=True)
+class Case:
+    """A video: of a model, with so many frames, a scheduler and a way of guidance."""
+
+    model: str
+    frames: int
+    scheduler: str
+    guidance: float
+    dynamic: bool
+
+    @property
+    def name(self) -> str:
+        kind = "dynamic" if self.dynamic else "guided" if self.guidance > 1 else "unguided"
+        return f"{self.model}, {self.frames} frames, {self.scheduler.removeprefix('CogVideoX')[:4].rstrip('S')}, {kind}"
+
+    @property
+    def kept(self) -> bool:
+        """Whether its tensors are in the file: of every model two short ones, of TINY_1_5 longer ones too."""
+        if self.model == TINY_1_5.name:
+            return self.frames < 49 or (self.scheduler == SCHEDULERS[0] and self.guidance > 1 and not self.dynamic)
+        return self.frames == 9 and self.dynamic == (self.scheduler == SCHEDULERS[1]) and self.guidance > 1
+
+
+def models() -> dict[str, Variant]:
+    """TINY_1_5, the same with the other scale of image latents, and six drawn at random."""
+    other = replace(TINY_1_5, vae=replace(TINY_1_5.vae, invert_scale_latents=not TINY_1_5.vae.invert_scale_latents))
+    drawn = {f"random {seed}": random_1_5(seed) for seed in SEEDS}
+    return {TINY_1_5.name: TINY_1_5, f"{TINY_1_5.name}, other scale": other, **drawn}
+
+
+def cases() -> Iterator[Case]:
+    """All videos that were compared."""
+    for model, frames, scheduler, mode in product(models(), FRAMES, SCHEDULERS, MODES):
+        yield Case(model, frames, scheduler, *mode)
+
+
+def kept() -> dict[str, torch.Tensor]:
+    """The file: "<case>/latents" [F, 16, h, w] float32 with padding, "<case>/frames" [frames, h, w, 3] float16."""
+    return load_file(FILE)
