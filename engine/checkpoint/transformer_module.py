@@ -69,7 +69,7 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
         model.load_state_dict(state, assign=True)
         return model.eval()
 
-    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor,
         timestep_cond: Tensor | None = None, ofs: Tensor | None = None,

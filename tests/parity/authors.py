@@ -22,7 +22,20 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.authors import FILE, NOISE, SPARSE, STEPS, WEIGHTS, Case, cases, models
+from support.authors import (
+    FILE,
+    NOISE,
+    ROUNDED,
+    SPARSE,
+    STEPS,
+    WEIGHTS,
+    Case,
+    cases,
+    distance,
+    given_tensors,
+    models,
+)  # fmt: skip
+from support.autoencoders import without_posterior_noise
 from support.reference import PROMPT
 
 from consisid.bench.core.inputs import identity
@@ -35,23 +48,28 @@ class Pair:
     """A model in both."""
 
     def __init__(self, model: str, folder: Path):
+        self.checkpoint = write_checkpoint(models()[model], folder / "checkpoint", seed=WEIGHTS)
+        build(self.checkpoint, folder / "engine", backend="eager")
+        self.engine, self.person = ConsisID.open(folder / "engine"), identity(models()[model])
+        self.theirs = self.pipeline()
+
+    def pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The authors'."""
         from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
         from models.pipeline_consisid import ConsisIDPipeline  # type: ignore[import-not-found]
         from models.transformer_consisid import ConsisIDTransformer3DModel  # type: ignore[import-not-found]
         from transformers import T5EncoderModel, T5Tokenizer
 
-        variant = models()[model]
-        checkpoint = write_checkpoint(variant, folder / "checkpoint", seed=WEIGHTS)
-        build(checkpoint, folder / "engine", backend="eager")
-        self.engine, self.person = ConsisID.open(folder / "engine"), identity(variant)
-        self.theirs = ConsisIDPipeline(
-            T5Tokenizer.from_pretrained(checkpoint / "tokenizer"),
-            T5EncoderModel.from_pretrained(checkpoint / "text_encoder"),
-            AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae"),
-            ConsisIDTransformer3DModel.from_pretrained(checkpoint / "transformer").eval(),
-            CogVideoXDPMScheduler.from_pretrained(checkpoint / "scheduler"),
+        at, kind = self.checkpoint, {"torch_dtype": dtype}
+        found = ConsisIDPipeline(
+            T5Tokenizer.from_pretrained(at / "tokenizer"),
+            T5EncoderModel.from_pretrained(at / "text_encoder", **kind),
+            AutoencoderKLCogVideoX.from_pretrained(at / "vae", **kind),
+            ConsisIDTransformer3DModel.from_pretrained(at / "transformer", **kind).eval(),
+            CogVideoXDPMScheduler.from_pretrained(at / "scheduler"),
         )
-        self.theirs.set_progress_bar_config(disable=True)
+        found.set_progress_bar_config(disable=True)
+        return found
 
     def videos(self, case: Case) -> tuple[torch.Tensor, Any, float, float]:
         """Their latents and frames, and the largest differences of ours."""
@@ -75,6 +93,30 @@ class Pair:
         ours = self.engine.generate(person, seed=NOISE, output_type="np", **options)
         wrong = self.engine.generate(person, seed=NOISE, output_type="latent", **options).latents - latents
         return latents, frames, float(wrong.abs().max()), float(np.abs(ours.frames - frames).max())
+
+
+def rounded(model: str) -> dict[str, torch.Tensor]:
+    """What theirs gives in float32, and how far it is from that in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(model, Path(folder))
+        without_posterior_noise(pair.checkpoint)
+        shape, person, found = pair.engine.shape, pair.person, []
+        for dtype in (torch.float32, torch.bfloat16):
+            pipeline = pair.pipeline(dtype)
+            pipeline.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config)
+            given = {name: tensor.to(dtype) for name, tensor in given_tensors(pair.engine.variant).items()}
+            for output_type in ("latent", "np"):
+                made = pipeline(
+                    image=person.image, id_cond=person.id_cond, id_vit_hidden=list(person.id_vit_hidden),
+                    kps_cond=person.key_points, generator=torch.Generator().manual_seed(0), output_type=output_type,
+                    height=shape.height, width=shape.width, num_frames=17, num_inference_steps=STEPS,
+                    guidance_scale=2.0, **given,
+                ).frames[0]  # fmt: skip
+                found.append(made.float() if output_type == "latent" else torch.from_numpy(made))
+    latents, frames, *other = found
+    errors = [distance(*pair) for pair in zip(other, (latents, frames), strict=True)]
+    print(f"{model}, bfloat16 against float32: latents {errors[0]:.2e}, frames {errors[1]:.2e}", flush=True)
+    return {"latents": latents.contiguous(), "frames": frames.half(), "errors": torch.tensor(errors)}
 
 
 def compare(pattern: str) -> Iterator[tuple[Case, torch.Tensor, Any]]:
@@ -108,6 +150,8 @@ def main() -> None:
         if case.kept:
             found[f"{case.name}/latents"] = latents.contiguous()
             found[f"{case.name}/frames"] = torch.from_numpy(frames[:, ::SPARSE, ::SPARSE].astype(np.float16))
+    for model in ROUNDED if not options.only else ():
+        found |= {f"{model}, rounded/{name}": tensor for name, tensor in rounded(model).items()}
     if options.write:
         save_file(found, FILE, {"made by": versions})
 

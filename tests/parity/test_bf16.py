@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
-from safetensors.torch import load_file, save_file
+from support.autoencoders import without_posterior_noise
 from support.drawn import random_variant
 from support.engines import SHALLOW, build_in_part, kept
 from support.loras import lora
@@ -26,16 +26,6 @@ from consisid.export import build
 pytestmark = pytest.mark.slow
 
 FACTOR = 1.1
-
-
-def without_posterior_noise(checkpoint):
-    file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    half = weights["encoder.conv_out.conv.bias"].shape[0] // 2
-    weights["encoder.conv_out.conv.weight"][half:] = 0
-    weights["encoder.conv_out.conv.bias"][half:] = -30
-    save_file(weights, file, metadata={"format": "pt"})
-    return checkpoint
 
 
 # Those that run here and in which Inductor makes one loop of several operators; what else runs are single products,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY_1_5, Variant
 
 from .drawn import random_1_5
@@ -64,3 +65,25 @@ def cases() -> Iterator[Case]:
 def kept() -> dict[str, torch.Tensor]:
     """The file: "<case>/latents" [F, 16, h, w] float32 with padding, "<case>/frames" [frames, h, w, 3] float16."""
     return load_file(FILE)
+
+
+ROUNDED = (TINY_1_5.name, "random 3", "random 6")
+"""Models that were compared in bfloat16 too."""
+
+
+def given_tensors(variant: Variant) -> dict[str, torch.Tensor]:
+    """Noise and embeddings of a video in which nothing is drawn: bfloat16 and float32 draw other numbers."""
+    shape, config = VideoShape.of(variant, None, None, 17), variant.transformer
+    generator = torch.Generator().manual_seed(1)
+    size = (1, shape.loop_frames, variant.vae.latent_channels, shape.latent_height, shape.latent_width)
+    text = (1, config.max_text_seq_length, config.text_embed_dim)
+    return {
+        "latents": torch.randn(size, generator=generator),
+        "prompt_embeds": torch.randn(text, generator=generator),
+        "negative_prompt_embeds": torch.randn(text, generator=generator),
+    }
+
+
+def distance(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Relative to what is right, in the norm of all numbers."""
+    return float((found.float() - right).norm() / right.norm())

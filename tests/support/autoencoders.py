@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from consisid.engine.checkpoint.write import _randomise
 from consisid.engine.graphs.graph import weight_shapes
@@ -91,3 +92,14 @@ def decoding(config: VaeConfig) -> Decoding:
 def random_latents(config: VaeConfig, frames: int, height: int, width: int, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, frames, config.latent_channels, height, width, generator=generator)
+
+
+def without_posterior_noise(checkpoint):
+    """The checkpoint with a posterior of (nearly) no variance: bf16 and float32 draw other numbers from one seed."""
+    file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    half = weights["encoder.conv_out.conv.bias"].shape[0] // 2
+    weights["encoder.conv_out.conv.weight"][half:] = 0
+    weights["encoder.conv_out.conv.bias"][half:] = -30
+    save_file(weights, file, metadata={"format": "pt"})
+    return checkpoint
