@@ -5,10 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW, TINY, VARIANTS, Variant
+from consisid.engine.variants import PREVIEW, TINY, TINY_1_5, V1_5, VARIANTS, Variant
 
 # Millions of parameters of the preview checkpoint.
 MILLIONS = {
@@ -62,18 +64,28 @@ def test_parameter_counts_of_the_preview():
         assert counts[name] / 1e6 == pytest.approx(millions, abs=0.6), name
 
 
-@pytest.mark.parametrize("name", ["tiny", "preview"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_names_and_shapes_are_diffusers(name):
-    from diffusers import ConsisIDTransformer3DModel
-
-    from consisid.engine.checkpoint.write import _accepted
+    """Of the 1.5 models those of diffusers' layers for CogVideoX-1.5."""
+    from consisid.engine.checkpoint.transformer_module import module_of
 
     variant = VARIANTS[name]
     with torch.device("meta"):
-        reference = ConsisIDTransformer3DModel(**_accepted(ConsisIDTransformer3DModel.__init__, variant.transformer))
+        reference = module_of(variant.transformer)
     expected = {name: tuple(tensor.shape) for name, tensor in reference.named_parameters()}
     ours = {name: shape for (part, name), shape in stored(variant).items() if part == "transformer"}
     assert ours == expected
+
+
+def test_a_1_5_checkpoint_is_recognised_by_its_fields(tmp_path):
+    """Whatever the folder is called and whichever class wrote it."""
+    folder = write_checkpoint(TINY_1_5, tmp_path / "consisid-preview")
+    file = folder / "transformer" / "config.json"
+    file.write_text(file.read_text().replace('"ConsisIDTransformer3DModel"', '"ConsisIDTransformer3DModelOfOurs"'))
+    found = Checkpoint(folder).variant
+    assert (found.name, found.transformer, found.vae) == ("tiny-1.5", TINY_1_5.transformer, TINY_1_5.vae)
+    shape = VideoShape.of(V1_5, 480, 720, 49)
+    assert (shape.latent_frames, shape.loop_frames, shape.video_tokens) == (13, 14, 9450)
 
 
 def test_tiny_has_the_sizes_of_the_contract():

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support.drawn import random_weights
 from support.engines import PHOTO, SHALLOW, build_in_part, kept
 from support.loras import both, lora
 from support.people import random_identity
@@ -20,7 +21,7 @@ from consisid.engine.errors import EngineError
 from consisid.engine.graphs.graph import Graph, Spec, weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW, TINY
+from consisid.engine.variants import PREVIEW, TINY, TINY_1_5
 from consisid.export import build
 
 pytestmark = [pytest.mark.order(-9), pytest.mark.slow]
@@ -50,6 +51,36 @@ def compiled_folder(checkpoint):
 @pytest.fixture(scope="module")
 def compiled(compiled_folder):
     return ConsisID.open(compiled_folder)
+
+
+OTHERS_1_5 = ("time_embed", "image_embed", "embed", "head")
+
+
+@pytest.fixture(scope="module")
+def packages_1_5(tmp_path_factory):
+    """The graphs that TINY_1_5 has otherwise than TINY, of which the whole engine is compiled above."""
+    table = graph_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None))
+
+    def make(place):
+        place.mkdir()
+        for name in OTHERS_1_5:
+            inductor.compile(table[name], place / f"{name}.pt2", torch.device("cpu"), torch.float32)
+
+    folder = tmp_path_factory.mktemp("1.5") / "compiled-1.5"
+    kept(folder, make)
+    return {name: (table[name], folder / f"{name}.pt2") for name in OTHERS_1_5}
+
+
+@pytest.mark.parametrize("name", OTHERS_1_5)
+def test_compiled_graphs_of_patches_over_time(packages_1_5, name):
+    graph, package = packages_1_5[name]
+    weights, names = random_weights(graph), list(weight_shapes(graph.module()))
+    inputs = [spec.example({"B": 2, "N": 3}, torch.float32, "cpu") for spec in graph.specs().values()]
+    device = torch.device("cpu")
+    with torch.no_grad():
+        right = backend("eager").load(graph, None, device, names)(inputs, weights)
+        found = backend("inductor").load(graph, package, device, names)(inputs, weights)
+    assert (found - right).abs().max() < 1e-5
 
 
 PREVIEW_GRAPHS = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))

@@ -13,7 +13,7 @@ from consisid.engine.backends import backend
 from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.graphs.grouped import grouped_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import TINY
+from consisid.engine.variants import TINY, TINY_1_5
 from consisid.export.onnx.model import DERIVED, skeleton
 from consisid.kernels.aot.ptx import STANDALONE
 
@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.order(-8), pytest.mark.slow]
 
 # Three blocks, of which two have a face attention, and the last block; every graph that layers share is in one of them.
 GRAPHS = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)
+# What TINY_1_5 has otherwise than TINY.
+GRAPHS_1_5 = grouped_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None), 3)
+OTHERS_1_5 = ("time_embed", "image_embed", "embed", "head")
 # Another order of additions in float32, over up to fifty layers.
 TOLERANCE = 5e-6
 SIZES = ({"B": 2, "N": 3, "H": 96, "W": 128}, {"B": 1, "N": 1, "H": 65, "W": 72})
@@ -57,6 +60,11 @@ NAMES = [pytest.param(name, marks=[pytest.mark.full] if name in LONG else []) fo
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx_runtime_equals_eager(name, exported):
     check(GRAPHS[name], exported(GRAPHS[name]))
+
+
+@pytest.mark.parametrize("name", OTHERS_1_5)
+def test_onnx_runtime_equals_eager_with_patches_over_time(name, exported):
+    check(GRAPHS_1_5[name], exported(GRAPHS_1_5[name]))
 
 
 FIXED = ("eva", "retinaface", "bisenet")  # a random configuration has those of TINY

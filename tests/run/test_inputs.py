@@ -347,7 +347,7 @@ def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
     [
         (["{tmp}/nowhere"], "is neither a folder nor a hub id"),
         (["{tmp}"], "is not a complete ConsisID checkpoint: transformer/config.json is missing"),
-        (["1.5", "--random-weights"], "The 1.5 model has patches over time"),
+        (["1.5"], "1.5 is the name of a model; give its checkpoint (BestWishYsh/ConsisID-1.5)"),
         (["a b/c"], "is neither a folder nor a hub id"),
         (["{tiny}", "--backend", "magic"], "There is no backend called 'magic'"),
         (["{tiny}", "--num-frames", "13"], "num_frames=13"),
