@@ -36,8 +36,12 @@ PROMPT = "A person walks through fresh snow."
 GPU = {"HOLLOW_GIB": "140", "HOLLOW_NAME": "NVIDIA H200"}
 
 
-def ours(budget: float | None) -> dict[str, Any]:
-    """One video of the preview model with random weights within a budget in GiB."""
+# Rows of ours, by what the file calls them: a model each.
+MODELS = {"ours": "preview", "ours, 1.5": "1.5"}
+
+
+def ours(model: str, budget: float | None) -> dict[str, Any]:
+    """One video of a model with random weights within a budget in GiB."""
     import torch
     from hollow.calls import Device, Kind
     from support.people import random_identity
@@ -48,7 +52,7 @@ def ours(budget: float | None) -> dict[str, Any]:
     torch.backends.cuda.enable_cudnn_sdp(False)
     device, memory = Device(), None if budget is None else int(budget * GIB)
     with tempfile.TemporaryDirectory() as place:
-        build("preview", Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
+        build(model, Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
         torch.cuda.empty_cache()
         try:
             engine = ConsisID.open(Path(place) / "engine", device="cuda", memory=memory)
@@ -160,14 +164,14 @@ def _pipeline(tiny: Path, variant: Any) -> Any:
 
 def run_row(kind: str, value: Any, environment: Mapping[str, str]) -> dict[str, Any]:
     """A row in a process of its own; one that fails is a row that says so."""
-    fill = {"HOLLOW_FILL": "1"} if kind == "ours" else {}  # diffusers' scheduler indexes with what it reads
+    fill = {"HOLLOW_FILL": "1"} if kind in MODELS else {}  # diffusers' scheduler indexes with what it reads
     command = [sys.executable, __file__, "--row", json.dumps([kind, value])]
     done = subprocess.run(
         command, env={**os.environ, **environment, **GPU, **fill}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-        return {("budget" if kind == "ours" else "mode"): value, "failed": last}
+        return {("budget" if kind in MODELS else "mode"): value, "failed": last}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 
@@ -186,7 +190,7 @@ def render(table: Mapping[str, Any]) -> str:
         "A measurement of PyTorch's allocator without kernels: on a device that computes nothing (tests/hollow), real "
         "PyTorch reserves what it would reserve on a GPU. No time here is measured.",
         "",
-        f"ConsisID-preview, random weights, bfloat16, 720 x 480, 49 frames, {STEPS} steps, eager, on what says it is "
+        f"Random weights, bfloat16, 720 x 480, 49 frames, {STEPS} steps, eager, on what says it is "
         "an NVIDIA H200; `python tests/hollow/memory_table.py`, with each release of PyTorch. GiB. Budgets count what "
         f"CUDA takes before anything is allocated, for which a plan leaves {context}; reserved, allocated and "
         "predicted are PyTorch's part. The identity was given, so the stage of the photograph is not in it.",
@@ -197,20 +201,21 @@ def render(table: Mapping[str, Any]) -> str:
         f"arithmetic. With {STEPS} steps, loading weighs more than in a video of 50.",
     ]
     for torch, run in table["runs"].items():
-        lines += ["", f"## PyTorch {torch}, commit {run['commit']}", *_within_budgets(run), *_beside(run)]
+        lines += ["", f"## PyTorch {torch}, commit {run['commit']}"]
+        for kind, model in MODELS.items():
+            if run.get(kind):
+                lines += ["", f"### Ours within budgets: ConsisID-{model}", "", *_within_budgets(run[kind])]
+        lines += _beside(run)
     return "\n".join([*lines, "", *NOTES]) + "\n"
 
 
-def _within_budgets(run: Mapping[str, Any]) -> list[str]:
-    made = [row for row in run["ours"] if "reserved" in row]
+def _within_budgets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    made = [row for row in rows if "reserved" in row]
     lines = [
-        "",
-        "### Ours within budgets",
-        "",
         "| budget | predicted | reserved | of it | allocated | with CUDA's | weights | CFG | decoder | s predicted |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in run["ours"]:
+    for row in rows:
         budget = "none" if row["budget"] is None else f"{row['budget']:g}"
         if "reserved" not in row:
             lines.append(f"| {budget} | {row.get('refused') or 'failed: ' + row['failed']} | | | | | | | | |")
@@ -274,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = p.parse_args(arguments)
     if options.row:
         kind, value = json.loads(options.row)
-        print(json.dumps(ours(value) if kind == "ours" else theirs(value)))
+        print(json.dumps(ours(MODELS[kind], value) if kind in MODELS else theirs(value)))
         return 0
     file = options.output.with_suffix(".json")
     table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
@@ -291,20 +296,23 @@ def fill(table: dict[str, Any], file: Path, again: bool) -> None:
     from hollow.build import environment
 
     run = table["runs"].setdefault(version("torch").partition("+")[0], {"ours": [], "theirs": []})
+    for kind in MODELS:
+        run.setdefault(kind, [])
     if again or not run["ours"]:
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        run["ours"], run["commit"] = [], head.stdout.strip() or "unknown"
+        run |= {kind: [] for kind in MODELS} | {"commit": head.stdout.strip() or "unknown"}
     table["runs"] = dict(sorted(table["runs"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
-    wanted = [("ours", "budget", value) for value in BUDGETS] + [("theirs", "mode", value) for value in STATED]
+    wanted = [(kind, "budget", value) for kind in MODELS for value in BUDGETS]
+    wanted += [("theirs", "mode", value) for value in STATED]
     for kind, key, value in wanted:
         if any(row[key] == value and "failed" not in row for row in run[kind]):
             continue
         made = run_row(kind, value, environment())
         print(json.dumps(made), flush=True)
         rows = {row[key]: row for row in run[kind]} | {value: made}
-        run[kind] = [rows[each] for _, k, each in wanted if k == key and each in rows]
+        run[kind] = [rows[each] for of, _, each in wanted if of == kind and each in rows]
         file.write_text(json.dumps(table, indent=1) + "\n")
 
 
