@@ -23,6 +23,10 @@ class BaselineError(ConsisIDError):
     """What diffusers raised: its kind and first line. It says something about diffusers, nothing about this engine."""
 
 
+class NoBaselineError(BaselineError):
+    """diffusers has nothing to compare with."""
+
+
 @contextmanager
 def answering() -> Iterator[None]:
     """Around calls of diffusers.
@@ -119,10 +123,14 @@ def open_pipeline(engine: ConsisID, dtype: torch.dtype) -> Any:
     """diffusers' pipeline with the weights of an engine: from its checkpoint, or the same random ones.
 
     Raises:
-        BaselineError: diffusers does not open it.
+        BaselineError: diffusers does not open it; NoBaselineError: it has no class for the model.
     """
     from diffusers import ConsisIDPipeline
 
+    from consisid.engine.checkpoint.transformer_module import needs_own_module
+
+    if needs_own_module(engine.variant.to_dict()["transformer"]):
+        raise NoBaselineError(f"diffusers has no class for the transformer of the {engine.variant.name} model")
     with answering():
         if isinstance(engine.checkpoint, RandomCheckpoint):
             pipeline = ConsisIDPipeline(**_random_parts(engine, engine.checkpoint, dtype))

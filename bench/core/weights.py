@@ -5,7 +5,6 @@ Every tensor's seed follows from its name in the checkpoint, so that both get th
 and in whatever order they are asked for.
 """
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -84,12 +83,10 @@ def load_graph(name: str, graph: Graph, package: Path | None, device: torch.devi
 
 
 def diffusers_transformer(weights: RandomWeights) -> nn.Module:
-    """diffusers' ConsisIDTransformer3DModel."""
-    from diffusers import ConsisIDTransformer3DModel
+    """diffusers' ConsisIDTransformer3DModel, or of its layers where it has no such class."""
+    from consisid.engine.checkpoint.transformer_module import module_of
 
-    known = inspect.signature(ConsisIDTransformer3DModel.__init__).parameters
-    config = {name: value for name, value in asdict(weights.variant.transformer).items() if name in known}
-    return _filled(weights, "transformer", lambda: ConsisIDTransformer3DModel(**config))
+    return _filled(weights, "transformer", lambda: module_of(weights.variant.transformer))
 
 
 def diffusers_vae(weights: RandomWeights) -> nn.Module:

@@ -21,6 +21,7 @@ from consisid.engine.util.cli import run as run_command
 from consisid.engine.util.device import check_device
 from consisid.engine.variants import VARIANTS, variant_named
 
+from ..core.baselines import NoBaselineError
 from ..core.environment import short_stamp, stamp
 from ..core.nvml import Watch, load_nvml
 from ..core.samples import Row
@@ -75,7 +76,7 @@ def measure(case: Case, context: Context, budget: float, left: float = 1e6) -> d
             return row | _timed(case, context, case.budget or budget)
     except OverdueError as reason:
         return row | ({"unmeasured": LATER} if left < case.limit else {theirs: f"OverdueError: {reason}"})
-    except Unavailable as reason:
+    except (Unavailable, NoBaselineError) as reason:
         return row | {"unmeasured": str(reason)}
     except ModuleNotFoundError as error:
         return row | {"unmeasured": f"{error.name} is not installed"}

@@ -65,7 +65,7 @@ class Comparison:
 
         self.engine, self.steps, v, s = engine, min(steps, STEPS), engine.variant, engine.shape
         self.person, self.ddim = identity(v), CogVideoXDDIMScheduler.from_config(engine.scheduler.config)
-        size = (1, s.latent_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
+        size = (1, s.loop_frames, v.vae.latent_channels, s.latent_height, s.latent_width)
         self.noises = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         with torch.no_grad():
             both = engine.text_encoder(engine.networks(), ["", PROMPT])
@@ -165,7 +165,7 @@ def measure(engine: ConsisID, steps: int) -> dict[str, Any]:
     exact, s = engine.dtype == torch.float32, engine.shape
     # In a lower precision as many videos as it takes for the rule to mean something: the error of one small video
     # scatters with its noise by more than the tenth that the rule allows. Full size has millions of latents.
-    latents = s.latent_frames * engine.variant.vae.latent_channels * s.latent_height * s.latent_width
+    latents = s.loop_frames * engine.variant.vae.latent_channels * s.latent_height * s.latent_width
     videos = 1 if exact else max(1, min(MOST, -(-ENOUGH // latents)))
     comparison = Comparison(engine, steps, range(1, 1 + videos))
     reference = comparison.theirs(torch.float32)

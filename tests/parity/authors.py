@@ -2,7 +2,7 @@
 
     python tests/parity/authors.py CLONE [--write] [--only REGEX]
 
-CLONE is a clone of https://github.com/PKU-YuanGroup/ConsisID; its models/ are imported from there. Prints the table of
+CLONE is a clone of https://github.com/PKU-YuanGroup/ConsisID; its models/ are imported from there. Prints the tables of
 docs/parity-1.5.md; --write keeps what came out in tests/support/authors.safetensors.
 """
 
@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.authors import (
     FILE,
+    FRAMES,
     NOISE,
     ROUNDED,
     SPARSE,
@@ -119,8 +120,8 @@ def rounded(model: str) -> dict[str, torch.Tensor]:
     return {"latents": latents.contiguous(), "frames": frames.half(), "errors": torch.tensor(errors)}
 
 
-def compare(pattern: str) -> Iterator[tuple[Case, torch.Tensor, Any]]:
-    """Every case, a line each; what theirs gave."""
+def compare(pattern: str) -> Iterator[tuple[Case, torch.Tensor, Any, tuple[float, float]]]:
+    """Every case, a line each; what theirs gave, and how far ours was from it."""
     for model in models():
         wanted = [case for case in cases() if case.model == model and re.search(pattern, case.name)]
         if not wanted:
@@ -129,8 +130,18 @@ def compare(pattern: str) -> Iterator[tuple[Case, torch.Tensor, Any]]:
             pair = Pair(model, Path(folder))
             for case in wanted:
                 latents, frames, one, other = pair.videos(case)
-                print(f"| {case.name} | {one:.1e} | {255 * other:.3f} |", flush=True)
-                yield case, latents, frames
+                print(f"{case.name}: latents {one:.1e}, frames {255 * other:.3f} of 255", flush=True)
+                yield case, latents, frames, (one, 255 * other)
+
+
+def table(errors: Mapping[tuple[str, int], list[tuple[float, float]]]) -> str:
+    """The worst of each model and length: latents, and frames of 255."""
+    lines = [f"| model | {' | '.join(f'{count} frames' for count in FRAMES)} |", "|---" * (1 + len(FRAMES)) + "|"]
+    for model in models():
+        found = [errors.get((model, count), []) for count in FRAMES]
+        cells = [" / ".join(f"{worst:.1g}" for worst in map(max, zip(*each, strict=True))) for each in found]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -144,12 +155,13 @@ def main() -> None:
         ["git", "-C", options.clone, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
     versions = f"ConsisID {commit}, diffusers {diffusers.__version__}, torch {torch.__version__}"
-    print(f"{versions}\n\n| video | latents | frames, of 255 |\n|---|---|---|", flush=True)
-    found = {}
-    for case, latents, frames in compare(options.only):
+    found, errors = {}, dict[tuple[str, int], list[tuple[float, float]]]()
+    for case, latents, frames, error in compare(options.only):
+        errors.setdefault((case.model, case.frames), []).append(error)
         if case.kept:
             found[f"{case.name}/latents"] = latents.contiguous()
             found[f"{case.name}/frames"] = torch.from_numpy(frames[:, ::SPARSE, ::SPARSE].astype(np.float16))
+    print(f"\n{versions}\n\n{table(errors)}\n", flush=True)
     for model in ROUNDED if not options.only else ():
         found |= {f"{model}, rounded/{name}": tensor for name, tensor in rounded(model).items()}
     if options.write:
