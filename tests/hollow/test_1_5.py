@@ -1,6 +1,7 @@
 """ConsisID-1.5 on "cuda", by its small model: what it has otherwise than the preview."""
 
 import pytest
+import torch
 from hollow.calls import Kind
 
 from consisid.engine import ConsisID
@@ -16,12 +17,13 @@ def folder(loaded, tmp_path_factory):
     return build_once(tmp_path_factory, checkpoint, backend="eager")
 
 
-@pytest.mark.parametrize("memory", ["4GiB", "980MiB"])
-def test_a_video_within_a_budget(hollow, folder, person, memory):
-    engine = ConsisID.open(folder, device="cuda", memory=memory)
+def test_a_video_within_a_budget(folder, person):
+    """At full size: bench/reports/hollow.md."""
+    torch.cuda.empty_cache()
+    engine = ConsisID.open(folder, device="cuda", memory="980MiB")
     video = engine.generate(person, PROMPT, **{**OPTIONS, "output_type": "uint8"})
     assert video.frames.shape == (9, 96, 144, 3)
-    assert (memory == "980MiB") == (video.stats.streamed_bytes > 0)
+    assert video.stats.streamed_bytes > 0
     assert 0 < video.stats.peak_bytes <= video.stats.predicted_bytes
 
 
