@@ -170,6 +170,18 @@ def test_bfloat16_is_as_near_to_float32_as_diffusers(tiny_checkpoint, arguments)
     assert errors["ours"] ** 0.5 <= 1.1 * errors["theirs"] ** 0.5
 
 
+def test_a_text_encoder_of_the_first_t5(components, arguments):
+    """With ReLU, as the one that diffusers' own tests are made with."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, feed_forward_proj="relu")
+    given = components | {"text_encoder": T5EncoderModel(config).eval()}
+    expected = diffusers.ConsisIDPipeline(**given)(**arguments(prompt="A man walks.")).frames
+    found = ConsisIDPipeline(**given)(**arguments(prompt="A man walks.")).frames
+    assert (found - expected).abs().max() < LATENTS
+    assert (found - ConsisIDPipeline(**components)(**arguments(prompt="A man walks.")).frames).abs().max() > LATENTS
+
+
 def test_tiny_at_its_own_size(tiny_reference, arguments):
     person = random_identity(TINY)
     given = {
