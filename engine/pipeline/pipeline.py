@@ -237,6 +237,12 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
             videos = [torch.cat(list(decode_chunks(networks, video[None]))) for video in given]
         return torch.stack(videos).transpose(1, 2)
 
+    def fuse_qkv_projections(self) -> None:
+        """Nothing changes: q, k and v are one product of the engine anyway."""
+
+    def unfuse_qkv_projections(self) -> None:
+        """Nothing changes; see fuse_qkv_projections."""
+
     def get_timesteps(
         self, num_inference_steps: int, timesteps: Tensor, strength: float, device: Any
     ) -> tuple[Tensor, int]:

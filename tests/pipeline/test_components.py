@@ -215,3 +215,12 @@ def test_lengths_of_text_in_turn_make_an_engine_each_once(tiny_checkpoint, argum
     ours(**arguments(**given, max_sequence_length=11))
     gc.collect()
     assert old() is None, "an engine of another length holds the transformer that was replaced"
+
+
+def test_fusing_q_k_and_v_changes_nothing(ours, arguments):
+    """Other pipelines of diffusers have these methods; its ConsisIDPipeline of 0.42 has not."""
+    expected = ours(**arguments()).frames
+    ours.fuse_qkv_projections()
+    assert ours(**arguments()).frames.equal(expected)
+    ours.unfuse_qkv_projections()
+    assert ours(**arguments()).frames.equal(expected)
