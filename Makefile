@@ -33,7 +33,8 @@ test-fast: $(READY)
 # All there is without a GPU: an hour and more on two cores.
 test-all: $(READY) compiler
 	$(RUN_TESTS) -m '' --hypothesis-profile=nightly $(TESTS)
-	$(MAKE) face-parity cuda mutants
+	$(MAKE) face-parity mutants
+	$(MAKE) cuda TESTS="tests/hollow -m ''"
 
 # Lines by room, of what runs in the tests' own processes.
 coverage: $(READY) compiler

@@ -143,9 +143,7 @@ class VaeConfig(_Config):
 
 @dataclass(frozen=True)
 class TextConfig(_Config):
-    """text_encoder/config.json of transformers' T5EncoderModel (T5 v1.1)."""
-
-    FIXED: ClassVar[Mapping[str, Any]] = {"feed_forward_proj": "gated-gelu"}
+    """text_encoder/config.json of transformers' T5EncoderModel: of T5 v1.1, or with "relu" of the first T5."""
 
     vocab_size: Annotated[int, Ge(3), Le(2**22)] = 32128
     d_model: Size = 4096
@@ -153,6 +151,7 @@ class TextConfig(_Config):
     d_ff: Size = 10240
     num_layers: Count = 24
     num_heads: Count = 64
+    feed_forward_proj: Literal["gated-gelu", "relu"] = "gated-gelu"
     relative_attention_num_buckets: Annotated[int, Ge(4), Le(4096)] = 32
     relative_attention_max_distance: Annotated[int, Ge(4), Le(2**20)] = 128
     layer_norm_epsilon: Positive = 1e-6

@@ -105,9 +105,7 @@ def diffusers_text_encoder(weights: RandomWeights) -> nn.Module:
     """transformers' T5EncoderModel."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        **asdict(weights.variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False
-    )
+    config = T5Config(**asdict(weights.variant.text), is_encoder_decoder=False, use_cache=False)
     return _filled(weights, "text_encoder", lambda: T5EncoderModel(config))
 
 

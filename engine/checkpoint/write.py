@@ -130,11 +130,7 @@ def write_checkpoint(
                 up_block_types=("CogVideoXUpBlock3D",) * blocks,
                 **asdict(variant.vae),
             ),
-            "text_encoder": T5EncoderModel(
-                T5Config(
-                    **asdict(variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False
-                )
-            ),
+            "text_encoder": T5EncoderModel(T5Config(**asdict(variant.text), is_encoder_decoder=False, use_cache=False)),
         }
         for offset, (part, module) in enumerate(modules.items()):
             _randomise(module, seed * len(modules) + offset)

@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 from math import ceil
 from numbers import Integral
+from typing import Literal
 
 from ..errors import InputError, shown
 
@@ -16,6 +17,15 @@ UNITS = {"": 1, "b": 1} | {
 
 
 MARGIN = 2**30  # bytes that "auto" leaves to others
+
+
+Budget = int | None | Literal["engine"]
+"""Bytes of the device, None for no limit, "engine" for what the engine has when it is the caller's turn there."""
+
+
+def chosen(budget: Budget, own: int | None) -> int | None:
+    """Bytes, None for no limit; own: the engine's at present."""
+    return own if budget == "engine" else budget
 
 
 def parse(memory: "int | str | None", free: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The T5 v1.1 encoder (Raffel et al., arXiv:1910.10683) layer by layer, with transformers' parameter names.
+"""The encoder of T5 v1.1, and of T5 (Raffel et al., arXiv:1910.10683), layer by layer, with transformers' names.
 
 As in the reference pipeline there is no attention mask: padding is read like any token.
 """
@@ -80,17 +80,23 @@ class _SelfAttention(nn.Module):
         return hidden + parts["o"](out.transpose(1, 2).flatten(-2))
 
 
-class _GatedFeedForward(nn.Module):
+class _FeedForward(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
+        self.gated = config.feed_forward_proj == "gated-gelu"
         self.DenseReluDense = nn.ModuleDict(
-            {n: nn.Linear(config.d_model, config.d_ff, bias=False) for n in ("wi_0", "wi_1")}
+            {
+                n: nn.Linear(config.d_model, config.d_ff, bias=False)
+                for n in (("wi_0", "wi_1") if self.gated else ("wi",))
+            }
             | {"wo": nn.Linear(config.d_ff, config.d_model, bias=False)}
         )
         self.layer_norm = _RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, hidden: Tensor) -> Tensor:
         normed, parts = self.layer_norm(hidden), self.DenseReluDense
+        if not self.gated:
+            return hidden + parts["wo"](F.relu(parts["wi"](normed)))
         return hidden + parts["wo"](F.gelu(parts["wi_0"](normed), approximate="tanh") * parts["wi_1"](normed))
 
 
@@ -99,7 +105,7 @@ class TextLayer(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.layer = nn.ModuleList([_SelfAttention(config), _GatedFeedForward(config)])
+        self.layer = nn.ModuleList([_SelfAttention(config), _FeedForward(config)])
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         hidden = _finite(self.layer[0](hidden, bias))

@@ -1,26 +1,35 @@
 """`pipe.compile()`: the engine folder of a pipeline's checkpoint, found or built."""
 
+import gc
 import logging
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from ..api import ConsisID
 from ..checkpoint.reading import FACE_FOLDER, Checkpoint
 from ..checkpoint.weight_files import sample_hash
 from ..errors import EngineError, InputError
+from ..lora.mixin import Adapters
 from ..manifest import DTYPES, FILE, Manifest
 from ..memory.costs import video_costs
+from ..memory.planner import plan
+from ..memory.simulate import machine_named
 from ..shapes import VideoShape
 from ..util.files import as_path
 from ..util.machine import provenance
 from ..util.sources import kernels_hash
+from .loaded import Released
 from .parts import Parts
 
 LOG = logging.getLogger("consisid")
@@ -69,17 +78,69 @@ class Compiling(Parts):
                     width=shape.width, num_frames=shape.num_frames, bundle=bundle, variant=checkpoint.weights,
                     report=lambda graph, entry, total: LOG.info("%s: %s, %.1f s", graph, entry.backend, entry.seconds),
                 )  # fmt: skip
-            costs = partial(video_costs, checkpoint.variant, shape, dtype, device=device.type)
-            memory = self.savers.budget(device, provenance(device).get("gpu", ""), costs)
-        self._become(ConsisID.open(found, device=device, memory=memory))
+        # All that can be refused is, before the modules go.
+        manifest = Manifest.read(found)
+        manifest.verify(found, device)
+        rows = not manifest.spec.layers_per_shard
+        costs = partial(video_costs, manifest.spec.variant, shape, dtype, device=device.type, rows=rows)
+        gpu = provenance(device).get("gpu", "")
+        memory = self.savers.budget(device, gpu, costs)
+        if memory is not None:
+            plan(memory, costs(), machine_named(gpu))
+        self._give_way(lambda: ConsisID.open(found, device=device, memory=memory), manifest.checkpoint_path(found))
         self._granted = None  # a saver's budget ends with the saver
         return self
+
+    def _give_way(self, open: Callable[[], ConsisID], checkpoint: Path) -> None:
+        """Go on with an engine folder, which is opened when the modules are gone that nobody else holds: memory has
+        room for one of both. If it does not open, the pipeline has them again.
+
+        Args:
+            checkpoint: a folder with the modules' weights, which are read again then.
+        """
+        tiling = self.savers.tiling
+        with self._making:
+            put_back = self._let_go(checkpoint, tiling)
+            try:
+                engine = open()
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)  # they hold what was opened so far
+                put_back()
+                raise
+            self._become(engine, tiling)
+
+    def _let_go(self, checkpoint: Path, tiling: bool) -> Callable[[], None]:
+        """Hold the modules no longer, nor what was computed with them; a function that gets them back."""
+        modules = {name: module for name, module in self._modules.items() if module is not None}
+        variant = self._origin.variant if self._origin is not None else None
+        released = {name: Released.of(module, variant) for name, module in modules.items()}
+        origin = self._unchanged
+        kept = Adapters()
+        if self._last is not None:
+            kept.adopt(self._last)
+        self._last, self._made, self._latest = kept, {}, None
+        for name in modules:
+            object.__setattr__(self, name, None)
+        del modules
+        gc.collect()  # engines and modules refer to themselves
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+        def put_back() -> None:
+            for name, each in released.items():
+                object.__setattr__(self, name, each.back(checkpoint / name))
+            if tiling:
+                self.vae.enable_tiling()
+            if origin is not None:
+                self._origin = replace(origin, state=self.state)
+
+        return put_back
 
     @contextmanager
     def _checkpoint(self) -> Iterator[tuple[Checkpoint, bool]]:
         """A checkpoint of the present weights, and whether it is gone afterwards."""
         source = self._origin
-        if source is not None and source.state == self.state:
+        if source is not None and self._unchanged is not None:
             yield Checkpoint.find(source.name, source.variant), False
             return
         with tempfile.TemporaryDirectory(prefix="consisid-") as place:

@@ -18,7 +18,6 @@ from ..memory.budget import show
 from ..memory.costs import Costs
 from ..memory.planner import candidates, plan
 from ..memory.simulate import Machine, machine_named
-from ..run.request import Request
 from ..shapes import VideoShape
 from ..util.device import check_device
 
@@ -127,7 +126,7 @@ class Offloading:
         else:
             costs = engine.costs(engine.shape, 1, 50, True)
             gpu = engine.manifest.provenance.get("gpu", "")
-            budget = self._budget(engine, engine.shape, 1, 50, True)
+            budget = self._budget(engine)
             made = plan(budget, costs, machine_named(gpu), tiling=savers.tiling)
             limit = "no limit" if budget is None else f"a budget of {show(budget)}"
             line = (
@@ -137,16 +136,14 @@ class Offloading:
         LOG.info(line)
         return line
 
-    def _budget(self, engine: Engine, shape: VideoShape, batch: int, steps: int, guided: bool) -> int | None:
-        gpu = engine.manifest.provenance.get("gpu", "")
-        return self.savers.budget(engine.device, gpu, lambda: engine.costs(shape, batch, steps, guided))
-
-    def _limit(self, engine: Engine, request: Request) -> None:
-        """The engine's budget for a request: a saver's, or without one what it was opened with."""
-        savers, engine.memory = self.savers, self._granted
-        if savers.offload is not None or savers.tiling:
-            steps = request.options.num_inference_steps
-            engine.memory = self._budget(engine, request.shape, request.batch, steps, request.guided)
+    def _budget(
+        self, engine: Engine, shape: VideoShape | None = None, batch: int = 1, steps: int = 50, guided: bool = True
+    ) -> int | None:
+        """Bytes of the device for such videos: a saver's, or without one what the folder was opened with."""
+        savers, gpu = self.savers, engine.manifest.provenance.get("gpu", "")
+        if savers.offload is None and not savers.tiling:
+            return self._granted
+        return savers.budget(engine.device, gpu, lambda: engine.costs(shape or engine.shape, batch, steps, guided))
 
 
 def least_budget(sizes: Costs, machine: Machine, *, held: bool, streaming: bool, tiling: bool) -> int:

@@ -1,7 +1,6 @@
 """The components of a pipeline, and the engine that runs them."""
 
 import threading
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,33 +11,32 @@ import torch
 from ..api import ConsisID
 from ..checkpoint.reading import PARTS, Checkpoint
 from ..errors import InputError
+from ..lora.mixin import Adapters
 from ..manifest import FILE
 from ..memory.costs import video_costs
+from ..run.run import Run
 from ..shapes import VideoShape
 from ..util.machine import provenance
 from ..variants import Variant
-from .components import ComponentEngine, Modules, parts_of, state_of, variant_of
+from .components import ComponentEngine, Modules, parts_of, variant_of
+from .loaded import Loaded, Origin
 from .offload import Savers
 from .proxies import KINDS, EngineComponent, own_transformer
 
 TEXT_LENGTH = 226  # the default of max_sequence_length: what diffusers' signature has
+# Engines over the same components, one for each length of text that a script uses in turn. They hold the same weights.
+# What each has of its own: features of faces and prompts, and where blocks stream pinned copies of them, which are made
+# as far as the free memory of the host goes.
+KEPT = 3
 FIXED = "The components of a compiled engine are its graphs"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where components were loaded from: folder or hub id, diffusers' `variant`, and Parts.state then."""
-
-    name: str
-    variant: str | None
-    state: Any
-
-
-class Parts:
+class Parts(Loaded):
     """Components that are real modules, or those of an engine (proxies.py), never both."""
 
     savers: Savers
     _granted: int | None
+    _latest: Run | None
     tokenizer: Any
     text_encoder: Any
     vae: Any
@@ -49,8 +47,7 @@ class Parts:
         super().__init__()
         self._making = threading.RLock()
         self._made: dict[tuple[int, bool], tuple[Any, ComponentEngine]] = {}
-        self._last: ConsisID | None = None
-        self._origin: Origin | None = None
+        self._last: Adapters | None = None  # the engine of the latest call, or its LoRAs
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, EngineComponent):
@@ -129,10 +126,13 @@ class Parts:
         key, savers = (length, photos), self.savers
         modules, (device, dtype) = self._modules, self._place()
         same = device, dtype, savers.offload is None, id(self.tokenizer), tuple(map(id, modules.values()))
-        known = self._made.get(key)
-        if known is not None and known[0] == (same, known[1].held.state):
-            return known[1]
-        self._made.clear()
+        # An engine over other components, or over other numbers in them, would only hold what is gone.
+        self._made = {k: known for k, known in self._made.items() if known[0] == (same, known[1].held.state)}
+        if key in self._made:
+            self._made[key] = found = self._made.pop(key)  # the latest last
+            return found[1]
+        for oldest in list(self._made)[: max(0, len(self._made) + 1 - KEPT)]:
+            del self._made[oldest]
         faces = self._face_models() if photos else None
         variant = variant_of({k: v for k, v in modules.items() if v is not None}, length, faces)
         shape = VideoShape.of(variant, None, None, None)
@@ -171,12 +171,6 @@ class Parts:
                 "id_cond and id_vit_hidden, or make the pipeline by from_pretrained."
             )
         return Checkpoint.find(self._origin.name)
-
-    @property
-    def state(self) -> tuple[tuple[int, int], ...]:
-        """Changes when somebody changes a weight."""
-        tensors = [x for k, v in self._modules.items() if v is not None for x in state_of(k, v).values()]
-        return tuple((id(x), x._version) for x in tensors)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
@@ -236,27 +230,34 @@ class Parts:
         if device is not None:
             self.remove_all_hooks()  # type: ignore[attr-defined]
         if opened is None:
-            super().to(*args, **kwargs)  # type: ignore[misc]
+            with self._moving():
+                super().to(*args, **kwargs)  # type: ignore[misc]
             return self
         if dtype is not None and dtype is not opened.dtype:
             raise InputError(f"{opened.folder} was built in {opened.dtype}; build another folder for {dtype}.")
         if device is not None and not _same_device(torch.device(device), opened.device):
-            self._become(ConsisID.open(opened.folder, device=device, memory=opened.memory))
+            self._become(ConsisID.open(opened.folder, device=device, memory=opened.memory), self.savers.tiling)
         return self
 
     def _to_host(self) -> None:
         if self.opened is None:
-            super().to("cpu", silence_dtype_warnings=True)  # type: ignore[misc]
+            with self._moving():
+                super().to("cpu", silence_dtype_warnings=True)  # type: ignore[misc]
 
-    def _become(self, engine: ConsisID) -> None:
-        """Go on with an engine folder, with the scheduler and the LoRAs of before."""
+    def _become(self, engine: ConsisID, tiling: bool) -> None:
+        """Go on with an engine folder, with the scheduler and the LoRAs of before.
+
+        Args:
+            tiling: vae.enable_tiling() counts on.
+        """
         engine.scheduler = self.scheduler
         if self._last is not None:
             engine.adopt(self._last)
         self._last, self._made, self._granted = engine, {}, engine.memory
         for name in KINDS:
-            object.__setattr__(self, name, None)  # modules that nobody else holds are gone before the next is there
+            object.__setattr__(self, name, None)
             setattr(self, name, EngineComponent(engine, name))
+        self.vae.use_tiling = tiling
 
     @property
     def device(self) -> torch.device:
@@ -269,7 +270,7 @@ class Parts:
     def dtype(self) -> torch.dtype:
         """What they are in."""
         opened = self.opened
-        found: torch.dtype = super().dtype if opened is None else opened.dtype  # type: ignore[misc]
+        found: torch.dtype = super().dtype if opened is None else opened.dtype
         return found
 
     @property

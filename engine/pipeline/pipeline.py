@@ -125,8 +125,8 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
             decode=self.decode_mode,
         )  # fmt: skip
         request = Request.check(engine, _for_people(options, len(people)), as_reference=True)
-        self._limit(engine, request)
-        run = Run(engine, request, view=self)
+        budget = self._budget(engine, request.shape, request.batch, num_inference_steps, request.guided)
+        run = Run(engine, request, view=self, memory=budget)
         with self._shows(run), self.progress_bar(total=num_inference_steps) as bar:
             run.progress = lambda step: bar.update() if (step + 1) % run.scheduler.order == 0 else None
             videos = run_with_oom_retry(run, lambda run: engine.make(run, people))
@@ -174,7 +174,7 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
 
         def encode(texts: Sequence[str]) -> Tensor:
             engine = self.engine_for(max_sequence_length)
-            with outside_runs(engine, "encoding the prompt", "Enable a memory saver."):
+            with outside_runs(engine, "encoding the prompt", "Enable a memory saver.", self._budget(engine)):
                 embeds = engine.text_encoder(engine.networks(), texts)
             embeds = embeds.repeat_interleave(num_videos_per_prompt, dim=0)
             return embeds.to(device or engine.device, dtype or embeds.dtype)
@@ -213,7 +213,7 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
         shape = VideoShape.of(engine.variant, height, width, num_frames, any_frames=True)
         networks = engine.networks(shape)
         kinds = [each for each in (image, kps_cond) if each is not None]
-        with outside_runs(engine, "encoding the image", "Enable a memory saver."):
+        with outside_runs(engine, "encoding the image", "Enable a memory saver.", self._budget(engine, shape)):
             moments = [
                 [encode_image(networks, each[i : i + 1], height, width) for each in kinds] for i in range(len(image))
             ]
@@ -234,9 +234,15 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
         shape = VideoShape.of(engine.variant, height * ratio, width * ratio, frames, any_frames=True)
         networks = engine.networks(shape)
         given = (latents / self.vae_scaling_factor_image).to(engine.device, engine.dtype)
-        with outside_runs(engine, "decoding", "Enable vae tiling."):
+        with outside_runs(engine, "decoding", "Enable vae tiling.", self._budget(engine, shape)):
             videos = [torch.cat(list(decode_chunks(networks, video[None]))) for video in given]
         return torch.stack(videos).transpose(1, 2)
+
+    def fuse_qkv_projections(self) -> None:
+        """Nothing changes: q, k and v are one product of the engine anyway."""
+
+    def unfuse_qkv_projections(self) -> None:
+        """Nothing changes; see fuse_qkv_projections."""
 
     def get_timesteps(
         self, num_inference_steps: int, timesteps: Tensor, strength: float, device: Any

@@ -8,7 +8,7 @@ import torch
 
 from ..engine import Engine
 from ..errors import DeviceMemoryError
-from ..memory.budget import show
+from ..memory.budget import Budget, chosen, show
 from ..memory.costs import CONTEXT
 from ..memory.device import DeviceMemory, OutOfMemory, explain, first_line
 from ..memory.planner import smaller
@@ -22,7 +22,7 @@ def run_with_oom_retry(run: Run, make: Callable[[Run], T]) -> T:
     memory where the request says so.
 
     Raises:
-        MemoryBudgetError: the engine's budget is too small for this request; nothing was loaded.
+        MemoryBudgetError: the budget is too small for this request; nothing was loaded.
         DeviceMemoryError: out of memory.
     """
 
@@ -68,7 +68,7 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
         DeviceMemoryError: the plan, the stage and the next smaller plan.
     """
     engine, request, after = run.engine, run.request, DeviceMemory.now(run.engine.device)
-    present = run.plan or plan_of(engine, request, run.cfg, unlimited=True)
+    present = run.plan or plan_of(engine, request, None, run.cfg)
     reason = explain(present, run.before, after)
     engine.weights.evict()
     if engine.device.type == "cuda":
@@ -85,17 +85,19 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
             f"{text} The next smaller plan takes {show(following.peak)} ({following.mode}): open the engine with "
             f'memory="{show(following.peak)}", or generate with on_oom="replan". ({message})'
         )
-    engine.memory = following.budget
+    if run.memory == "engine":
+        engine.memory = following.budget  # the next run would run out of it too
     run.plan, run.restarts, run.before = following, run.restarts + 1, after
 
 
 @contextmanager
-def outside_runs(engine: Engine, doing: str, remedy: str) -> Iterator[None]:
-    """In this thread's turn at the device: what computes outside a run keeps to the engine's budget too, and gives the
-    device back.
+def outside_runs(engine: Engine, doing: str, remedy: str, memory: Budget = "engine") -> Iterator[None]:
+    """In this thread's turn at the device: what computes outside a run keeps to a budget too, and gives the device
+    back.
 
     Args:
         doing, remedy: for the error, "looking at the photo" and what to do instead.
+        memory: the budget.
 
     Raises:
         DeviceMemoryError: out of memory.
@@ -104,7 +106,8 @@ def outside_runs(engine: Engine, doing: str, remedy: str) -> Iterator[None]:
     with engine.turn():
         before, ran_out = DeviceMemory.now(engine.device), OutOfMemory(engine.device)
         engine.hand_over(None)
-        engine.share.begin(None if engine.memory is None else engine.memory - CONTEXT["cuda"])
+        budget = chosen(memory, engine.memory)
+        engine.share.begin(None if budget is None else budget - CONTEXT["cuda"])
         try:
             yield
         except RuntimeError as error:
@@ -114,7 +117,7 @@ def outside_runs(engine: Engine, doing: str, remedy: str) -> Iterator[None]:
         finally:
             engine.give_back()
         if message is not None:
-            plan = engine.plan(engine.memory)
+            plan = engine.plan(budget)
             reason = explain(plan, before, DeviceMemory.now(engine.device))
             raise DeviceMemoryError(
                 f"Out of device memory while {doing}, with the plan of {show(plan.peak)}. {reason} {remedy} ({message})"

@@ -13,6 +13,7 @@ from ..decode.tile import Tile, check_tile
 from ..denoise import LoopState, guidance_weight, not_finite
 from ..engine import Engine
 from ..lora.weights import Active
+from ..memory.budget import Budget, chosen
 from ..memory.device import DeviceMemory
 from ..memory.planner import MemoryPlan
 from ..networks.positions import check_positions
@@ -33,6 +34,7 @@ class Run:
 
     Args:
         view: what the caller's callback gets as its pipeline; by default the engine with the state of this run.
+        memory: what of the device it may use.
 
     Attributes:
         progress: called after each denoising step with its index.
@@ -44,8 +46,8 @@ class Run:
         restarts: how often it ran out of memory.
     """
 
-    def __init__(self, engine: Engine, request: Request, view: Any = None):
-        self.view = view
+    def __init__(self, engine: Engine, request: Request, view: Any = None, memory: Budget = "engine"):
+        self.view, self.memory = view, memory
         self.progress: Callable[[int], None] = lambda step: None
         self.engine, self.request, self.options = engine, request, request.options
         self.loras: Active = engine.scaled_loras(self.options.lora_scale)
@@ -61,7 +63,7 @@ class Run:
         """At the run's turn, once: what was finished before, and the plan.
 
         Raises:
-            InputError: a checkpoint file that is none; MemoryBudgetError: the engine's budget is too small.
+            InputError: a checkpoint file that is none; MemoryBudgetError: the budget is too small.
         """
         engine, given = self.engine, self.request.generator
         self.generators = given if isinstance(given, list) else [given]
@@ -72,7 +74,8 @@ class Run:
             self.start = self.snapshot.start
         self.networks = engine.networks(self.request.shape).counted()
         check_positions(engine.variant.transformer, self.request.shape)
-        self.plan = plan_of(engine, self.request, self.cfg_asked) if engine.memory is not None else None
+        budget = chosen(self.memory, engine.memory)
+        self.plan = plan_of(engine, self.request, budget, self.cfg_asked) if budget is not None else None
         self.before = DeviceMemory.now(engine.device)
 
     @property
@@ -275,9 +278,8 @@ class Run:
             self.engine.give_back()
 
 
-def plan_of(engine: Engine, request: Request, cfg: str | None, unlimited: bool = False) -> MemoryPlan:
-    """The plan for a request within the engine's budget; see Engine.plan."""
-    budget = None if unlimited else engine.memory
+def plan_of(engine: Engine, request: Request, budget: int | None, cfg: str | None) -> MemoryPlan:
+    """The plan for a request within a budget in bytes, None for no limit; see Engine.plan."""
     return engine.plan(
         budget, shape=request.shape, batch=request.batch, steps=request.options.num_inference_steps,
         guided=request.guided, cfg=cfg, tiling=request.may_tile,

@@ -142,7 +142,7 @@ def _pipeline(tiny: Path, variant: Any) -> Any:
     config = {name: value for name, value in dataclasses.asdict(variant.transformer).items() if name in known}
     blocks = len(variant.vae.block_out_channels)
     kinds = {"down_block_types": ("CogVideoXDownBlock3D",) * blocks, "up_block_types": ("CogVideoXUpBlock3D",) * blocks}
-    text = T5Config(**dataclasses.asdict(variant.text), feed_forward_proj="gated-gelu", is_encoder_decoder=False)
+    text = T5Config(**dataclasses.asdict(variant.text), is_encoder_decoder=False)
     with torch.device("meta"):
         modules = {
             "transformer": ConsisIDTransformer3DModel(**config),

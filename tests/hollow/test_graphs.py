@@ -1,9 +1,10 @@
-"""What AOTInductor makes of some graphs of TINY is as in graphs.json; `graph_table.py --check` compares all rows."""
+"""What AOTInductor makes of some graphs of TINY is as in graphs.json; `graph_table.py --check` compares all rows. With
+-m '' also every graph of the preview model at full size: about half an hour."""
 
 import json
 
 import pytest
-from hollow.graph_table import REPORT, TINY, count_calls, differences, measured, release, render
+from hollow.graph_table import REPORT, TINY, count_calls, differences, graphs, measured, release, render
 
 PART = ("block", "face", "decode_next")
 LAUNCH = "    // Topologically Sorted Source Nodes: [x], Original ATen: [{}]\n    call_{}(arg0_1, buf0, 8L, stream);\n"
@@ -23,6 +24,17 @@ def test_a_graph_is_compiled_as_before(name, rows):
     if name not in made:
         pytest.skip(f"graphs.json has no row of {name} for PyTorch {release()}")
     assert differences(kept[name], made[name]) == [], "if it is meant, graph_table.py --again makes the table anew"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("arch", [90, 89])
+@pytest.mark.parametrize("name", graphs("preview"))
+def test_a_graph_at_full_size_is_compiled_as_before(name, arch):
+    kept = json.loads(REPORT.with_suffix(".json").read_text())["rows"].get(release(), {}).get(f"sm_{arch}", {})
+    if name not in kept:
+        pytest.skip(f"{REPORT.name} has no row of {name} for PyTorch {release()} and sm_{arch}")
+    ((_, made),) = measured("preview", [name], arch)
+    assert differences(kept[name], made) == []
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,43 @@ def test_what_is_reserved_is_what_the_plan_says(hollow, wide_folder, person, mem
         assert reserved <= stats.predicted_bytes, name
 
 
+def test_the_limit_of_a_run_is_its_budget_less_what_cuda_takes(hollow, folder, person):
+    """PyTorch is told of the rest only; another engine's video in between has a limit of its own."""
+    outer, inner = (ConsisID.open(folder, device="cuda", memory=memory) for memory in ("4GiB", "3GiB"))
+    limits = []
+
+    def limit(engine):
+        others = engine.share.others
+        return round(torch.cuda.get_per_process_memory_fraction() * hollow_total() / MIB) - round(others / MIB)
+
+    def inside(owner, step, *_):
+        limits.append(("inner", limit(inner)))
+        return {}
+
+    def outside(owner, step, *_):
+        limits.append(("outer", limit(outer)))
+        if step == 0:
+            inner.generate(person, PROMPT, callback_on_step_end=inside, **{**OPTIONS, "num_inference_steps": 1})
+        return {}
+
+    outer.generate(person, PROMPT, callback_on_step_end=outside, **OPTIONS)
+    room = {"outer": 4096 - 800, "inner": 3072 - 800}
+    assert limits == [(who, room[who]) for who in ("outer", "inner", "outer", "outer")]
+
+
+def hollow_total():
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def test_random_weights_are_drawn_on_the_host(hollow, wide_folder):
+    """Opened with no limit: nothing comes and goes on the device, least of all a weight in float32."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    engine = ConsisID.open(wide_folder, device="cuda")
+    assert torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated() <= MIB
+    del engine
+
+
 @pytest.fixture(scope="module")
 def wide_checkpoint_folder(loaded, tmp_path_factory):
     """WIDE with weights in files, which a page cache keeps."""

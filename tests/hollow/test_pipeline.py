@@ -1,11 +1,14 @@
 """The drop-in on "cuda": components where diffusers puts them, and its memory savers."""
 
+import gc
+
 import pytest
 import torch
 from support.components import TOKENS, small_components, small_face
-from support.people import random_face
+from support.people import random_face, random_identity
 
 from consisid.engine import ConsisIDPipeline
+from consisid.engine.variants import TINY
 
 GiB = 2**30
 
@@ -64,11 +67,12 @@ def test_savers_become_plans(pipe, saver, tiling):
     call(pipe)
     stats = pipe.stats
     assert ("blocks stream" in stats.modes["memory"]) == (saver != "model")
-    assert stats.peak_bytes <= pipe.engine.memory
-    assert stats.predicted_bytes <= pipe.engine.memory
+    budget = pipe._latest.plan.budget
+    assert stats.peak_bytes <= budget
+    assert stats.predicted_bytes <= budget
     pipe.to("cuda")
     call(pipe)
-    assert (pipe.engine.memory is None) == (not tiling)
+    assert (pipe._latest.plan is None) == (not tiling)
 
 
 def test_tiling_without_offload(pipe):
@@ -110,3 +114,26 @@ def test_compile_keeps_to_a_savers_budget(checkpoint, tmp_path):
     assert pipe.engine.weights.plan is not None
     pipe.remove_all_hooks()
     assert pipe._granted is None
+
+
+def test_compile_holds_modules_and_engine_one_after_the_other(checkpoint, tmp_path):
+    """On the device the peak while a folder is opened is what either takes, not their sum."""
+
+    def loaded():
+        return ConsisIDPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16).to("cuda")
+
+    built = loaded().compile(tmp_path / "engine", backend="eager")
+    assert built.opened.checkpoint.path == checkpoint, "weights that were only moved are the checkpoint's"
+    del built
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.memory_allocated()
+    pipe = loaded()
+    modules = torch.cuda.memory_allocated() - free
+    person = random_identity(TINY)
+    face = {"id_cond": person.id_cond.bfloat16(), "id_vit_hidden": [x.bfloat16() for x in person.id_vit_hidden]}
+    call(pipe, height=96, width=144, max_sequence_length=32, **face)
+    torch.cuda.reset_peak_memory_stats()
+    pipe.compile(tmp_path / "engine", backend="eager")
+    assert pipe.opened is not None
+    assert torch.cuda.max_memory_allocated() < torch.cuda.memory_allocated() + modules / 4

@@ -10,7 +10,7 @@ from support.components import small_components
 from support.people import random_face, random_identity
 from support.reference import FRAMES, LATENTS
 
-from consisid.engine import ConsisIDPipeline
+from consisid.engine import ConsisIDPipeline, errors
 from consisid.engine.variants import TINY
 
 from .conftest import quiet
@@ -168,6 +168,40 @@ def test_bfloat16_is_as_near_to_float32_as_diffusers(tiny_checkpoint, arguments)
             found = quiet(kind(**half))(**arguments(prompt="A man walks.", **halved)).frames
             errors[name] += float((found.float() - exact).square().mean())
     assert errors["ours"] ** 0.5 <= 1.1 * errors["theirs"] ** 0.5
+
+
+def test_key_points_are_those_of_diffusers(tiny_checkpoint, arguments):
+    components = small_components(tiny_checkpoint / "tokenizer", is_kps=True)
+    given = {"kps_cond": [[10, 12], [20, 12], [15, 16], [11, 20], [19, 20]], "num_frames": 17}
+    expected = quiet(diffusers.ConsisIDPipeline(**components))(**arguments(**given)).frames
+    ours = quiet(ConsisIDPipeline(**components))
+    found = ours(**arguments(**given)).frames
+    assert (found - expected).abs().max() < LATENTS
+    assert (found - ours(**arguments(num_frames=17)).frames).abs().max() > LATENTS
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.InputError, ValueError), (errors.CheckpointError, ValueError), (errors.EngineError, ValueError),
+        (errors.MemoryBudgetError, ValueError), (errors.BackendError, RuntimeError),
+        (errors.NumericalError, ArithmeticError), (errors.DeviceMemoryError, MemoryError),
+    ],
+)  # fmt: skip
+def test_errors_are_built_in_ones_too(error, kind):
+    assert issubclass(error, kind)
+
+
+def test_a_text_encoder_of_the_first_t5(components, arguments):
+    """With ReLU, as the one that diffusers' own tests are made with."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, feed_forward_proj="relu")
+    given = components | {"text_encoder": T5EncoderModel(config).eval()}
+    expected = diffusers.ConsisIDPipeline(**given)(**arguments(prompt="A man walks.")).frames
+    found = ConsisIDPipeline(**given)(**arguments(prompt="A man walks.")).frames
+    assert (found - expected).abs().max() < LATENTS
+    assert (found - ConsisIDPipeline(**components)(**arguments(prompt="A man walks.")).frames).abs().max() > LATENTS
 
 
 def test_tiny_at_its_own_size(tiny_reference, arguments):

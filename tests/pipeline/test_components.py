@@ -1,6 +1,7 @@
 """Components in memory: held once, followed when they change, and given back as they were."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from support.reference import LATENTS
 
 from consisid.engine import ConsisIDPipeline
 from consisid.engine.errors import InputError
+from consisid.engine.pipeline import parts
+from consisid.engine.pipeline.components import ComponentEngine
 
 MODULES = ("transformer", "text_encoder", "vae")
 
@@ -134,8 +137,6 @@ def test_a_saved_pipeline_is_diffusers_own(ours, arguments, tmp_path):
 
 
 def test_modules_are_let_go(components, arguments):
-    import weakref
-
     pipeline = ConsisIDPipeline(**components)
     pipeline(**arguments())
     engine = weakref.ref(pipeline.engine)
@@ -181,3 +182,45 @@ def test_lengths_of_text(tiny_checkpoint, arguments, positions):
         return
     expected = theirs(**arguments(**given)).frames
     assert (ours(**arguments(**given)).frames - expected).abs().max() < LATENTS
+
+
+def test_lengths_of_text_in_turn_make_an_engine_each_once(tiny_checkpoint, arguments, monkeypatch):
+    made = []
+
+    class Counted(ComponentEngine):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            made.append(self.variant.transformer.max_text_seq_length)
+
+    monkeypatch.setattr(parts, "ComponentEngine", Counted)
+    components = small_components(tiny_checkpoint / "tokenizer", use_learned_positional_embeddings=False)
+    ours = ConsisIDPipeline(**components)
+    given = {"prompt": "A man walks.", "num_inference_steps": 1}
+    for length in (11, 16, 11, 16):
+        ours(**arguments(**given, max_sequence_length=length))
+    assert made == [11, 16]
+    kept = storages(held_by(ours))
+    assert kept.keys() <= storages(weights_of(ours)).keys()
+
+    for length in range(3, 11):
+        ours.engine_for(length)
+    assert len(ours._made) == parts.KEPT
+    assert ours.engine_for(10) is ours.engine_for(10)
+
+    old = weakref.ref(ours.transformer)
+    ours.transformer = small_components(tiny_checkpoint / "tokenizer", seed=1, use_learned_positional_embeddings=False)[
+        "transformer"
+    ]
+    del components
+    ours(**arguments(**given, max_sequence_length=11))
+    gc.collect()
+    assert old() is None, "an engine of another length holds the transformer that was replaced"
+
+
+def test_fusing_q_k_and_v_changes_nothing(ours, arguments):
+    """Other pipelines of diffusers have these methods; its ConsisIDPipeline of 0.42 has not."""
+    expected = ours(**arguments()).frames
+    ours.fuse_qkv_projections()
+    assert ours(**arguments()).frames.equal(expected)
+    ours.unfuse_qkv_projections()
+    assert ours(**arguments()).frames.equal(expected)

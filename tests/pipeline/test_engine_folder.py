@@ -1,8 +1,11 @@
 """A pipeline of an engine folder: thin components, nothing imported or loaded that the graphs replace."""
 
+import gc
 import json
+import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -10,8 +13,8 @@ from diffusers import CogVideoXDDIMScheduler
 from diffusers import ConsisIDPipeline as Theirs
 from support.people import random_identity
 
-from consisid.engine import ConsisIDPipeline
-from consisid.engine.errors import InputError
+from consisid.engine import ConsisID, ConsisIDPipeline
+from consisid.engine.errors import DeviceMemoryError, EngineError, InputError
 from consisid.export import build
 
 MODELS = """
@@ -143,6 +146,81 @@ def test_compile_takes_the_weights_as_they_are(folder, pipe, tmp_path):
     changed.compile(tmp_path / "mine", backend="eager")
     assert call(changed).equal(expected)
     assert not call(pipe).equal(expected)
+
+
+MODULES = ("transformer", "text_encoder", "vae")
+
+
+@pytest.fixture
+def loaded(folder, tmp_path):
+    """A pipeline with modules of a checkpoint of its own, which has been called, and the folder for its engine."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(ConsisID.open(folder).checkpoint.path, checkpoint)
+    made = ConsisIDPipeline.from_pretrained(checkpoint)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def modules_of(pipeline):
+    """References that do not hold them."""
+    return {name: weakref.ref(getattr(pipeline, name)) for name in MODULES}
+
+
+def test_compile_lets_the_modules_go_before_it_opens_the_folder(loaded, tmp_path, monkeypatch):
+    expected, modules, alive, opened = call(loaded), modules_of(loaded), [], ConsisID.open
+
+    def watched(*given, **options):
+        alive.extend(name for name, module in modules.items() if module() is not None)
+        return opened(*given, **options)
+
+    monkeypatch.setattr(ConsisID, "open", watched)
+    loaded.vae.enable_tiling()
+    loaded.compile(tmp_path / "engine", backend="eager")
+    assert alive == []
+    assert loaded.vae.use_tiling
+    assert call(loaded).equal(expected)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_where_the_folder_does_not_open_the_modules_are_back(loaded, tmp_path, monkeypatch, held, changed):
+    """Read again, or those that somebody else holds."""
+    if changed:
+        with torch.no_grad():
+            loaded.transformer.proj_out.weight.mul_(1.5)
+    loaded.vae.enable_tiling()
+    expected, modules = call(loaded), modules_of(loaded)
+    others = loaded.components if held else None
+
+    def full(*given, **options):
+        raise DeviceMemoryError("There is no room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsisID, "open", full)
+        with pytest.raises(DeviceMemoryError):
+            loaded.compile(tmp_path / "engine", backend="eager")
+    gc.collect()
+    if others is not None:
+        assert all(getattr(loaded, name) is others[name] for name in MODULES)
+    else:
+        assert not any(module() for module in modules.values())
+    assert loaded.opened is None
+    assert loaded.vae.use_tiling
+    assert call(loaded).equal(expected)
+    assert call(loaded.compile(tmp_path / "engine", backend="eager")).equal(expected)
+
+
+def test_what_compile_refuses_leaves_the_modules_where_they_are(loaded, tmp_path):
+    place = tmp_path / "engine"
+    checkpoint = ConsisIDPipeline.from_pretrained(loaded._origin.name)
+    checkpoint.compile(place, backend="eager")
+    face = next(iter((tmp_path / "checkpoint" / "face_encoder").rglob("*.onnx")))
+    face.write_bytes(face.read_bytes() + b"more")
+    expected, modules = call(loaded), modules_of(loaded)
+    with pytest.raises(EngineError, match=face.name):
+        loaded.compile(place, backend="eager")
+    assert all(getattr(loaded, name) is module() for name, module in modules.items())
+    assert call(loaded).equal(expected)
 
 
 def test_a_photo_is_identified(pipe):

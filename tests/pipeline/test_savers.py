@@ -1,6 +1,7 @@
 """diffusers' memory savers as plans: the rows of the reference's own table, by arithmetic; without a GPU no change."""
 
 import logging
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.planner import plan
 from consisid.engine.memory.simulate import machine_named
+from consisid.engine.pipeline import pipeline as drop_in
 from consisid.engine.pipeline.offload import Savers
+from consisid.engine.run.run import Run
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW
 
@@ -73,3 +76,29 @@ def test_without_a_gpu_they_change_nothing(ours, arguments, caplog):
     ours.vae.disable_tiling()
     ours.remove_all_hooks()
     assert ours.explain_memory().startswith("no memory saver: ")
+
+
+BUDGETS = {9: 2**30, 17: 2**31}  # by frames
+
+
+def test_calls_from_threads_keep_to_their_own_budgets(ours, arguments, monkeypatch):
+    """A saver's budget is of the video that is made; that of a call which waits for its turn changes no other's."""
+    both, runs = threading.Barrier(2), []
+
+    class Waiting(Run):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            runs.append(self)
+            both.wait(timeout=60)
+
+    ours.enable_model_cpu_offload()
+    before = ours.engine_for(16).memory
+    monkeypatch.setattr(ours, "_budget", lambda engine, shape, *_: BUDGETS[shape.num_frames])
+    monkeypatch.setattr(drop_in, "Run", Waiting)
+    calls = [threading.Thread(target=lambda n=n: ours(**arguments(num_frames=n))) for n in BUDGETS]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert {run.request.shape.num_frames: run.plan.budget for run in runs} == BUDGETS
+    assert ours.engine_for(16).memory == before

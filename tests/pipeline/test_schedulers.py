@@ -68,6 +68,11 @@ def test_timesteps_and_sigmas_of_the_caller(shallow):
             make(timesteps=[900], sigmas=[1.0])
         with pytest.raises(InputError, match="is no list of numbers"):
             make(timesteps=[])
+        shallow.scheduler = diffusers.EulerDiscreteScheduler.from_config(before.config)
+        shallow.scheduler.set_timesteps(3)
+        made = make(sigmas=shallow.scheduler.sigmas.tolist())  # diffusers' own end with the 0 behind the last step
+        assert len(made.stats.steps) == 3
+        assert not make(sigmas=[shallow.scheduler.sigmas[0].item(), 2.0, 0.5, 0.0]).latents.equal(made.latents)
         shallow.scheduler = before
         with pytest.raises(InputError, match="takes no timesteps of its caller's"):
             make(timesteps=[900, 400])
