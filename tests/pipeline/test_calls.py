@@ -204,12 +204,27 @@ def test_a_text_encoder_of_the_first_t5(components, arguments):
     assert (found - ConsisIDPipeline(**components)(**arguments(prompt="A man walks.")).frames).abs().max() > LATENTS
 
 
-def test_tiny_at_its_own_size(tiny_reference, arguments):
-    person = random_identity(TINY)
+IN_CI = ("a text and a negative one", "two prompts with two images", "dynamic guidance")
+# Those of a call at another size.
+ELSEWHERE = ("embeddings", "latents")
+TINYS = [
+    pytest.param(form, marks=[] if form in IN_CI else [pytest.mark.full]) for form in FORMS if form not in ELSEWHERE
+]
+
+
+@pytest.mark.filterwarnings("ignore:num_frames", "ignore:Passing `image`")
+@pytest.mark.parametrize("form", TINYS)
+def test_tiny_at_its_own_size(tiny_reference, arguments, form):
+    """Latents, and the frames that each decodes of its own."""
+    person, ours = random_identity(TINY), quiet(ConsisIDPipeline(**tiny_reference.components))
     given = {
         "prompt": "A man walks.", "image": person.image, "id_cond": person.id_cond, "height": 96, "width": 144,
         "id_vit_hidden": list(person.id_vit_hidden), "max_sequence_length": 32, "num_inference_steps": 2,
     }  # fmt: skip
-    ours = quiet(ConsisIDPipeline(**tiny_reference.components))
-    found, expected = (pipe(**arguments(**given)).frames for pipe in (ours, tiny_reference))
+    found, expected = (pipe(**arguments(**given | fresh(FORMS[form]))).frames for pipe in (ours, tiny_reference))
     assert (found - expected).abs().max() < LATENTS
+    with torch.no_grad():
+        video = tiny_reference.decode_latents(expected)
+    right = tiny_reference.video_processor.postprocess_video(video, output_type="np")
+    frames = ours(**arguments(**given | fresh(FORMS[form]) | {"output_type": "np"})).frames
+    assert np.abs(frames - right).max() <= FRAMES
