@@ -178,8 +178,7 @@ def _is_of(folder: Path, wanted: dict[str, Any], checkpoint: Checkpoint) -> bool
         return False
     if any(getattr(manifest.spec, name) != value for name, value in wanted.items()):
         return False
+    if manifest.weights.keys() != {str(name) for name in checkpoint.files()}:
+        return False  # other files of the same checkpoint, such as those of a variant
     files = {name: entry["sample"] for name, entry in manifest.weights.items() if "sample" in entry}
-    return all(
-        (checkpoint.path / name).is_file() and sample_hash(checkpoint.path / name) == sample
-        for name, sample in files.items()
-    )
+    return all(sample_hash(checkpoint.path / name) == sample for name, sample in files.items())

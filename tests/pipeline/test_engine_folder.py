@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 from diffusers import ConsisIDPipeline as Theirs
+from safetensors.torch import load_file, save_file
 from support.people import random_identity
 
 from consisid.engine import ConsisID, ConsisIDPipeline
@@ -135,6 +136,25 @@ def test_compile_builds_once_and_is_found_again(folder, pipe, tmp_path, monkeypa
     other = ConsisIDPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
     with pytest.raises(InputError, match="is there, and is no engine of these weights and settings"):
         other.compile(tmp_path / "mine", backend="eager")
+
+
+def test_compile_does_not_take_a_folder_of_other_files(pipe, tmp_path, monkeypatch):
+    """Of a checkpoint with weights and their fp16 files each has a folder of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint = shutil.copytree(pipe.engine.checkpoint.path, tmp_path / "checkpoint")
+    for part in ("transformer", "vae", "text_encoder"):
+        for file in list((checkpoint / part).glob("*.safetensors")):
+            state = {name: tensor.half().float() for name, tensor in load_file(file).items()}
+            save_file(state, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+    found = []
+    for options in ({}, {"variant": "fp16"}):
+        each = ConsisIDPipeline.from_pretrained(checkpoint, **options)
+        each.set_progress_bar_config(disable=True)
+        expected = call(each)
+        each.compile(backend="eager")
+        assert call(each).equal(expected)
+        found.append(each.opened.folder)
+    assert found[0] != found[1]
 
 
 def test_compile_takes_the_weights_as_they_are(folder, pipe, tmp_path):
