@@ -13,7 +13,7 @@ import torch
 from .backends import backend
 from .checkpoint.reading import Checkpoint
 from .conditioning import Conditioner
-from .errors import EngineError, InputError
+from .errors import EngineError, InputError, shown
 from .face.extractor import Faces
 from .graphs.graph import in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
@@ -26,9 +26,10 @@ from .memory.simulate import machine_named
 from .runtime.cuda_graphs import Captures
 from .runtime.executor import GraphExecutor, executor
 from .sampling import load_scheduler
-from .shapes import VideoShape
+from .shapes import VideoShape, whole
 from .text import TextEncoder
 from .util.device import check_device, current
+from .util.files import as_path
 from .util.turns import turn_of
 from .weights.baked import BakedWeights
 from .weights.copy_stream import copy_stream_of
@@ -118,10 +119,10 @@ class Engine(Adapters):
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
             MemoryBudgetError: a budget that is too small; nothing was loaded.
         """
-        folder = Path(folder).absolute()  # the process may change its folder
+        folder = as_path(folder).absolute()  # the process may change its folder
         manifest = Manifest.read(folder)
         manifest.check_target(folder)
-        place = check_device(device or manifest.spec.device)
+        place = check_device(manifest.spec.device if device is None else device)
         manifest.verify(folder, place, full=verify)
         if cuda_graphs and place.type != "cuda":
             raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
@@ -151,9 +152,14 @@ class Engine(Adapters):
             tiling: whether the decoder may be cut into tiles.
 
         Raises:
-            InputError: a budget that is none.
-            MemoryBudgetError: one that is too small; the message names the smallest.
+            InputError: a budget, number, shape or mode that is none.
+            MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
+        if not isinstance(shape, VideoShape | None):
+            raise InputError(f"shape={shown(shape)} is no VideoShape; make one with VideoShape.of.")
+        for name, value in (("batch", batch), ("steps", steps)):
+            if whole(name, value) < 1:
+                raise InputError(f"{name}={shown(value)} has to be at least 1.")
         found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
         return plan(parse(memory, device_memory_free(self.device)), found, machine_named(gpu), cfg=cfg, tiling=tiling)
 
