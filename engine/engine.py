@@ -13,7 +13,7 @@ import torch
 from .backends import backend
 from .checkpoint.reading import Checkpoint
 from .conditioning import Conditioner
-from .errors import EngineError, InputError, shown
+from .errors import EngineError, InputError
 from .face.extractor import Faces
 from .graphs.graph import in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
@@ -26,7 +26,7 @@ from .memory.simulate import machine_named
 from .runtime.cuda_graphs import Captures
 from .runtime.executor import GraphExecutor, executor
 from .sampling import load_scheduler
-from .shapes import VideoShape, whole
+from .shapes import VideoShape
 from .text import TextEncoder
 from .util.device import check_device, current
 from .util.files import as_path
@@ -155,11 +155,6 @@ class Engine(Adapters):
             InputError: a budget, number, shape or mode that is none.
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
-        if not isinstance(shape, VideoShape | None):
-            raise InputError(f"shape={shown(shape)} is no VideoShape; make one with VideoShape.of.")
-        for name, value in (("batch", batch), ("steps", steps)):
-            if whole(name, value) < 1:
-                raise InputError(f"{name}={shown(value)} has to be at least 1.")
         found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
         return plan(parse(memory, device_memory_free(self.device)), found, machine_named(gpu), cfg=cfg, tiling=tiling)
 
