@@ -18,7 +18,7 @@ from .face.extractor import Faces
 from .graphs.graph import in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
 from .manifest import DTYPES, Manifest, open_checkpoint
-from .memory.budget import parse
+from .memory.budget import check_mode, parse
 from .memory.costs import Costs, video_costs
 from .memory.device import DeviceShare, device_memory_free
 from .memory.planner import MemoryPlan, plan
@@ -92,15 +92,9 @@ class Engine(Adapters):
 
     @classmethod
     def open(
-        cls,
-        folder: str | Path,
-        device: str | torch.device | None = None,
-        *,
-        memory: int | str | None = None,
-        verify: bool = False,
-        warm_up: bool = False,
-        cuda_graphs: bool = False,
-    ) -> Self:
+        cls, folder: str | Path, device: str | torch.device | None = None, *, memory: int | str | None = None,
+        verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False,
+    ) -> Self:  # fmt: skip
         """Open an engine folder that consisid-build made.
 
         Args:
@@ -156,7 +150,13 @@ class Engine(Adapters):
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
         found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
-        return plan(parse(memory, device_memory_free(self.device)), found, machine_named(gpu), cfg=cfg, tiling=tiling)
+        return plan(
+            parse(memory, device_memory_free(self.device)),
+            found,
+            machine_named(gpu),
+            cfg=check_mode(cfg),
+            tiling=tiling,
+        )
 
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""

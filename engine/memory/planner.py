@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from ..errors import InputError, MemoryBudgetError, shown
+from ..errors import MemoryBudgetError
 from .allocator import aligned
 from .budget import show
 from .costs import ROWS, Costs, Key, StageCosts
 from .simulate import UNKNOWN, Machine, replay, spread
 
-CFG_MODES = ("batched", "sequential")  # both halves of guidance at once, or one after the other
 BUFFERS = (2, 3, 4)
 # What blocks in rows are assumed to take, against compiled ones, until a GPU has told: they run operator by operator.
 ROWS_PRICE = 1.1
@@ -214,11 +213,8 @@ def plan(
         tiling: whether the decoder can be cut into tiles.
 
     Raises:
-        InputError: a mode that is none.
         MemoryBudgetError: not even the smallest plan fits; the message names its budget.
     """
-    if cfg is not None and not any(cfg == mode for mode in CFG_MODES if isinstance(cfg, str)):
-        raise InputError(f"cfg={shown(cfg)} is none of {', '.join(CFG_MODES)}.")
     options = {
         held: [candidates(stage, sizes.granule, machine, cfg, tiling, held) for stage in sizes.stages]
         for held in (True, False)
