@@ -149,14 +149,12 @@ class Engine(Adapters):
             InputError: a budget, number, shape or mode that is none.
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
-        found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
-        return plan(
+        sizes, budget = (
+            self.costs(shape or self.shape, batch, steps, guided),
             parse(memory, device_memory_free(self.device)),
-            found,
-            machine_named(gpu),
-            cfg=check_mode(cfg),
-            tiling=tiling,
         )
+        machine = machine_named(self.manifest.provenance.get("gpu", ""))
+        return plan(budget, sizes, machine, cfg=check_mode(cfg), tiling=tiling)
 
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""
