@@ -1,6 +1,7 @@
 """consisid-generate: a video from an engine folder, a photo and a prompt."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -200,15 +201,16 @@ def write_picture(picture: Any, file: Any, kind: str, path: Path) -> None:
 
     try:
         picture.save(file, kind)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    except Exception as error:  # formats that take no such picture, or need a program that is not there
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unwritable(path, error) from error
+        # Of formats that take no such picture, or need a program that is not there.
         raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from error
 
 
 def interrupted(options: argparse.Namespace) -> str:
     """What an interrupt leaves behind."""
-    if options.checkpoint is not None and options.checkpoint.exists():
+    if options.checkpoint is not None and os.path.exists(options.checkpoint):  # unlike Path's, no error for any name
         return f"no video was written; finished steps are in {options.checkpoint}, the same command goes on from there"
     return "no video was written"
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint.reading import Checkpoint
+from .configs import TransformerConfig
 from .decode.image import encode_image
 from .decode.tile import Tile
 from .errors import InputError
@@ -22,7 +23,7 @@ from .networks.positions import additive_positions, rotary_tables
 from .runtime.executor import GraphExecutor
 from .shapes import VideoShape
 from .text import TextEncoder, Tokenizer
-from .variants import TransformerConfig, Variant
+from .variants import Variant
 
 KEPT = 8  # identities; the features of one are 126 MiB at full size
 

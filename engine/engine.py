@@ -18,7 +18,7 @@ from .face.extractor import Faces
 from .graphs.graph import in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
 from .manifest import DTYPES, Manifest, open_checkpoint
-from .memory.budget import parse
+from .memory.budget import check_mode, parse
 from .memory.costs import Costs, video_costs
 from .memory.device import DeviceShare, device_memory_free
 from .memory.planner import MemoryPlan, plan
@@ -29,6 +29,7 @@ from .sampling import load_scheduler
 from .shapes import VideoShape
 from .text import TextEncoder
 from .util.device import check_device, current
+from .util.files import as_path
 from .util.turns import turn_of
 from .weights.baked import BakedWeights
 from .weights.copy_stream import copy_stream_of
@@ -91,15 +92,9 @@ class Engine(Adapters):
 
     @classmethod
     def open(
-        cls,
-        folder: str | Path,
-        device: str | torch.device | None = None,
-        *,
-        memory: int | str | None = None,
-        verify: bool = False,
-        warm_up: bool = False,
-        cuda_graphs: bool = False,
-    ) -> Self:
+        cls, folder: str | Path, device: str | torch.device | None = None, *, memory: int | str | None = None,
+        verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False,
+    ) -> Self:  # fmt: skip
         """Open an engine folder that consisid-build made.
 
         Args:
@@ -118,10 +113,10 @@ class Engine(Adapters):
             EngineError: a folder that is no engine, or stale, foreign, damaged or unfinished.
             MemoryBudgetError: a budget that is too small; nothing was loaded.
         """
-        folder = Path(folder).absolute()  # the process may change its folder
+        folder = as_path(folder).absolute()  # the process may change its folder
         manifest = Manifest.read(folder)
         manifest.check_target(folder)
-        place = check_device(device or manifest.spec.device)
+        place = check_device(manifest.spec.device if device is None else device)
         manifest.verify(folder, place, full=verify)
         if cuda_graphs and place.type != "cuda":
             raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
@@ -151,11 +146,15 @@ class Engine(Adapters):
             tiling: whether the decoder may be cut into tiles.
 
         Raises:
-            InputError: a budget that is none.
-            MemoryBudgetError: one that is too small; the message names the smallest.
+            InputError: a budget, number, shape or mode that is none.
+            MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
-        found, gpu = self.costs(shape or self.shape, batch, steps, guided), self.manifest.provenance.get("gpu", "")
-        return plan(parse(memory, device_memory_free(self.device)), found, machine_named(gpu), cfg=cfg, tiling=tiling)
+        sizes, budget = (
+            self.costs(shape or self.shape, batch, steps, guided),
+            parse(memory, device_memory_free(self.device)),
+        )
+        machine = machine_named(self.manifest.provenance.get("gpu", ""))
+        return plan(budget, sizes, machine, cfg=check_mode(cfg), tiling=tiling)
 
     def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
         """What the plan of such videos is made from."""

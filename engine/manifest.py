@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # before Python 3.12 pydantic does not 
 from .checkpoint.random_weights import PREFIX, RandomWeights
 from .checkpoint.reading import Checkpoint
 from .checkpoint.weight_files import check_inside, sample_hash
+from .configs import Frames, Pixels
 from .errors import EngineError, InputError
 from .graphs.graph import Graph
 from .graphs.grouped import grouped_table
@@ -24,7 +25,7 @@ from .util.files import atomic_file, sha256
 from .util.machine import executes, provenance
 from .util.parsing import MIB, Unreadable, read_object, shorten, validate
 from .util.sources import kernels_hash
-from .variants import Frames, Pixels, Variant
+from .variants import Variant
 
 FORMAT = 1
 FILE = "manifest.json"

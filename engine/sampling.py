@@ -87,9 +87,13 @@ def check_scheduler(scheduler: Any, num_inference_steps: int, schedule: Mapping[
     Raises:
         InputError: it cannot, and why.
     """
-    name, predicts = type(scheduler).__name__, getattr(scheduler, "config", {}).get("prediction_type")
-    if not callable(getattr(scheduler, "step", None)):
-        raise InputError(f"scheduler={shown(scheduler)} is no scheduler: it has no step.")
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    if not callable(getattr(scheduler, "step", None)) or not isinstance(config, Mapping):
+        raise InputError(f"scheduler={shown(scheduler)} is no scheduler of diffusers: it has no step or no config.")
+    predicts, most = config.get("prediction_type"), config.get("num_train_timesteps")
+    if isinstance(most, int) and num_inference_steps > most:
+        given = shown(num_inference_steps)
+        raise InputError(f"num_inference_steps={given} is more than {most}, all that the model has.")
     if predicts not in PREDICTIONS:
         reason = f"it reads the network's output as {shown(predicts)}"
     else:

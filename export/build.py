@@ -8,7 +8,7 @@ import torch
 from consisid.engine.backends import holds_weights
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.backends.tensorrt.plugins import ATTRIBUTES
-from consisid.engine.errors import InputError
+from consisid.engine.errors import InputError, shown
 from consisid.engine.graphs.grouped import LAYERS
 from consisid.engine.lora.weights import LoraPatchedCheckpoint
 from consisid.engine.manifest import (
@@ -23,11 +23,12 @@ from consisid.engine.manifest import (
 )
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
+from consisid.engine.util.files import as_path
 from consisid.engine.variants import Variant
 from consisid.engine.weights.device import DeviceWeights
 
 from .checkpoint_source import Source
-from .compile import check_backend, check_targets, find_unusable
+from .compile import check_backend, check_layers, check_targets, find_unusable
 from .entries import compiled
 from .staging import staging
 
@@ -76,12 +77,15 @@ def build(
     """
     backend = check_backend(backend)
     check_targets(backend, targets, flags)
+    check_layers(layers_per_shard)
     place = torch.device("cpu") if targets else check_device(device)
     runs_on = "cuda" if targets else place.type
     unusable = find_unusable(backend, place)
     dtype = dtype or ("float32" if runs_on == "cpu" else "bfloat16")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}.")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"dtype={shown(dtype)} is none of {', '.join(DTYPES)}.")
+    if not as_path(output).name:
+        raise InputError(f"output={shown(str(output))} is no name of a folder to make; give one.")
     source = Source.find(checkpoint, random_weights, bundle, variant)
     shape = VideoShape.of(source.variant, height, width, num_frames)
     with staging(Path(output), source.identity) as work:

@@ -9,6 +9,7 @@ import torch
 from consisid.engine.checkpoint.face_files import FACE_FILES, FACE_STATES
 from consisid.engine.checkpoint.random_weights import RandomTensors
 from consisid.engine.checkpoint.reading import PARTS, Checkpoint
+from consisid.engine.configs import FACE_EMBEDDING
 from consisid.engine.errors import CheckpointError, InputError
 from consisid.engine.face.detection import Scrfd
 from consisid.engine.face.recognition import ArcFace
@@ -18,7 +19,6 @@ from consisid.engine.sampling import load_scheduler
 from consisid.engine.shapes import VideoShape
 from consisid.engine.text import Tokenizer
 from consisid.engine.util.parsing import Unreadable, refuse_pointer, shorten
-from consisid.engine.variants import FACE_EMBEDDING
 
 SIZES = {"B": 2, "N": 2, "H": 64, "W": 64}  # of the trial runs, where a graph leaves sizes open
 

@@ -5,14 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from consisid.engine.backends import BACKENDS
 from consisid.engine.errors import InputError
-from consisid.engine.graphs.grouped import LAYERS
-from consisid.engine.util.cli import run
+from consisid.engine.util.cli import import_interruptibly, run
 from consisid.engine.variants import VARIANTS
 
-from .compile import AUTO
-
+IMPORTS = ("consisid.export.build", "consisid.export.describe")  # which bring PyTorch, and with it take seconds
 FLAG_HELP = {
     "refit": "weights can be replaced, for a LoRA",
     "version_compatible": "later versions may load the engines",
@@ -22,6 +19,11 @@ FLAG_HELP = {
 
 
 def parser() -> argparse.ArgumentParser:
+    from consisid.engine.backends import BACKENDS
+    from consisid.engine.graphs.grouped import LAYERS
+
+    from .compile import AUTO
+
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
     p.add_argument(
         "checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"'
@@ -98,6 +100,7 @@ def default_device() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-build; returns the exit code."""
+    import_interruptibly("consisid-build", IMPORTS)  # the flags say which backends there are
     options = parser().parse_args(arguments)
     left = "no engine folder was written; the same command goes on with what is finished"
     return run("consisid-build", lambda: make(options), lambda: left)

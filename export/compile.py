@@ -15,8 +15,9 @@ from consisid.engine.backends import BACKENDS, Runner, backend, holds_weights
 from consisid.engine.backends.inductor import EXAMPLE_SIZES
 from consisid.engine.backends.tensorrt.build import capability
 from consisid.engine.backends.tensorrt.library import BuildOptions
-from consisid.engine.errors import BackendError
+from consisid.engine.errors import BackendError, InputError, shown
 from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.shapes import whole
 
 from .onnx.compile import compile_through_onnx
 from .toolkit import check_compiler, check_toolkit
@@ -25,6 +26,7 @@ AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
 HOLDERS = tuple(name for name in BACKENDS if holds_weights(name))
 RUNS = 5
+MOST_LAYERS = 1024  # in an engine that holds them, as its manifest has it
 
 # Against eager in float32: another order of additions, over at most 20 layers in one graph.
 EXACT = 1e-4
@@ -176,9 +178,18 @@ def _time(runner: Runner, inputs: Sequence[Tensor], weights: Sequence[Tensor], d
 
 def check_backend(name: str) -> str:
     """The name, if there is such a backend; raises BackendError with the names that exist."""
-    if name != AUTO and name not in BACKENDS:
-        raise BackendError(f"There is no backend called {name!r}; the backends are {', '.join((AUTO, *BACKENDS))}.")
+    if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
+        raise BackendError(
+            f"There is no backend called {shown(name)}; the backends are {', '.join((AUTO, *BACKENDS))}."
+        )
     return name
+
+
+def check_layers(count: int) -> int:
+    """Layers in an engine that holds its weights; raises InputError for a number that is none."""
+    if not 1 <= whole("layers_per_shard", count) <= MOST_LAYERS:
+        raise InputError(f"layers_per_shard={shown(count)} is not from 1 to {MOST_LAYERS}.")
+    return int(count)
 
 
 def find_unusable(name: str, device: torch.device) -> dict[str, str]:

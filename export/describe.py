@@ -22,7 +22,7 @@ from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
 
 from .checkpoint_source import Source
-from .compile import check_backend, check_targets, find_unusable
+from .compile import check_backend, check_layers, check_targets, find_unusable
 
 
 def describe_folder(manifest: Manifest, folder: Path) -> str:
@@ -70,7 +70,8 @@ def describe_plan(
     """
     check_backend(backend)
     check_targets(backend, targets, flags)
-    if targets and memory == "auto":
+    check_layers(layers_per_shard)
+    if targets and isinstance(memory, str) and memory.strip().lower() == "auto":
         raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
     find_unusable(backend, place)

@@ -124,8 +124,9 @@ def _open_own(folder: Path, output: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error.strerror}); name another folder.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{output} cannot be written ({reason}); name another folder.") from None
     state = os.fstat(held)
     if state.st_uid != os.geteuid() or state.st_mode & 0o022 or not OURS.issuperset(os.listdir(held)):
         os.close(held)
@@ -137,7 +138,7 @@ def _open_own(folder: Path, output: Path) -> int:
 
 
 def _check_free(output: Path) -> None:
-    if output.exists():
+    if os.path.exists(output):  # unlike Path's, no error for a name that is too long
         raise EngineError(f"{output} exists already; name another folder, or remove it first.")
 
 

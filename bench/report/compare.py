@@ -8,24 +8,60 @@ Of a machine that does not change at all some medians still lie outside, since b
 counted (`missed_by_chance`), so that a reader can tell these from a change.
 """
 
-import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from consisid.engine.errors import InputError
+from consisid.engine.util.parsing import MIB, Unreadable, read_object, validate
 
 from ..core.samples import Row
 from ..core.tables import table
 
 Report = Mapping[str, Any]
 SAME = (("engine",), ("settings", "steps"), ("settings", "memory"), ("made", "device"), ("machine", "torch_threads"))
-DRAWN = 2000
+DRAWN, ENOUGH = 2000, 1000  # draws, and values of which more change nothing to a hundredth
+LARGEST = 64 * MIB  # of a report.json
 TIMED = ("video", "stage", "step", "latency", "memory")  # sections whose rows are measured
+
+
+class RowRead(TypedDict):
+    """A row of a report, as far as it is compared."""
+
+    section: str
+    name: str
+    unit: str
+    low: float
+    high: float
+    median: float
+    count: Annotated[int, Ge(1)]
+
+
+class MadeRead(TypedDict):
+    """Who made a report."""
+
+    device: str
+    commit: str | None
+    date: str
+
+
+class ReportRead(TypedDict):
+    """What is compared of a report.json."""
+
+    schema: int
+    engine: dict[str, Any]
+    settings: dict[str, Any]
+    made: MadeRead
+    machine: dict[str, Any]
+    ceilings: dict[str, Any]
+    rows: list[RowRead]
 
 
 @dataclass(frozen=True)
@@ -56,9 +92,12 @@ def read(file: Path) -> Report:
         InputError: no file, or something else.
     """
     try:
-        report: Report = json.loads(file.read_text())
-        _ = report["schema"], report["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        report: Report = read_object(file, LARGEST)
+        validate(ReportRead, report)
+        validate(dict[str, float], report["ceilings"].get("moved"), "ceilings.moved")
+        if ("machine", "ours") not in _medians(report):
+            raise Unreadable("it does not say how fast the machine was")
+    except (FileNotFoundError, Unreadable) as error:
         raise InputError(f"{file} is no report.json of consisid-bench ({error}); give one that it wrote.") from None
     return report
 
@@ -80,7 +119,7 @@ def compare(first: Report, second: Report) -> list[Compared]:
         if row["section"] in TIMED and key in later:
             median = later[key]["median"]
             maker = row["name"].rpartition(": ")[0] or row["name"]
-            leveled = median * faster.get(maker, faster["ours"]) if row["unit"] == "s" else median
+            leveled = median * faster.get(maker, faster.get("ours", 1.0)) if row["unit"] == "s" else median
             within, at_speed = (
                 row["low"] <= value <= row["high"] if row["count"] > 1 else None for value in (median, leveled)
             )
@@ -95,6 +134,7 @@ def missed_by_chance(first: int, second: int) -> float:
     """The chance that the median of `second` values lies outside the quartiles of `first` values of the same
     distribution, whatever that is, all of them independent: drawn, to a hundredth."""
     draw, missed = random.Random(0), 0
+    first, second = min(first, ENOUGH), min(second, ENOUGH)
     for _ in range(DRAWN):
         row = Row.of("", "", "", [draw.random() for _ in range(first)])
         missed += not row.low <= statistics.median(draw.random() for _ in range(second)) <= row.high
@@ -106,7 +146,7 @@ def speedups(first: Report, second: Report) -> dict[str, float]:
     rungs, its latencies and diffusers as it is."""
     earlier, later = (_medians(report) for report in (first, second))
     both = [key for key in earlier if key[0] == "machine" and key in later]
-    return {name: later[section, name] / earlier[section, name] for section, name in both}
+    return {name: later[section, name] / earlier[section, name] for section, name in both if earlier[section, name]}
 
 
 def _medians(report: Report) -> dict[tuple[str, str], float]:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from consisid.engine import ConsisID, Identity
 from consisid.engine.errors import FaceError, InputError
 from consisid.engine.face.alignment import arcface_crop
 from consisid.engine.face.extractor import Faces
+from consisid.engine.face.pixels import FORMATS
 
 from ..core.tables import write_files
 
+PICTURES = (*FORMATS, "ICO")
 EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
 
 
@@ -34,6 +37,16 @@ class Similarity:
     without_face: int
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture of one frame: FFmpeg reads some of these as videos."""
+    Image.init()
+    try:
+        with Image.open(path, formats=[each for each in PICTURES if each in Image.OPEN]) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except Exception:  # another file, or one that can fail anywhere in a reader of headers
+        return False
+
+
 def read_video(path: Path) -> Iterator[np.ndarray]:
     """The frames of a video file, uint8 [H, W, 3] BGR.
 
@@ -44,17 +57,21 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
 
     if not path.is_file():
         raise InputError(f"{path}: no such video.")
-    count = 0
+    picture, count = InputError(f"{path} is a picture; --video takes a video, --image the photo."), 0
+    if is_picture(path):
+        raise picture
     try:
         # A file of ours: FFmpeg would take a name with a colon for an address.
         with path.open("rb") as file, av.open(file) as container:
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):  # FFmpeg's for pictures
-                raise InputError(f"{path} is a picture; --video takes a video, --image the photo.")
+                raise picture
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures; give a video.")
             for frame in container.decode(video=0):
                 count += 1
                 yield frame.to_ndarray(format="bgr24")
+            if count == 1 and container.format.name == "mjpeg":  # a JPEG in something that is no video, such as a PDF
+                raise picture
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"{path} cannot be read as a video ({error}).") from None
     if not count:

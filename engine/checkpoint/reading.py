@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..configs import EvaConfig, TextConfig, TransformerConfig, VaeConfig
 from ..errors import CheckpointError
 from ..networks.eva import eva_arguments
 from ..networks.retinaface import retinaface_backbone
 from ..util.parsing import Unreadable, read_object, shorten
-from ..variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of, variant_named
+from ..variants import Variant, name_of, variant_named
 from .face_files import FACE_FILES, FACE_FOLDER, FACE_STATES, locate_face_file, read_face_state
 from .part_tensors import PartTensors, StateTensors, StoredTensors
 from .weight_files import FLOATS, WeightFiles, choose_weights, has_variant

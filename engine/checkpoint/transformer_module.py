@@ -14,7 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from ..variants import TransformerConfig
+from ..configs import TransformerConfig
 from .reading import Checkpoint
 
 ADDED: Mapping[str, Any] = {"patch_size_t": None, "patch_bias": True, "ofs_embed_dim": None}

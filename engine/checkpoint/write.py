@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..configs import TransformerConfig
 from ..errors import CheckpointError
 from ..util.files import atomic_dir
-from ..variants import TransformerConfig, Variant, variant_named
+from ..variants import Variant, variant_named
 from .tiny_faces.write import write_face_models
 
 # What the tokenizer of a random checkpoint is trained on; any text would do.

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..configs import VaeConfig
 from ..runtime.executor import GraphExecutor
 from ..sampling import draw
 from ..shapes import VideoShape
-from ..variants import VaeConfig
 from .diffusers_tiles import encode_reference
 from .tile import Tile
 

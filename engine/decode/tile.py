@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..configs import VaeConfig
 from ..errors import InputError
-from ..variants import VaeConfig
 
 OVERLAP = 0.25  # of a tile; what two tiles share at least
 

@@ -125,6 +125,8 @@ class Faces:
 
     def _one_of(self, photos: Sequence[Any], index: int, *options: Any) -> Identity:
         """The identity of one of several photos; errors say which one."""
+        if isinstance(photos[index], list | tuple):
+            raise InputError(f"photo {index + 1} of {len(photos)} is a list itself; give one list of photos.")
         try:
             return self.identify(photos[index], *options)
         except InputError as error:

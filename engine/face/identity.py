@@ -107,7 +107,7 @@ class Identity:
         """
         again = "save it again with Identity.save"
         try:
-            tensors, values = load_sealed(path)
+            tensors, values = load_sealed(as_path(path))
             if values.get("kind") != KIND:
                 raise Unreadable("it is another file, or of another version")
             header: Header = validate(Header, values)

@@ -100,6 +100,8 @@ def from_array(array: NDArray[Any], name: str) -> Photo:
     Raises:
         InputError: another shape, other values, or too large.
     """
+    # What is more than an array, such as np.matrix, has operations of its own.
+    array = np.asarray(array.filled(0) if isinstance(array, np.ma.MaskedArray) else array)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
@@ -109,10 +111,8 @@ def from_array(array: NDArray[Any], name: str) -> Photo:
         raise too_large(name, (array.shape[1], array.shape[0]))
     if array.dtype.kind not in "buif":
         raise InputError(f"{name}: holds values of {array.dtype}; give 0 to 255 as uint8, or 0 to 1 as float")
-    if isinstance(array, np.ma.MaskedArray):
-        array = array.filled(0)
     if array.dtype == np.uint8 and array.shape[2] == 3:
-        return np.asarray(array)
+        return array
     limits = (0.0, 0.0) if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
     convert = to_bytes(array.dtype, *limits, name)
     found = np.empty((*array.shape[:2], 3), np.uint8)

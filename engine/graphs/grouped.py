@@ -2,9 +2,10 @@
 
 from functools import partial
 
+from ..configs import TransformerConfig
 from ..networks import layer_groups as spans
 from ..shapes import VideoShape
-from ..variants import TransformerConfig, Variant
+from ..variants import Variant
 from .graph import Graph, Spec
 from .table import graph_table
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..variants import TransformerConfig
+from ..configs import TransformerConfig
 
 Call = Callable[..., Tensor]
 """call(graph, *inputs, layer=0) -> the graph's only output."""

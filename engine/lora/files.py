@@ -162,13 +162,13 @@ def _find(
     """The file, and what brings another one beside it, if there is one."""
     path = Path(source)
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        if path.is_file():
+            return path, lambda name: None
+        if path.is_dir():
+            return _choose(path / (subfolder or ""), weight_name), lambda name: None
     except OSError as error:  # a name that is too long
-        raise InputError(f"There is no LoRA at {source} ({error.strerror}); give a .safetensors file.") from None
-    if is_file:
-        return path, lambda name: None
-    if is_folder:
-        return _choose(path / (subfolder or ""), weight_name), lambda name: None
+        place = path / (subfolder or "") / (weight_name or "")
+        raise InputError(f"There is no LoRA at {place} ({error.strerror}); give a .safetensors file.") from None
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix == ".safetensors":
         raise InputError(f"There is no LoRA at {source}; give a .safetensors file, or a folder or hub id with one.")
     inside = f"{subfolder}/" if subfolder else ""

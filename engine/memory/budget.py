@@ -16,6 +16,7 @@ UNITS = {"": 1, "b": 1} | {
 }
 
 
+MODES = ("batched", "sequential")  # of guidance: both halves at once, or one after the other
 MARGIN = 2**30  # bytes that "auto" leaves to others
 
 
@@ -53,6 +54,13 @@ def parse(memory: "int | str | None", free: int) -> int | None:
             f"memory={shown(memory)} is {shown(amount)} bytes; a budget has to be more than none, and less than 2^63."
         )
     return amount
+
+
+def check_mode(cfg: str | None) -> str | None:
+    """A mode of guidance that a plan may be asked for; raises InputError for another."""
+    if not (cfg is None or (isinstance(cfg, str) and cfg in MODES)):
+        raise InputError(f"cfg={shown(cfg)} is none of {', '.join(MODES)}.")
+    return cfg
 
 
 def show(count: int) -> str:

@@ -10,9 +10,10 @@ from math import ceil
 
 import torch
 
+from ..errors import InputError, shown
 from ..graphs.graph import STAGES, Graph, weight_shapes
 from ..graphs.table import graph_table
-from ..shapes import VideoShape, chunks
+from ..shapes import VideoShape, chunks, whole
 from ..variants import Variant
 from .allocator import FIRST_OWN, GRANULE, SHARED_SEGMENT, SMALL, SMALL_SEGMENT, Event, aligned, arena_bytes, peak_bytes
 from .tracing import count, count_decode, count_step
@@ -130,7 +131,15 @@ def video_costs(
         device: its kind, "cuda" or "cpu".
         rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
         parts: of a checkpoint, that there are; None for all.
+
+    Raises:
+        InputError: no shape, or no number of videos or steps.
     """
+    if not isinstance(shape, VideoShape):
+        raise InputError(f"shape={shown(shape)} is no VideoShape; make one with VideoShape.of.")
+    for name, value in (("batch", batch), ("steps", steps)):
+        if whole(name, value) < 1:
+            raise InputError(f"{name}={shown(value)} has to be at least 1.")
     table = {name: graph for name, graph in graph_table(variant, shape).items() if parts is None or graph.part in parts}
     data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda")
     stages = []

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..variants import TransformerConfig
+from ..configs import TransformerConfig
 
 
 class _PerceiverAttention(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..variants import TextConfig, TransformerConfig
+from ..configs import TextConfig, TransformerConfig
 from .facial import FaceFold
 from .t5 import TextLayer
 from .transformer import Block, FaceAttention, LastBlock, Modulation

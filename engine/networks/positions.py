@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..configs import TransformerConfig
 from ..errors import InputError
 from ..shapes import VideoShape
-from ..variants import TransformerConfig
 
 
 def _angles(positions: Tensor, dim: int) -> Tensor:

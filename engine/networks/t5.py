@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..variants import TextConfig
+from ..configs import TextConfig
 
 
 class _RMSNorm(nn.Module):

@@ -23,7 +23,7 @@ from consisid.kernels import (
     qk_norm_rope,
 )
 
-from ..variants import TransformerConfig
+from ..configs import TransformerConfig
 
 QK_NORM_EPS = 1e-6  # fixed in diffusers' ConsisIDBlock, whatever norm_eps says
 OFS = 2.0  # the value that CogVideoX-1.5's image-to-video models are given in every step

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consisid.kernels import group_norm_silu
 
-from ..variants import VaeConfig
+from ..configs import VaeConfig
 from .causal_conv import CausalCache, CausalConv, conv3d, convolve
 from .vae_encoder import Encoder
 

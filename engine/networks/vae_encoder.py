@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..variants import VaeConfig
+from ..configs import VaeConfig
 from .causal_conv import CausalConv
 
 NORM_EPS = 1e-6  # of norm_out, whatever the config's norm_eps

@@ -13,6 +13,7 @@ from ..api import ConsisID
 from ..checkpoint.reading import FACE_FILES, PARTS, Checkpoint
 from ..checkpoint.weight_files import ALIGNMENT
 from ..conditioning import Conditioner
+from ..configs import EvaConfig, TextConfig, TransformerConfig, VaeConfig
 from ..errors import CheckpointError, InputError
 from ..face.extractor import Faces
 from ..manifest import DTYPES, BuildSpec, Manifest, WeightsEntry
@@ -20,7 +21,7 @@ from ..text import TextEncoder, Tokenizer, warn_of_cut
 from ..util.files import sha256
 from ..util.machine import provenance
 from ..util.parsing import Unreadable
-from ..variants import EvaConfig, TextConfig, TransformerConfig, VaeConfig, Variant, name_of
+from ..variants import Variant, name_of
 
 SOURCE = "components"
 Modules = Mapping[str, nn.Module | None]

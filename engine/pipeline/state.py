@@ -58,10 +58,22 @@ class RunState:
     def _num_timesteps(self) -> int:
         return self._view.num_timesteps
 
+    @_num_timesteps.setter
+    def _num_timesteps(self, value: int) -> None:
+        self._view._num_timesteps = value
+
     @property
     def attention_kwargs(self) -> Mapping[str, Any] | None:
         """As they were given."""
         return self._view.attention_kwargs
+
+    @property
+    def _attention_kwargs(self) -> Mapping[str, Any] | None:
+        return self._view.attention_kwargs
+
+    @_attention_kwargs.setter
+    def _attention_kwargs(self, value: Mapping[str, Any] | None) -> None:
+        self._view._attention_kwargs = value
 
     @property
     def interrupt(self) -> bool:

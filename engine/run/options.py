@@ -16,6 +16,7 @@ from ..errors import InputError, shown
 from ..shapes import whole
 from ..text import check_unicode
 from ..util.files import as_path
+from ..util.parsing import has_numbers
 
 if TYPE_CHECKING:
     pass
@@ -123,16 +124,19 @@ class Options:
             raise InputError("negative_prompt_embeds go with prompt_embeds; with a prompt give a negative_prompt.")
         for name in (*EMBEDDINGS, "latents"):
             value = getattr(self, name)
-            if not isinstance(value, Tensor | None):
-                raise InputError(f"{name} has to be a torch.Tensor, this is {type(value).__name__}.")
+            if value is not None and not (isinstance(value, Tensor) and has_numbers(value)):
+                wanted, kind = "", type(value).__name__
+                if isinstance(value, Tensor):
+                    wanted, kind = " of floats in memory", f"{value.dtype} ({value.layout}, on {value.device})"
+                raise InputError(f"{name} has to be a torch.Tensor{wanted}, this is {kind}.")
         for name in ("num_inference_steps", "checkpoint_every", "num_videos_per_prompt"):
             if whole(name, getattr(self, name)) < 1:
-                raise InputError(f"{name}={getattr(self, name)!r} has to be at least 1.")
+                raise InputError(f"{name}={shown(getattr(self, name))} has to be at least 1.")
         if self.num_videos_per_prompt > MOST_VIDEOS:
             raise InputError(f"num_videos_per_prompt={shown(self.num_videos_per_prompt)} is more than {MOST_VIDEOS}.")
         for name in ("guidance_scale", "eta"):
             if not is_finite(getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)!r} is not a finite number.")
+                raise InputError(f"{name}={shown(getattr(self, name))} is not a finite number.")
         choices = {
             "output_type": (*OUTPUT_TYPES, "latent"),
             "cfg": (None, *CFG_MODES),

@@ -62,16 +62,13 @@ class Request:
         shape = VideoShape.of(engine.variant, **sizes, any_frames=as_reference)
         options.check()
         embeds, length = options.prompt_embeds, engine.variant.transformer.max_text_seq_length
-        if embeds is not None and embeds.dim() != 3:
+        if embeds is not None and (embeds.dim() != 3 or not len(embeds)):
             raise InputError(f"prompt_embeds has the shape {list(embeds.shape)}; it has to be [b, {length}, d_model].")
         texts = None if embeds is not None else check_prompt(options.prompt, may_be_empty=as_reference)
         prompts = len(embeds if embeds is not None else texts or [])
         options.check_negative(prompts)
         batch = prompts * options.num_videos_per_prompt
-        steps, most = options.num_inference_steps, engine.scheduler.config.get("num_train_timesteps")
-        if most is not None and steps > most:
-            raise InputError(f"num_inference_steps={shown(steps)} is more than {most}, all that the model has.")
-        check_scheduler(engine.scheduler, steps, options.schedule)
+        check_scheduler(engine.scheduler, options.num_inference_steps, options.schedule)
         asked_length = options.max_sequence_length
         if asked_length is not None and whole("max_sequence_length", asked_length) != length:
             raise InputError(

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from ..denoise import CFG_MODES, LoopState
 from ..errors import InputError, WriteError
 from ..lora.weights import Active, key_of
+from ..util.files import unwritable
 from ..util.parsing import Unreadable, shorten, validate
 from ..util.sealed import load_sealed, save_sealed
 from .options import Options
@@ -133,8 +134,14 @@ class RunFile:
 
     def read(self, device: torch.device, start: Sequence[Tensor]) -> Snapshot | None:
         """What the file has, None where there is none; see Snapshot.load."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return None
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:  # a name that is too long, or has a null byte in it
+            raise unwritable(self.path, error) from None
         snapshot, self._expected = Snapshot.load(self.path, device, start)
         return snapshot
 
@@ -163,9 +170,12 @@ class RunFile:
                 warnings.warn(f"{error} The run goes on without this checkpoint.", stacklevel=2)
 
     def remove(self) -> None:
-        """The run is finished."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """The run is finished. Where the file cannot be removed a warning says so."""
+        try:
+            if self.path is not None and self.path.exists():
+                self.path.unlink()
+        except OSError as error:
+            warnings.warn(f"{self.path} cannot be removed ({error.strerror}), and its run is finished.", stacklevel=2)
 
 
 def scheduler_key(scheduler: Any) -> str:

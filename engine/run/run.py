@@ -42,6 +42,7 @@ class Run:
         guidance_scale: the weight of the prompt at the present step.
         interrupt: the loop ends after the present step.
         num_timesteps: steps of its schedule.
+        attention_kwargs: the caller's, as callbacks read them.
         plan: of the memory; None without a budget.
         restarts: how often it ran out of memory.
     """
@@ -55,6 +56,7 @@ class Run:
         self.scheduler = self._given_scheduler
         self.guidance_scale = float(self.options.guidance_scale)
         self.interrupt, self.num_timesteps, self.restarts = False, 0, 0
+        self.attention_kwargs = self.options.attention_kwargs
         self.stage_name, self.step = "identify", 0
         self._streams: frozenset[Hashable] = frozenset()
         self._complete = True

@@ -119,9 +119,3 @@ def interrupts_come_through() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-
-
-def build() -> int:
-    """Entry point of consisid-build: its own module imports PyTorch before it can hear an interrupt."""
-    import_interruptibly("consisid-build", ["consisid.export.cli"])
-    return import_module("consisid.export.cli").main()

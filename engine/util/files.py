@@ -57,7 +57,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         try:
             os.chmod(aside, mode)  # safetensors makes files that only their owner reads
             os.replace(aside, target)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise unwritable(target, error) from error
     finally:
         aside.unlink(missing_ok=True)
@@ -84,6 +84,8 @@ def check_place(target: Path, write: Callable[[BinaryIO], object] = write_nothin
         os.lstat(target)  # a name that is too long shows here, or a null byte in it
     except (FileNotFoundError, NotADirectoryError):
         pass
+    except InputError:  # which is a ValueError
+        raise
     except (OSError, ValueError) as error:
         raise unwritable(target, error) from None
     if target.exists() and not target.is_file():

@@ -94,3 +94,60 @@ def test_the_command_compares_two_reports(values, tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
     assert main(arguments) == 2
     assert "is no report.json" in capsys.readouterr().err
+
+
+def changed(*path, to=None):
+    def change(values):
+        for key in path[:-1]:
+            values = values[key]
+        if to is None:
+            del values[path[-1]]
+        else:
+            values[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(changed(name) for name in ("schema", "engine", "settings", "made", "machine", "ceilings", "rows")),
+        *(changed(name, to=3) for name in ("engine", "settings", "made", "machine", "ceilings", "rows")),
+        *(changed("rows", 0, name) for name in ("section", "name", "unit", "low", "high", "median", "count")),
+        changed("rows", 0, "median", to="x"), changed("rows", 0, "count", to=0), changed("rows", 0, to=[]),
+        changed("rows", to=[]), changed("made", "commit", to=3), changed("made", "date"), changed("ceilings", "moved"),
+        changed("ceilings", "moved", to={"product": "x"}),
+    ],
+)  # fmt: skip
+def test_a_report_that_was_changed_is_refused_in_one_line(values, tmp_path, capsys, change):
+    """As the first, as the second, and beside itself."""
+    good, other = tmp_path / "good.json", tmp_path / "other.json"
+    good.write_text(json.dumps(values))
+    edited = copy.deepcopy(values)
+    change(edited)
+    other.write_text(json.dumps(edited))
+    for first, second in ((good, other), (other, good), (other, other)):
+        assert main([str(second), "--output", str(tmp_path / "out"), "--compare", str(first)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "other.json is no report.json of consisid-bench" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 100_000, b"\xff", b"[]", b'{"schema": NaN}', b'{"schema": ' + b"9" * 5000]
+)
+def test_what_is_no_report(tmp_path, capsys, content):
+    (tmp_path / "x.json").write_bytes(content)
+    assert (
+        main([str(tmp_path / "x.json"), "--output", str(tmp_path / "out"), "--compare", str(tmp_path / "x.json")]) == 2
+    )
+    assert "is no report.json of consisid-bench" in capsys.readouterr().err
+
+
+def test_counts_and_times_that_cannot_be_are_compared_in_no_time(values):
+    """Ten thousand million values are as good as a thousand; a speed of nothing is none."""
+    second = copy.deepcopy(values)
+    for row in second["rows"]:
+        row["count"], row["median"] = 10**10, 0.0
+    assert compare(values, second)
+    assert compare(second, values)

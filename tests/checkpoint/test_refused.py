@@ -12,8 +12,8 @@ from support.files import edit, point, replace, truncate
 
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.reading import FACE_FILES, Checkpoint
+from consisid.engine.configs import TextConfig, TransformerConfig, VaeConfig
 from consisid.engine.errors import CheckpointError, ConsisIDError, InputError
-from consisid.engine.variants import TextConfig, TransformerConfig, VaeConfig
 from consisid.export import build
 from consisid.export.check import check_graphs, check_tensors
 from consisid.export.cli import main

@@ -20,14 +20,15 @@ from consisid.engine import ConsisID, cli
 from consisid.engine.util.cli import FAULT, INTERRUPTED, REFUSED, run
 from consisid.engine.variants import TINY
 from consisid.engine.video import Stats, Video
+from consisid.export import cli as build_cli
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
-    "consisid-generate": "from consisid.engine.cli import main",
-    "consisid-build": "from consisid.engine.util.cli import build as main",
-    "consisid-bench": "from consisid.bench.cli import main",
+    "consisid-generate": "consisid.engine.cli",
+    "consisid-build": "consisid.export.cli",
+    "consisid-bench": "consisid.bench.cli",
 }
 ARGUMENTS = {
     "consisid-generate": ["engine", "--image", "me.png", "--prompt", "A man.", "--output", "out.mp4"],
@@ -36,12 +37,22 @@ ARGUMENTS = {
 }
 
 
-def command(name, *arguments, **options):
-    """A command as its script starts it, in a process of its own."""
-    script = f"import sys; {MODULES[name]}; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", script, *(arguments or ARGUMENTS[name])], capture_output=True, timeout=120, **options
-    )
+def started(name, how="script"):
+    """How a command begins: as its script does, or by `python -m`."""
+    module = MODULES[name]
+    script = f"import sys; from {module} import main; sys.exit(main())"
+    return [sys.executable, "-c", script] if how == "script" else [sys.executable, "-m", module]
+
+
+def command(name, *arguments, how="script", **options):
+    """A command in a process of its own."""
+    given = arguments or ARGUMENTS[name]
+    return subprocess.run([*started(name, how), *given], capture_output=True, timeout=120, **options)
+
+
+def before_others(folder):
+    """An environment in which what is in a folder is imported first."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
 
 
 # PyTorch is what takes long to import. This one is interrupted while it is, once in plain code, and once where whoever
@@ -50,12 +61,13 @@ PLAIN = "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
 SWALLOWED = "\ntry:\n    {PLAIN}\nexcept BaseException:\n    pass\ntime.sleep(30)".replace("{PLAIN}", PLAIN)
 
 
-@pytest.mark.parametrize("how", [PLAIN, SWALLOWED])
+@pytest.mark.parametrize("code", [PLAIN, SWALLOWED], ids=["plain", "swallowed"])
+@pytest.mark.parametrize("how", ["script", "module"])
 @pytest.mark.parametrize("name", MODULES)
-def test_an_interrupt_in_the_first_seconds(name, how, tmp_path):
+def test_an_interrupt_in_the_first_seconds(name, how, code, tmp_path):
     (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text(f"import os, signal, time\n{how}\n")
-    result = command(name, env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    (tmp_path / "torch" / "__init__.py").write_text(f"import os, signal, time\n{code}\n")
+    result = command(name, how=how, env=before_others(tmp_path), cwd=tmp_path)
     assert result.returncode == INTERRUPTED
     assert result.stderr.decode() == f"{name}: interrupted; nothing was written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["torch"]
@@ -67,10 +79,12 @@ def test_who_ignores_interrupts_is_not_interrupted(tmp_path):
     (tmp_path / "torch" / "__init__.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise ImportError('no torch')\n"
     )
-    script = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {MODULES['consisid-generate']}; main()"
+    script = (
+        f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {MODULES['consisid-generate']} import main"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", script, *ARGUMENTS["consisid-generate"]],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        [sys.executable, "-c", f"{script}; main()", *ARGUMENTS["consisid-generate"]],
+        env=before_others(tmp_path), capture_output=True, text=True, cwd=tmp_path, timeout=120,
     )  # fmt: skip
     assert "no torch" in result.stderr
     assert "interrupted" not in result.stderr
@@ -95,8 +109,8 @@ def test_an_interrupt_that_python_swallows_comes_again(capsys):
 
 
 def test_commands_hear_an_interrupt_before_anything_heavy_is_imported():
-    for name, line in MODULES.items():
-        script = f"import sys; {line}; print(*{{'torch', 'numpy', 'PIL', 'diffusers'}} & set(sys.modules))"
+    for name, module in MODULES.items():
+        script = f"import sys, {module}; print(*{{'torch', 'numpy', 'PIL', 'diffusers'}} & set(sys.modules))"
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert result.stdout.strip() == "", name
 
@@ -201,6 +215,9 @@ def test_names_and_prompts_that_are_not_utf8(tiny_folder, tmp_path):
         (["--save-identity", "{tmp}/me.pt"], "me.pt does not end in .safetensors"),
         (["--save-identity", "{tmp}/" + "x" * 250 + ".safetensors"], "cannot be written (File name too long)"),
         (["--save-identity", "/dev/null/me.safetensors"], "cannot be written"),
+        (["--checkpoint", "{tmp}"], "is a folder; give the file to write."),
+        (["--save-crop", "{tmp}/crop.h5"], "cannot be written as a picture"),
+        (["--device", "meta"], "device='meta' is not a device"),
         (["--checkpoint", "/dev/null"], "/dev/null is a device or a pipe, which would be replaced"),
         (["--checkpoint", "{tmp}/out.mp4"], "out.mp4 is the file of --output too"),
         (
@@ -246,6 +263,32 @@ def opened(engine, folder, device=None, memory=None, verify=False):
     return engine
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "--output", "{tmp}/x", "--device", "meta"], "device='meta' is not a device"),
+        (["tiny", "--output", "/"], "output='/' is no name of a folder to make"),
+        (["tiny", "--output", ""], "output='.' is no name of a folder to make"),
+        (["tiny", "--output", "{tmp}/a\0b"], "cannot be written (embedded null byte)"),
+        (["tiny", "--output", "{tmp}/" + "x" * 256], "cannot be written (File name too long)"),
+        (["tiny", "--output", "/dev/null/x"], "cannot be written (Not a directory)"),
+        (["tiny", "--output", "{tmp}/x", "--layers-per-shard", "0"], "layers_per_shard=0 is not from 1 to 1024"),
+        (["tiny", "--dry-run", "--layers-per-shard", "-3"], "layers_per_shard=-3 is not from 1 to 1024"),
+        (
+            ["tiny", "--dry-run", "--memory", " AUTO", "--target", "sm_89", "--backend", "tensorrt-rtx"],
+            "with --target give a number",
+        ),
+    ],
+)
+def test_build_refuses_in_one_line(tmp_path, capsys, arguments, message):
+    arguments = [each.replace("{tmp}", str(tmp_path)) for each in arguments]
+    backend = [] if "--backend" in arguments else ["--backend", "eager"]
+    assert build_cli.main([*arguments, *backend]) == REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_under_save_identity(tiny_folder, tmp_path, capsys, monkeypatch):
     random_face().save(tmp_path / "face.png")
 
@@ -285,6 +328,10 @@ def test_a_full_disk_under_checkpoint_is_a_warning(tiny, tmp_path, monkeypatch):
     [
         ("me.jpg", None, "me.jpg is a picture; --video takes a video, --image the photo"),
         ("me.png", None, "me.png is a picture; --video takes a video"),
+        ("me.gif", None, "me.gif is a picture; --video takes a video"),
+        ("me.avif", None, "me.avif is a picture; --video takes a video"),
+        ("me.ico", None, "me.ico is a picture; --video takes a video"),
+        ("me.pdf", None, "me.pdf is a picture; --video takes a video"),
         ("blue.mp4", 2, "blue.mp4: no face was found in any of 2 frames"),
         ("text.mp4", b"text", "text.mp4 cannot be read as a video"),
         ("empty.mp4", b"", "empty.mp4 cannot be read as a video"),
@@ -307,6 +354,17 @@ def test_bench_identity_takes_videos_with_a_face(tiny_folder, tmp_path, capsys, 
 
 def test_the_scripts_are_what_is_tested_here():
     text = (ROOT / "pyproject.toml").read_text()
-    for name, line in MODULES.items():
-        _, module, _, function, *_ = line.split()
-        assert f'{name} = "{module}:{function}"' in text
+    for name, module in MODULES.items():
+        assert f'{name} = "{module}:main"' in text
+
+
+def test_build_is_the_function_whoever_imports_its_module():
+    for first in ("from consisid.export import build", "import consisid.export.build"):
+        script = f"{first}; import consisid.export as package; from consisid.export import build"
+        script += "; print(build is package.build, build.__module__, build.__name__)"
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert result.stdout.split() == ["True", "consisid.export.build", "build"]
+    import consisid.export as package
+
+    with pytest.raises(AttributeError, match="has no attribute 'built'"):
+        _ = package.built

@@ -9,10 +9,11 @@ from support.autoencoders import decoding, random_latents
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from consisid.engine.configs import VaeConfig
 from consisid.engine.decode.chunks import Host
 from consisid.engine.decode.frames import frames_in_order
 from consisid.engine.networks.vae_decoder import FirstChunk, NextChunk
-from consisid.engine.variants import PREVIEW, VaeConfig
+from consisid.engine.variants import PREVIEW
 from consisid.engine.video import to_uint8
 
 pytestmark = pytest.mark.slow

@@ -142,3 +142,11 @@ def test_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="A path is a text or a Path, not int"):
         embeddings().save(3)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, 3, 0, b"me.safetensors", [], {}, object()])
+def test_what_is_no_path(path):
+    """A number would be an open file's."""
+    for call in (Identity.load, embeddings().save):
+        with pytest.raises(InputError, match="A path is a text or a Path, not"):
+            call(path)

@@ -304,6 +304,18 @@ def test_refused_arrays(array, words):
         load_photo(array)
 
 
+def test_what_is_more_than_an_array():
+    """np.matrix multiplies matrices, and with a third axis corrupts memory."""
+    pixels = gradient()[..., 0]
+    expected = pixels[..., None].repeat(3, 2)
+    masked = np.ma.MaskedArray(gradient(), mask=np.zeros(gradient().shape, bool))
+    np.testing.assert_array_equal(load_photo(np.matrix(pixels)), expected)
+    np.testing.assert_array_equal(load_photo(np.matrix(pixels / 255)), expected)
+    np.testing.assert_array_equal(load_photo(masked), gradient())
+    masked.mask[:40] = True
+    assert (load_photo(masked)[:40] == 0).all()
+
+
 def test_what_may_not_be_read(tmp_path, monkeypatch):
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))

@@ -13,6 +13,7 @@ PARTS = ("kernels", "engine", "export", "bench")  # each imports those before it
 ENGINE = (
     ("errors",),
     ("util",),
+    ("configs",),
     ("variants",),
     ("shapes",),
     ("video",),
@@ -36,9 +37,8 @@ FLOOR = {
 FACADE = {
     "": {"api", "errors", "face", "pipeline", "video"}
 }  # what `from consisid.engine import ...` offers, each when asked for
-# The entry point of consisid-build hears an interrupt before the package that it belongs to imports PyTorch; and a
-# pipeline builds when it is told to, by its compile().
-EXCEPTIONS = {"engine.util.cli imports export.cli", "engine.pipeline.compiled imports export"}
+# A pipeline builds when it is told to, by its compile().
+EXCEPTIONS = {"engine.pipeline.compiled imports export"}
 
 
 def modules() -> dict[str, Path]:

@@ -142,6 +142,13 @@ def test_options_of_diffusers(engine, pipeline, tmp_path):
             engine.load_lora_weights(file, **wrong)
 
 
+@pytest.mark.parametrize("where", [{"weight_name": "x" * 300}, {"subfolder": "x" * 300}, {"subfolder": "x/" * 3000}])
+def test_names_that_no_system_takes(engine, tmp_path, where):
+    with pytest.raises(InputError, match=r"There is no LoRA at .* \(File name too long\)") as found:
+        engine.load_lora_weights(tmp_path, **where)
+    assert len(str(found.value)) < 1100
+
+
 @pytest.mark.parametrize("source", [None, 3, [("a", 1)], b"x.safetensors", object()])
 def test_what_is_no_source(engine, source):
     with pytest.raises(InputError, match="A LoRA is a path, a hub id, or tensors by name, not"):

@@ -16,10 +16,11 @@ from support.people import random_identity
 
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint.reading import Checkpoint
-from consisid.engine.errors import EngineError
+from consisid.engine.errors import EngineError, InputError
 from consisid.engine.manifest import Manifest, digest
 from consisid.engine.util.machine import executes, provenance
 from consisid.engine.util.sources import SOURCES, kernels_hash, source_files
+from consisid.engine.util.turns import turn_of
 from consisid.engine.variants import TINY
 from consisid.export import build
 
@@ -262,3 +263,40 @@ def test_a_header_of_weights_that_is_none(bundled, beginning):
         ConsisID.open(bundled)
     with pytest.raises(Exception, match="is missing or damaged"):
         build(bundled / "checkpoint", bundled.parent / "again", backend="eager")
+
+
+@pytest.mark.parametrize("folder", [None, 3, 0, b"engine", [], {}, object()])
+def test_what_is_no_path_of_an_engine(folder):
+    with pytest.raises(InputError, match="A path is a text or a Path, not"):
+        ConsisID.open(folder)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [3, -1, 3.5, True, [], {}, b"cpu", object(), "", "gpu", "meta", "mps", "xla", "\0", "cpu:99999999999", "x" * 5000,
+     torch.device("meta")],
+)  # fmt: skip
+def test_what_is_no_device(tiny_folder, device):
+    with pytest.raises(InputError, match="is not a device; it is cpu, cuda or cuda:0") as caught:
+        ConsisID.open(tiny_folder, device=device)
+    assert len(str(caught.value)) < 200
+
+
+def test_the_cpu_is_one_device(tiny_folder, tiny):
+    """By whatever number: its engines share their turns, and its peak is said to be the whole process'."""
+    engine = ConsisID.open(tiny_folder, device="cpu:3")
+    assert turn_of(engine.device) is turn_of(tiny.device)
+    assert engine.generate(random_identity(TINY), "A man.", **SHORT).stats.summary().endswith("of the whole process")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch=0 has to be at least 1"), ({"batch": "x"}, "batch='x' is not a whole number"),
+        ({"steps": -1}, "steps=-1 has to be at least 1"), ({"cfg": "x"}, "cfg='x' is none of batched, sequential"),
+        ({"cfg": ["batched"]}, "is none of batched"), ({"shape": (1, 2, 3)}, r"shape=\(1, 2, 3\) is no VideoShape"),
+    ],
+)  # fmt: skip
+def test_what_no_plan_is_made_of(tiny, options, message):
+    with pytest.raises(InputError, match=message):
+        tiny.plan("8GiB", **options)

@@ -141,12 +141,43 @@ def test_what_else_a_callback_reads_and_sets(tiny, person):
         ([], "has to be a dict"),
         ({"latents": None}, "latents of NoneType"),
         ({"latents": torch.zeros(1, 3, 16, 12, 18, dtype=torch.int64)}, "in torch.int64 after step 1"),
+        ({"latents": torch.zeros(1, 3, 16, 12, 18).to_sparse()}, "torch.sparse_coo"),
+        ({"latents": torch.zeros(1, 3, 16, 12, 18, device="meta")}, "on meta"),
+        ({"latents": torch.zeros(1, 3, 16, 12, 18, dtype=torch.complex64)}, "in torch.complex64"),
         ({"prompt_embeds": torch.zeros(1, 32, 64)}, r"prompt_embeds of \[1, 32, 64\].*\[2, 32, 64\]"),
     ],
 )
 def test_what_a_callback_may_not_return(tiny, person, returned, message):
     with pytest.raises(InputError, match=message):
         ours(tiny, person, callback_on_step_end=lambda *_: returned)
+
+
+def test_tensors_that_are_resized_in_place(tiny, person):
+    def resizes(pipeline, step, timestep, tensors):
+        tensors["latents"].resize_(2)
+        return {}
+
+    with pytest.raises(
+        InputError, match=r"returned latents of \[2\] after step 1; it has to be a tensor of \[1, 3, 16,"
+    ):
+        ours(tiny, person, callback_on_step_end=resizes)
+
+
+def test_what_a_run_keeps(tiny, person):
+    """Another scheduler is refused; numbers that diffusers only tells may be set, and change nothing else."""
+    told = []
+
+    def tells(pipeline, step, timestep, tensors):
+        told.append((pipeline.num_timesteps, pipeline.attention_kwargs))
+        pipeline._num_timesteps, pipeline._attention_kwargs = 99, {"scale": 0.0}
+
+    def replaces(pipeline, step, timestep, tensors):
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+
+    assert torch.equal(ours(tiny, person, callback_on_step_end=tells), ours(tiny, person))
+    assert told == [(4, None)] + [(99, {"scale": 0.0})] * 3
+    with pytest.raises(InputError, match="The callback set a scheduler, and a run keeps the one that it began with"):
+        ours(tiny, person, callback_on_step_end=replaces)
 
 
 @pytest.mark.parametrize("value", [float("nan"), "much", None, True])

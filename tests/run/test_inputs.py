@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from skimage.data import astronaut
@@ -75,6 +76,22 @@ CASES = {
     "dynamic": ({"use_dynamic_cfg": "maybe"}, r"use_dynamic_cfg='maybe'"),
     "callback tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"Callbacks cannot have noise"),
     "seed and generator": ({"seed": 1, "generator": torch.Generator()}, r"Both a seed and a generator"),
+    "latents of whole numbers": (
+        {"latents": torch.zeros(1, 5, 16, 12, 18, dtype=torch.int64)},
+        "latents has to be a torch.Tensor of floats in memory, this is torch.int64",
+    ),
+    "complex latents": ({"latents": torch.zeros(1, 5, 16, 12, 18, dtype=torch.complex64)}, "this is torch.complex64"),
+    "sparse latents": ({"latents": torch.zeros(1, 5, 16, 12, 18).to_sparse()}, "latents has to be a torch.Tensor of"),
+    "latents on meta": ({"latents": torch.zeros(1, 5, 16, 12, 18, device="meta")}, "latents has to be a torch.Tensor"),
+    "embeds on meta": ({"prompt": None, "prompt_embeds": torch.zeros(1, 32, 64, device="meta")}, "prompt_embeds has"),
+    "complex embeds": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 32, 64, dtype=torch.complex64)}, "this is torch.complex64"
+    ),
+    "embeds of nobody": ({"prompt": None, "prompt_embeds": torch.zeros(0, 32, 64)}, r"prompt_embeds has the shape"),
+    "guidance of 400 digits": ({"guidance_scale": 10**5000}, "guidance_scale=.* is not a finite number"),
+    "checkpoint with a null byte": ({"checkpoint": "a\0b"}, r"a\\x00b cannot be written \(.*null"),
+    "checkpoint of a long name": ({"checkpoint": "x" * 300}, r"x cannot be written \(File name too long\)"),
+    "checkpoint in place of a folder": ({"checkpoint": "/"}, "is not a checkpoint of a run"),
     "generators": ({"generator": [torch.Generator()] * 2}, r"2 generators were given for 1 videos"),
 }  # fmt: skip
 
@@ -84,6 +101,39 @@ def test_arguments(tiny, case):
     options, message = CASES[case]
     with pytest.raises(InputError, match=message):
         tiny.generate(random_identity(TINY), **{"prompt": "A man.", **options})
+
+
+@pytest.mark.parametrize("scheduler", [None, 3, "ddim", object(), {}, CogVideoXDDIMScheduler, torch.ones(3)])
+def test_what_is_no_scheduler(tiny_folder, scheduler):
+    engine = ConsisID.open(tiny_folder)
+    engine.scheduler = scheduler
+    with pytest.raises(InputError, match=r"is no scheduler of diffusers: it has no step or no config"):
+        engine.generate(random_identity(TINY), "A man.")
+
+
+def test_a_checkpoint_where_no_file_can_be_is_a_warning(tiny):
+    """And no error when the run is finished and removes it."""
+    options = {"seed": 1, "num_inference_steps": 1, "num_frames": 9, "output_type": "latent", "checkpoint_every": 1}
+    with pytest.warns(UserWarning, match=r"/dev/null/x cannot be written .*The run goes on without this checkpoint"):
+        video = tiny.generate(random_identity(TINY), "A man.", checkpoint="/dev/null/x", **options)
+    assert video.latents.isfinite().all()
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tiny, tmp_path, monkeypatch):
+    def refused(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    options = {"seed": 1, "num_inference_steps": 1, "num_frames": 9, "output_type": "latent", "checkpoint_every": 1}
+
+    def callback(*_):
+        monkeypatch.setattr("pathlib.Path.unlink", refused)  # root may remove everything
+
+    kept = tmp_path / "run.safetensors"
+    kept.touch()
+    monkeypatch.setattr("consisid.engine.run.resume.RunFile.read", lambda *_: None)
+    monkeypatch.setattr("consisid.engine.run.resume.RunFile.write", lambda *_: None)
+    with pytest.warns(UserWarning, match=r"run.safetensors cannot be removed \(Permission denied\), and its run is"):
+        tiny.generate(random_identity(TINY), "A man.", checkpoint=kept, callback_on_step_end=callback, **options)
 
 
 def test_what_is_too_large_is_refused_before_anything_is_made_of_it(tiny, monkeypatch):
@@ -141,6 +191,8 @@ def test_no_face(tiny, tmp_path):
         tiny.identify((good, good, (tmp_path / "blue.png").read_bytes()))
     with pytest.raises(InputError, match=r"^photo 1 of 2, nowhere\.png: no such file"):
         tiny.identify(["nowhere.png", good])
+    with pytest.raises(InputError, match=r"^photo 2 of 2 is a list itself; give one list of photos"):
+        tiny.identify([good, [good]])
     with pytest.raises(FaceError, match=r"^photo 1 of 2, the array: no face in the box"):
         tiny.identify([good, good], face=(0.0, 0.9, 0.01, 1.0))
 

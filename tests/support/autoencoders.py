@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from consisid.engine.checkpoint.write import _randomise
+from consisid.engine.configs import VaeConfig
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk
 from consisid.engine.runtime.executor import Held, PerLayer
-from consisid.engine.variants import TINY, VaeConfig
+from consisid.engine.variants import TINY
 
 
 def random_config(seed: int) -> VaeConfig:

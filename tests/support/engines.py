@@ -26,7 +26,7 @@ CACHE = ROOT / "tests" / ".cache"  # what is compiled is kept there between runs
 KEPT = 3  # of other versions of PyTorch, or of sources that somebody went back to
 # What decides, besides kernels_hash(), what is in a compiled folder.
 SOURCES = (
-    "export", "engine/checkpoint", "engine/manifest.py", "engine/variants.py", "engine/shapes.py",
+    "export", "engine/checkpoint", "engine/manifest.py", "engine/configs.py", "engine/variants.py", "engine/shapes.py",
     "tests/support/engines.py",
 )  # fmt: skip
 
