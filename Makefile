@@ -35,7 +35,7 @@ test-all: $(READY) compiler
 	$(RUN_TESTS) -m '' --hypothesis-profile=nightly $(TESTS)
 	$(MAKE) face-parity cuda mutants
 
-# Lines by room, of what runs in the tests' own processes.
+# Lines by room, also of what commands and forks of the tests run; TESTS chooses.
 coverage: $(READY) compiler
 	$(RUN_TESTS) --cov=consisid.kernels --cov=consisid.engine --cov=consisid.export --cov-report= $(TESTS)
 	$(BIN)/python tests/support/coverage_by_room.py
