@@ -36,7 +36,7 @@ test-all: $(READY) compiler
 	$(MAKE) face-parity mutants
 	$(MAKE) cuda TESTS="tests/hollow -m ''"
 
-# Lines by room, of what runs in the tests' own processes.
+# Lines by room, also of what commands and forks of the tests run; TESTS chooses.
 coverage: $(READY) compiler
 	$(RUN_TESTS) --cov=consisid.kernels --cov=consisid.engine --cov=consisid.export --cov-report= $(TESTS)
 	$(BIN)/python tests/support/coverage_by_room.py

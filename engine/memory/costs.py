@@ -16,7 +16,7 @@ from ..graphs.table import graph_table
 from ..shapes import VideoShape, chunks, whole
 from ..variants import Variant
 from .allocator import FIRST_OWN, GRANULE, SHARED_SEGMENT, SMALL, SMALL_SEGMENT, Event, aligned, arena_bytes, peak_bytes
-from .tracing import count, count_decode, count_step
+from .tracing import Count, count, count_decode, count_step
 
 PHOTO = 1024  # pixels: the largest side that photo.py leaves
 SPLITS = (2, 3, 4, 6)  # tiles of the decoder per side
@@ -156,6 +156,22 @@ def video_costs(
     return Costs(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
 
 
+def _sizes(graph: Graph, free: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Of the free sizes those that the graph has."""
+    return tuple(
+        (name, free[name])
+        for name in sorted({n for spec in graph.inputs.values() for n in spec.shape if isinstance(n, str)})
+    )
+
+
+@lru_cache(maxsize=512)
+def _counted(
+    variant: Variant, shape: VideoShape, name: str, sizes: tuple[tuple[str, int], ...], dtype: torch.dtype, fused: bool
+) -> Count:
+    """What a graph asks for, kept: plans for other steps and for other numbers of videos share most of it."""
+    return count(graph_table(variant, shape)[name], dict(sizes), dtype, fused)
+
+
 def packed_bytes(shapes: Mapping[str, torch.Size], itemsize: int) -> int:
     """Bytes of tensors in one piece of memory, when each starts at a multiple of allocator.BLOCK."""
     return sum(aligned(shape.numel() * itemsize) for shape in shapes.values())
@@ -183,7 +199,9 @@ def _stage(
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
         free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
-        counts = {graph.name: count(graph, free, dtype, fused) for graph in graphs}
+        counts = {
+            graph.name: _counted(variant, shape, graph.name, _sizes(graph, free), dtype, fused) for graph in graphs
+        }
         if name == "denoise":
             working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused))
             if rows:

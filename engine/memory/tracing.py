@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ def _count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bo
         return found
 
 
+@lru_cache(maxsize=64)
 def count_step(
     variant: Variant, shape: VideoShape, batch: int, samples: int, dtype: torch.dtype, rows: int = 1,
     fused: bool = False,
@@ -156,6 +158,7 @@ def count_step(
         return tuple(live.events)
 
 
+@lru_cache(maxsize=64)
 def count_decode(
     variant: Variant, latent: tuple[int, int], frames: int, dtype: torch.dtype, fused: bool = False
 ) -> tuple[Event, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.engines import once
 
 from consisid.bench.cli import main
 from consisid.bench.core.weights import build_random
@@ -32,11 +33,11 @@ def mini() -> Variant:
 
 
 @pytest.fixture(scope="session")
-def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = write_checkpoint(MINI, tmp_path_factory.mktemp("mini") / "checkpoint")
-    folder = checkpoint.parent / "engine"
-    build(checkpoint, folder, backend="eager")
-    return folder
+def mini_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    def make(path: Path) -> None:
+        build(write_checkpoint(MINI, path.with_name("mini-checkpoint")), path, backend="eager")
+
+    return once(tmp_path_factory, worker_id, "mini", make)
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +48,13 @@ def random_mini(mini: Variant, tmp_path_factory: pytest.TempPathFactory) -> Cons
 
 
 @pytest.fixture(scope="session")
-def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A report made by the command; its folder. All tests that read a report read this one."""
-    folder = tmp_path_factory.mktemp("report")
-    arguments = ["--steps", "2", "--runs", "2"]
-    assert main([str(mini_folder), "--output", str(folder), *arguments]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert main([str(mini_folder), "--output", str(folder), "--steps", "2", "--runs", "2"]) == 0
+
+    return once(tmp_path_factory, worker_id, "report", make)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ def main() -> int:
     measured.load()
     lines, missing = Counter[str](), Counter[str]()
     for name in measured.get_data().measured_files():
+        if not Path(name).resolve().is_relative_to(ROOT):  # a copy with a fault, of the checks of kernels
+            continue
         _, statements, _, missed, _ = measured.analysis2(name)
         lines[room_of(Path(name))] += len(statements)
         missing[room_of(Path(name))] += len(missed)

@@ -10,7 +10,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-PRELOADED = ["consisid.engine.api", "consisid.engine.cli", "consisid.export", "consisid.export.cli"]
+PRELOADED = [
+    "consisid.engine.api", "consisid.engine.cli", "consisid.export", "consisid.export.cli",
+    "diffusers.schedulers.scheduling_dpm_cogvideox",  # of the checkpoints; the engine imports it when it needs one
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
