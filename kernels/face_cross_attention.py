@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._triton import padded, runs, tl, triton
+from ._triton import padded, tl, triton
 from .cost import Cost
 
 # Tiles of both products: three stages of (128 x 64 + 64 x 128) bf16 are 96 KB, which every GPU since sm_80 has.
@@ -196,27 +196,3 @@ def cost(batch: int, length: int, text_length: int, width: int, heads: int, toke
         flops=4 * video * width * columns + video * (8 * width + 4 * columns),
         bytes=(2 * batch * length * width + 2 * columns * width) * size,
     )
-
-
-def face_cross_attention(
-    hidden: Tensor, keys: Tensor, values: Tensor, weight: Tensor, bias: Tensor, heads: int, text_length: int, eps: float
-) -> Tensor:
-    """Add to the video rows what they read from the face; the text rows pass unchanged.
-
-    Args:
-        hidden: [B, S, C], the first text_length rows are text.
-        keys: [b, H * N, C] with b = 1 or B, scale included.
-        values: [b, H * N, C], strength of the face (local_face_scale) included.
-        weight, bias: [C], of the LayerNorm on the video rows.
-        heads: H.
-        text_length: how many of the first rows are text.
-        eps: of the LayerNorm.
-
-    Returns:
-        [B, S, C] in hidden's dtype. The softmax is float32.
-    """
-    if runs(hidden) and supported(hidden, keys, heads, text_length):
-        from . import ops
-
-        return ops.face_cross_attention(hidden, keys, values, weight, bias, heads, text_length, eps)
-    return reference(hidden, keys, values, weight, bias, heads, text_length, eps)

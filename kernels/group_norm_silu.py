@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._triton import padded, runs, tl, triton
+from ._triton import padded, tl, triton
 from .cost import Cost
 
 # Elements of x in a tile of the statistics, and tiles in a chunk: a chunk of 64 Ki elements costs 8 bytes of
@@ -257,28 +257,3 @@ def cost(
     latents = batch * channels * math.prod(low)
     front = batch * channels * lead * size[1] * size[2]
     return Cost(flops=elements * (5 + 9), bytes=(3 * elements + 2 * front + 2 * latents) * width)
-
-
-def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, lead: int = 0,
-    before: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """silu(GroupNorm(x) * upsample(scale) + upsample(shift)), behind `lead` other frames.
-
-    Args:
-        x: [B, C, F, H, W]. The statistics are over a group's channels and all of F, H, W.
-        weight, bias: [C], of the GroupNorm.
-        scale, shift: [B, C, f, h, w], the conditioning at the size of the latents.
-        groups: of the GroupNorm; divides C.
-        eps: of the GroupNorm.
-        lead: frames of the result in front of those of x.
-        before: [B, C, lead, H, W], what they are; None for the first frame's result, repeated.
-
-    Returns:
-        [B, C, lead + F, H, W] in x's dtype and memory format. Statistics in float32.
-    """
-    if runs(x) and whole_ratios(x.shape[2:], scale.shape[2:]):
-        from . import ops
-
-        return ops.group_norm_silu(x, weight, bias, scale, shift, groups, eps, lead, before)
-    return reference(x, weight, bias, scale, shift, groups, eps, lead, before)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from ._triton import runs, tl, triton
+from ._triton import tl, triton
 from .attention_others import PACKAGES, by_package, by_torch_preferring, reference
 from .cost import Cost
 
@@ -226,22 +226,3 @@ def cost(batch: int, queries: int, length: int, heads: int, dim: int, size: int)
     is in the TFLOP/s in which attention is published; they are 1 in 4 * dim, and run on other units."""
     elements = batch * heads * dim * (2 * queries + 2 * length)
     return Cost(flops=4 * batch * heads * queries * length * dim, bytes=elements * size)
-
-
-def joint_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Non-causal attention of every query to every key; no mask.
-
-    Args:
-        q: [B, Sq, H, D], any strides with a contiguous last dimension.
-        k: [B, S, H, D], the same dtype as q.
-        v: [B, S, H, D].
-        scale: factor on the scores, usually D ** -0.5.
-
-    Returns:
-        [B, Sq, H, D] in q's dtype. Accumulated in float32.
-    """
-    if runs(q):
-        from . import ops
-
-        return ops.joint_attention(q, k, v, scale)
-    return reference(q, k, v, scale)

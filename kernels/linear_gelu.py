@@ -44,21 +44,3 @@ def cost(rows: int, inputs: int, outputs: int, size: int) -> Cost:
     """The product, and 9 FLOP for each GELU, at `size` bytes an element."""
     elements = rows * inputs + outputs * (inputs + 1) + rows * outputs
     return Cost(flops=2 * rows * inputs * outputs + 9 * rows * outputs, bytes=elements * size)
-
-
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x @ weight^T + bias), tanh form.
-
-    Args:
-        x: [..., K].
-        weight: [N, K].
-        bias: [N].
-
-    Returns:
-        [..., N] in x's dtype; on a CPU with the bits of the two operators.
-    """
-    if runs(x):
-        from . import ops
-
-        return ops.linear_gelu(x, weight, bias)
-    return reference(x, weight, bias)

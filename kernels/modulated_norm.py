@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._triton import padded, runs, tl, triton
+from ._triton import padded, tl, triton
 from .cost import Cost
 
 VIDEO, TEXT = 0, 1
@@ -148,50 +148,3 @@ def cost(batch: int, length: int, width: int, size: int, residual: bool, norm: b
     elements = batch * length * width
     passes = 1 + residual * 2 + norm  # the hidden state in; the update in and the sum out; the norm out
     return Cost(flops=elements * (residual * 2 + norm * 11), bytes=passes * elements * size + 6 * width * size)
-
-
-def modulated_norm(
-    hidden: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, text_length: int, eps: float
-) -> Tensor:
-    """LayerNorm(hidden) * (1 + scale) + shift.
-
-    Args:
-        hidden: [B, S, C].
-        modulation: [2, 3, C].
-        weight, bias: [C], of the LayerNorm.
-        text_length: how many of the first rows are text.
-        eps: of the LayerNorm.
-
-    Returns:
-        [B, S, C] in hidden's dtype.
-    """
-    if runs(hidden):
-        from . import ops
-
-        return ops.modulated_norm(hidden, modulation, weight, bias, text_length, eps)
-    return reference_norm(hidden, modulation, weight, bias, text_length, eps)
-
-
-def gated_residual(hidden: Tensor, update: Tensor, modulation: Tensor, text_length: int) -> Tensor:
-    """hidden + gate * update; shapes as in modulated_norm, update is [B, S, C]."""
-    if runs(hidden):
-        from . import ops
-
-        return ops.gated_residual(hidden, update, modulation, text_length)
-    return reference_residual(hidden, update, modulation, text_length)
-
-
-def gated_modulated_norm(
-    hidden: Tensor, update: Tensor, gate_modulation: Tensor, modulation: Tensor,
-    weight: Tensor, bias: Tensor, text_length: int, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """gated_residual with the gate of gate_modulation, then modulated_norm of its result, in one pass over memory.
-
-    Returns:
-        The new hidden state and its modulated norm, each [B, S, C].
-    """
-    if runs(hidden):
-        from . import ops
-
-        return ops.gated_modulated_norm(hidden, update, gate_modulation, modulation, weight, bias, text_length, eps)
-    return reference_both(hidden, update, gate_modulation, modulation, weight, bias, text_length, eps)

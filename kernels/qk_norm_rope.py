@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._triton import padded, runs, tl, triton
+from ._triton import padded, tl, triton
 from .cost import Cost
 
 # 32 rows of 64 bf16 are 4 KB: two 16-byte loads for each thread of 4 warps.
@@ -112,26 +112,3 @@ def cost(batch: int, length: int, heads: int, dim: int, size: int) -> Cost:
     """q and k are read and written once, at `size` bytes an element; the tables of angles stay in the cache."""
     elements = 2 * batch * length * heads * dim
     return Cost(flops=elements * (8 + 3), bytes=2 * elements * size + length * dim * 4)
-
-
-def qk_norm_rope(
-    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor,
-    cos: Tensor, sin: Tensor, heads: int, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Queries and keys ready for attention, from the buffer of a fused q, k, v projection.
-
-    Args:
-        qkv: [B, S, 3 * H * D], the text tokens first.
-        q_weight, q_bias, k_weight, k_bias: [D], the LayerNorms shared by all heads.
-        cos, sin: [V, D / 2] float32. The last V tokens are rotated; with V = 0 none is.
-        heads: H.
-        eps: of the LayerNorms.
-
-    Returns:
-        q and k, each [B, S, H, D] in qkv's dtype.
-    """
-    if runs(qkv):
-        from . import ops
-
-        return ops.qk_norm_rope(qkv, q_weight, q_bias, k_weight, k_bias, cos, sin, heads, eps)
-    return reference(qkv, q_weight, q_bias, k_weight, k_bias, cos, sin, heads, eps)
