@@ -89,7 +89,7 @@ def check_scheduler(scheduler: Any, num_inference_steps: int, schedule: Mapping[
     """
     name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
     if not callable(getattr(scheduler, "step", None)) or not isinstance(config, Mapping):
-        raise InputError(f"scheduler={shown(scheduler)} is no scheduler of diffusers: it has no step or no config.")
+        raise InputError(f"scheduler={shown(scheduler)} is no scheduler: it has no step or no config.")
     predicts, most = config.get("prediction_type"), config.get("num_train_timesteps")
     if isinstance(most, int) and num_inference_steps > most:
         given = shown(num_inference_steps)

@@ -4,9 +4,7 @@ import _thread
 import os
 import signal
 import sys
-import tempfile
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +73,9 @@ def say(line: str) -> None:
 
 def keep_traceback(error: BaseException) -> str:
     """The path of a new temporary file that holds where an error comes from."""
+    import tempfile  # here: until an interrupt is heard, a command imports as little as it can
+    import traceback
+
     with tempfile.NamedTemporaryFile("w", prefix="consisid-", suffix=".txt", delete=False, errors="replace") as file:
         file.writelines(traceback.format_exception(error))
     return file.name

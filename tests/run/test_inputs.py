@@ -107,7 +107,7 @@ def test_arguments(tiny, case):
 def test_what_is_no_scheduler(tiny_folder, scheduler):
     engine = ConsisID.open(tiny_folder)
     engine.scheduler = scheduler
-    with pytest.raises(InputError, match=r"is no scheduler of diffusers: it has no step or no config"):
+    with pytest.raises(InputError, match=r"is no scheduler: it has no step or no config"):
         engine.generate(random_identity(TINY), "A man.")
 
 
