@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import functions
 from ..cost import Cost
 
 
@@ -67,41 +68,41 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
 
     qkv = random(batch, tokens, 3, heads, dim)
     yield Case(
-        "joint_attention", attention.joint_attention, attention.reference, attention.launch,
+        "joint_attention", functions.joint_attention, attention.reference, attention.launch,
         (random(batch, tokens, heads, dim), random(batch, tokens, heads, dim), qkv[:, :, 2], dim**-0.5),
         attention.cost(batch, tokens, tokens, heads, dim, item),
     )  # fmt: skip
     angles = random(size.video, dim // 2, dtype=torch.float32)
     yield Case(
-        "qk_norm_rope", rope.qk_norm_rope, rope.reference, rope.launch,
+        "qk_norm_rope", functions.qk_norm_rope, rope.reference, rope.launch,
         (qkv.flatten(2), head, head, head, head, angles.cos(), angles.sin(), heads, 1e-6),
         rope.cost(batch, tokens, heads, dim, item),
     )  # fmt: skip
     del qkv
     hidden, update, modulation = random(batch, tokens, width), random(batch, tokens, width), random(2, 3, width)
     yield Case(
-        "modulated_norm", norm.modulated_norm, norm.reference_norm, norm.launch_norm,
+        "modulated_norm", functions.modulated_norm, norm.reference_norm, norm.launch_norm,
         (hidden, modulation, weight, weight, text, 1e-5),
         norm.cost(batch, tokens, width, item, False, True),
     )  # fmt: skip
     yield Case(
-        "gated_residual", norm.gated_residual, norm.reference_residual, norm.launch_residual,
+        "gated_residual", functions.gated_residual, norm.reference_residual, norm.launch_residual,
         (hidden, update, modulation, text),
         norm.cost(batch, tokens, width, item, True, False),
     )  # fmt: skip
     yield Case(
-        "gated_modulated_norm", norm.gated_modulated_norm, norm.reference_both, norm.launch_both,
+        "gated_modulated_norm", functions.gated_modulated_norm, norm.reference_both, norm.launch_both,
         (hidden, update, modulation, modulation, weight, weight, text, 1e-5),
         norm.cost(batch, tokens, width, item, True, True),
     )  # fmt: skip
     yield Case(
-        "linear_gelu", gelu.linear_gelu, gelu.reference, gelu.launch,
+        "linear_gelu", functions.linear_gelu, gelu.reference, gelu.launch,
         (hidden, random(4 * width, width) * width**-0.5, random(4 * width)),
         gelu.cost(batch * tokens, width, 4 * width, item),
     )  # fmt: skip
     folded = random(batch, size.face_heads * size.face_tokens, width) * width**-0.5
     yield Case(
-        "face_cross_attention", face.face_cross_attention, face.reference, face.launch,
+        "face_cross_attention", functions.face_cross_attention, face.reference, face.launch,
         (hidden, folded, folded, weight, weight, size.face_heads, text, 1e-5),
         face.cost(batch, tokens, text, width, size.face_heads, size.face_tokens, item),
     )  # fmt: skip
@@ -114,7 +115,7 @@ def cases(size: Size, device: str, dtype: torch.dtype = torch.bfloat16) -> Itera
         low = random(1, size.channels, *size.latents).to(memory_format=layout)
         before = random(1, size.channels, 2, *size.frames[1:]).to(memory_format=layout)
         yield Case(
-            name, silu.group_norm_silu, silu.reference, silu.launch,
+            name, functions.group_norm_silu, silu.reference, silu.launch,
             (x, random(size.channels), random(size.channels), low, low, size.groups, 1e-6, 2, before),
             silu.cost(1, size.channels, size.frames, size.latents, item, 2),
         )  # fmt: skip

@@ -1,7 +1,6 @@
 """torch.compile takes a graph whole: no break in it, and the operators of our kernels in it on a GPU."""
 
 from contextlib import nullcontext
-from importlib import import_module
 
 import pytest
 import torch
@@ -14,14 +13,13 @@ from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
-from consisid.kernels import whole
+from consisid.kernels import functions, whole
 
 pytestmark = pytest.mark.slow
 
 GRAPHS = graph_table(TINY, VideoShape.of(TINY, None, None, None))
 BLOCK = ["modulated_norm", "qk_norm_rope", "joint_attention", "gated_modulated_norm", "linear_gelu", "gated_residual"]
-KERNELS = ("joint_attention", "qk_norm_rope", "modulated_norm", "face_cross_attention", "group_norm_silu",
-           "linear_gelu")  # fmt: skip
+CONDITIONS = ("runs", "linear_gelu_runs")  # which say whether an operator is called
 OPERATORS = {"block": BLOCK, "last_block": BLOCK, "face": ["face_cross_attention"]}
 
 
@@ -59,22 +57,22 @@ def test_one_graph_on_a_cpu(name):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_one_graph_of_operators(name, monkeypatch):
     """On a CPU and without data; that a GPU's tensors are asked without a break is the next test."""
-    for kernel in KERNELS:
-        monkeypatch.setattr(import_module(f"consisid.kernels.{kernel}"), "runs", lambda x: True)
+    for condition in CONDITIONS:
+        monkeypatch.setattr(functions, condition, lambda x: True)
     with FakeTensorMode():
         operators, found, expected = captured(GRAPHS[name], "cpu")
     assert operators == OPERATORS[name]
     assert found.shape == expected.shape
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize(
     ("device", "dtype", "expected"),
     [("cuda", torch.bfloat16, "mul"), ("cuda", torch.float64, "add"), ("cpu", torch.float32, "add")],
 )
-def test_whether_a_kernel_runs_is_asked_without_a_break(kernel, device, dtype, expected):
+def test_whether_a_kernel_runs_is_asked_without_a_break(condition, device, dtype, expected):
     """Also inside whole(), which is of other tracers."""
-    runs = import_module(f"consisid.kernels.{kernel}").runs
+    runs = getattr(functions, condition)
 
     def call(x):
         return x.mul(2) if runs(x) else x.add(2)
