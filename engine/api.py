@@ -88,8 +88,7 @@ class ConsisID(Engine):
             prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg,
             num_videos_per_prompt, eta, seed, generator, latents, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
-            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps,
-            sigmas,
+            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
         videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))

@@ -1,5 +1,6 @@
 """What the documents say of files and rooms is so."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def test_every_room_is_described_once():
 def test_no_file_is_too_long_to_read(part):
     lengths = {str(path): len(path.read_text().splitlines()) for path in (ROOT / part).rglob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
+@pytest.mark.parametrize(("file", "most"), [("engine/api.py", 60), ("export/build.py", 80)])
+def test_the_two_roads_are_a_screen_each(file, most):
+    """Without docstrings, imports, comments and empty lines."""
+    source = (ROOT / file).read_text()
+    left_out = set()
+    for node in ast.walk(ast.parse(source)):
+        documented = (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+        )
+        for each in [node.body[0]] if documented else [node] if isinstance(node, ast.Import | ast.ImportFrom) else []:
+            left_out |= set(range(each.lineno, each.end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    assert sum(bool(line.split("#")[0].strip()) for number, line in lines if number not in left_out) <= most
