@@ -21,7 +21,7 @@ from consisid.engine.errors import EngineError
 from consisid.engine.graphs.graph import Graph, Spec, weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW, TINY, TINY_1_5
+from consisid.engine.variants import PREVIEW, TINY, TINY_1_5, V1_5
 from consisid.export import build
 
 pytestmark = [pytest.mark.order(-9), pytest.mark.slow]
@@ -164,9 +164,17 @@ def test_opening_compiles_nothing_and_imports_no_models(compiled_folder, tmp_pat
     assert result.stdout.split() == ["0", "0"]
 
 
-@pytest.mark.parametrize("name", PREVIEW_GRAPHS)
-def test_every_full_size_graph_traces_on_the_meta_device(name):
-    program = trace(PREVIEW_GRAPHS[name], torch.device("meta"), torch.bfloat16)
+GRAPHS_1_5 = graph_table(V1_5, VideoShape.of(V1_5, None, None, None))
+# Of 1.5 those that have the loop's sizes; the others are the preview's.
+FULL_SIZE = [
+    *(pytest.param(graph, id=f"preview-{name}") for name, graph in PREVIEW_GRAPHS.items()),
+    *(pytest.param(GRAPHS_1_5[name], id=f"1.5-{name}") for name in (*OTHERS_1_5, "block", "last_block", "face")),
+]
+
+
+@pytest.mark.parametrize("graph", FULL_SIZE)
+def test_every_full_size_graph_traces_on_the_meta_device(graph):
+    program = trace(graph, torch.device("meta"), torch.bfloat16)
     outputs = [node for node in program.graph.nodes if node.op == "output"]
     assert len(outputs) == 1
     # Weights are arguments: nothing of the model is in the program itself.
