@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from consisid.engine.errors import InputError
-from consisid.engine.util.cli import run
-from consisid.engine.variants import VARIANTS
+from consisid.engine.util.cli import add_version, run
 
 
 def parser() -> argparse.ArgumentParser:
+    from consisid.engine.variants import VARIANTS
+
     p = argparse.ArgumentParser("consisid-bench", description="Measure an engine folder and write a report.")
+    add_version(p)
     p.add_argument(
         "engine",
         help=f"engine folder made by consisid-build; with --random-weights a variant: {', '.join(VARIANTS)}",

@@ -1,6 +1,7 @@
 """Run a ConsisID engine folder: `ConsisID.open(folder)`, then `identify` and `generate`."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from .pipeline import ConsisIDPipeline
     from .video import Video
 
-__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Video"]
+    __version__: str
+
+__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Video", "__version__"]
 
 # The module of each name: imported when it is first asked for, so that a command line has a hold of an interrupt before
 # PyTorch is imported, which takes seconds.
@@ -24,6 +27,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("consisid")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .util.cli import run
+from .util.cli import add_version, run
 
 # What --dynamic-cfg means to generate().
 DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step"}
@@ -16,6 +16,7 @@ DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-generate", description="Make a video of the person in a photo.")
+    add_version(p)
     p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
     p.add_argument(
         "--image", required=True, nargs="+", metavar="PHOTO",

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine.errors import InputError
-from consisid.engine.util.cli import import_interruptibly, run
-from consisid.engine.variants import VARIANTS
+from consisid.engine.util.cli import add_version, import_interruptibly, run
 
 IMPORTS = ("consisid.export.build", "consisid.export.describe")  # which bring PyTorch, and with it take seconds
 FLAG_HELP = {
@@ -21,10 +20,12 @@ FLAG_HELP = {
 def parser() -> argparse.ArgumentParser:
     from consisid.engine.backends import BACKENDS
     from consisid.engine.graphs.grouped import LAYERS
+    from consisid.engine.variants import VARIANTS
 
     from .compile import AUTO
 
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
+    add_version(p)
     p.add_argument(
         "checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"'
     )

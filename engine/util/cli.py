@@ -1,6 +1,7 @@
 """What all command lines share: one-line errors with exit code 2, and a clean end when interrupted."""
 
 import _thread
+import argparse
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from ..errors import ConsisIDError, one_line
@@ -17,6 +19,11 @@ FAULT = 1  # of this package; what a user can mend ends with REFUSED
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, what shells use
 LATER = 0.02  # seconds until an interrupt that was swallowed comes again
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """--version, which argparse would otherwise complete to an option that begins like it."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('consisid')}")
 
 
 def nothing() -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from skimage.data import astronaut
 from support.people import random_face, random_identity
 
 from consisid.bench import cli as bench_cli
-from consisid.engine import ConsisID, cli
+from consisid.engine import ConsisID, __version__, cli
 from consisid.engine.util.cli import FAULT, INTERRUPTED, REFUSED, run
 from consisid.engine.variants import TINY
 from consisid.engine.video import Stats, Video
@@ -369,3 +370,18 @@ def test_build_is_the_function_whoever_imports_its_module():
 
     with pytest.raises(AttributeError, match="has no attribute 'built'"):
         _ = package.built
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_version(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        import_module(MODULES[name]).main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{name} {__version__}\n"
+
+
+def test_the_engine_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "consisid.engine", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: consisid-generate")

@@ -28,6 +28,7 @@ ENGINE = (
     ("run",),
     ("api",),
     ("pipeline", "cli"),
+    ("__main__",),
 )
 BENCH = (("core",), ("report", "gpu", "tools"), ("cli",))
 FLOOR = {
