@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from consisid.engine.errors import InputError
-from consisid.engine.util.cli import add_version, run
+from consisid.engine.util.cli import add_common, run
 
 
 def parser() -> argparse.ArgumentParser:
-    from consisid.engine.variants import VARIANTS
-
     p = argparse.ArgumentParser("consisid-bench", description="Measure an engine folder and write a report.")
-    add_version(p)
+    add_common(p)
     p.add_argument(
         "engine",
-        help=f"engine folder made by consisid-build; with --random-weights a variant: {', '.join(VARIANTS)}",
+        help="engine folder made by consisid-build; with --random-weights a variant, such as preview or tiny-1.5",
     )
     p.add_argument("--output", type=Path, required=True, help="folder for report.json, report.md and report.html")
     p.add_argument("--steps", type=int, default=10, help="denoising steps per run (default 10)")
@@ -86,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
     options = parser().parse_args(arguments)
     imports = ("consisid.bench.report.measure", "consisid.bench.report.compare")
-    return run("consisid-bench", lambda: work(options), imports=imports)
+    return run("consisid-bench", lambda: work(options), imports=imports, options=options)
 
 
 if __name__ == "__main__":

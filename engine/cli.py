@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .util.cli import add_version, run
+from .util.cli import add_common, run
 
 # What --dynamic-cfg means to generate().
 DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step"}
@@ -16,7 +16,7 @@ DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("consisid-generate", description="Make a video of the person in a photo.")
-    add_version(p)
+    add_common(p)
     p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
     p.add_argument(
         "--image", required=True, nargs="+", metavar="PHOTO",
@@ -90,9 +90,8 @@ def load_loras(engine: Any, options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from tqdm import tqdm
-
     from .api import ConsisID
+    from .util.progress import Progress
 
     check_places(options)
     engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
@@ -102,10 +101,10 @@ def generate(options: argparse.Namespace) -> None:
         save_picture(person.preview(), options.save_crop)
     if options.save_identity is not None:
         person.save(options.save_identity)
-    with tqdm(total=options.steps, desc="denoising", unit="step", disable=not sys.stderr.isatty()) as bar:
+    with Progress("denoising", options.steps, "step") as progress:
 
         def step(_engine: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            bar.update()
+            progress.advance()
             return tensors
 
         video = engine.generate(
@@ -220,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
     options = parser().parse_args(arguments)
     imports = ("tqdm", "consisid.engine.api")
-    return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports)
+    return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports, options)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine.errors import InputError
-from consisid.engine.util.cli import add_version, import_interruptibly, run
+from consisid.engine.util.cli import add_common, import_interruptibly, run
 
 IMPORTS = ("consisid.export.build", "consisid.export.describe")  # which bring PyTorch, and with it take seconds
 FLAG_HELP = {
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     from .compile import AUTO
 
     p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
-    add_version(p)
+    add_common(p)
     p.add_argument(
         "checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"'
     )
@@ -56,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
 def make(options: argparse.Namespace) -> None:
     """The work of the command."""
-    from tqdm import tqdm
-
     from consisid.engine.manifest import GraphEntry, Manifest
+    from consisid.engine.util.progress import Progress
 
     from .build import build
     from .describe import describe_folder, describe_plan
@@ -79,12 +78,10 @@ def make(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(describe_plan(options.checkpoint, device=device, memory=options.memory, **settings))
         return
-    with tqdm(unit="graph", disable=not sys.stderr.isatty()) as bar:
+    with Progress("building", None, "graph") as progress:
 
         def report(name: str, entry: GraphEntry, total: int) -> None:
-            bar.total = total
-            bar.update()
-            bar.write(f"  {name:<16} {entry.seconds:7.2f} s  {entry.backend}", file=sys.stderr)
+            progress.advance(f"{name} took {entry.seconds:.2f} s with {entry.backend}", total)
 
         manifest = build(
             options.checkpoint, options.output, device=device, bundle=options.bundle, report=report,
@@ -104,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_interruptibly("consisid-build", IMPORTS)  # the flags say which backends there are
     options = parser().parse_args(arguments)
     left = "no engine folder was written; the same command goes on with what is finished"
-    return run("consisid-build", lambda: make(options), lambda: left)
+    return run("consisid-build", lambda: make(options), lambda: left, options=options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from consisid.engine import ConsisID, Identity
+from consisid.engine.util.progress import Progress
 
 from .inputs import prompt_of
 from .timing import now
@@ -134,13 +135,15 @@ def alternate(
         after: called after every counted turn.
     """
     names, samples = list(makers), dict[str, list[Sample]]((name, []) for name in makers)
-    for index in range(runs + 1):
-        start = max(0, index - 1) % len(names)
-        for name in names[start:] + names[:start]:
-            make = makers[name]
-            sample = resident.charged(name, lambda make=make, i=first + index: make(i))  # type: ignore[misc]
-            if index:
-                samples[name].append(sample)
-        if index and after is not None:
-            after()
+    with Progress("measuring", (runs + 1) * len(names), "video") as progress:
+        for index in range(runs + 1):
+            start = max(0, index - 1) % len(names)
+            for name in names[start:] + names[:start]:
+                make = makers[name]
+                sample = resident.charged(name, lambda make=make, i=first + index: make(i))  # type: ignore[misc]
+                if index:
+                    samples[name].append(sample)
+                progress.advance()
+            if index and after is not None:
+                after()
     return samples

@@ -23,7 +23,7 @@ from ..core.tables import write_files
 from ..core.timing import seconds_of
 from . import memory, parity, sections
 from .latency import Latency
-from .options import Missing, Options, check_alone, check_ceilings, check_watched, device_of, folder_of
+from .options import LOG, Missing, Options, check_alone, check_ceilings, check_watched, device_of, folder_of
 
 SCHEMA = 4
 PULSE = 0.05  # seconds
@@ -111,6 +111,7 @@ class Bench:
         options, engine = self.options, self.engine
         # Now: sources may be edited during a long run.
         made = stamp(self.device, self.watch.driver if self.watch is not None else None)
+        LOG.info("measuring: %s", engine.folder)
         first = self.ours(0).total
         energy, timeline = self.alone(before)
         start = peak_rates.measure(self.device, self.dtype)

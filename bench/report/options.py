@@ -2,6 +2,7 @@
 not written."""
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from ..core.weights import build_random
 # Why a part of a report may be missing: no package, no memory for two pipelines or within a budget, a form of diffusers
 # that does not run. Anything else is an error of this engine or of this command, and ends it.
 MISSING = (ImportError, torch.OutOfMemoryError, DeviceMemoryError, MemoryBudgetError, BaselineError)
+
+LOG = logging.getLogger("consisid")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Missing:
 
     def attempt(self, what: str, work: Callable[[], Any]) -> Any:
         """What a part returns, or None and a line under "not measured" where it cannot run here."""
+        LOG.info("measuring: %s", what)
         try:
             return work()
         except MISSING as error:

@@ -1,6 +1,7 @@
 """One call of generate: everything that changes while it lasts."""
 
 import copy
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from .clock import Clock
 from .request import Request
 from .resume import RunFile, Snapshot, states
 
+LOG = logging.getLogger("consisid")
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
 
 
@@ -78,6 +80,7 @@ class Run:
         check_positions(engine.variant.transformer, self.request.shape)
         budget = chosen(self.memory, engine.memory)
         self.plan = plan_of(engine, self.request, budget, self.cfg_asked) if budget is not None else None
+        LOG.debug("%s", self.plan or "without a budget")
         self.before = DeviceMemory.now(engine.device)
 
     @property
@@ -186,6 +189,7 @@ class Run:
     def stage(self, name: str) -> Iterator[None]:
         """A stage of the run, timed."""
         self.stage_name, copy_stream = name, self.engine.weights.copy_stream
+        LOG.info("%s: %s", name, self.request.shape)
         if name == "denoise":
             copy_stream.stalls()
             self.stalls = [0.0]

@@ -2,6 +2,7 @@
 
 import _thread
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -21,29 +22,54 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use
 LATER = 0.02  # seconds until an interrupt that was swallowed comes again
 
 
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """--version, which argparse would otherwise complete to an option that begins like it."""
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command: --version, --verbose and --quiet."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('consisid')}")
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-v", "--verbose", action="store_true", help="say how the memory is planned too")
+    loud.add_argument("-q", "--quiet", action="store_true", help="say warnings and errors only")
+
+
+@contextmanager
+def spoken(command: str, options: argparse.Namespace | None) -> Iterator[None]:
+    """What the package logs, a line each on stderr, as loud as the options say."""
+    log, handler = logging.getLogger("consisid"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{command}: %(message)s"))
+    verbose, quiet = getattr(options, "verbose", False), getattr(options, "quiet", False)
+    before, passed_on = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+        log.propagate = passed_on
 
 
 def nothing() -> str:
     return "nothing was written"
 
 
-def run(command: str, work: Callable[[], None], left: Callable[[], str] = nothing, imports: Sequence[str] = ()) -> int:
+def run(
+    command: str, work: Callable[[], None], left: Callable[[], str] = nothing, imports: Sequence[str] = (),
+    options: argparse.Namespace | None = None,
+) -> int:  # fmt: skip
     """Run `work`; return the exit code. What goes wrong is printed in one line, without a traceback; where that is a
     fault of this package, the line names a file with it.
 
     Args:
         left: says what an interrupt leaves behind.
         imports: modules that `work` will import, when these take long.
+        options: of add_common.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         import_interruptibly(command, imports)
-        with warnings.catch_warnings(), interrupts_come_through():
+        with warnings.catch_warnings(), interrupts_come_through(), spoken(command, options):
             # What libraries say to their developers is nothing that a user of a command can act on.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -188,7 +188,7 @@ def test_names_and_prompts_that_are_not_utf8(shallow_folder, tmp_path):
     assert refused.returncode == REFUSED
     assert rb"The prompt is not valid Unicode, it has '\udce9' at character 4; write it in UTF-8." in refused.stderr
     assert os.listdir(folder) == [b"m\xe9.png"]
-    made = command("consisid-generate", shallow_folder, *options, "--prompt", "café")
+    made = command("consisid-generate", shallow_folder, *options, "--prompt", "café", "--quiet")
     assert (made.returncode, made.stderr) == (0, b"")
     assert rb"n\udce9ve.mp4: 144x96, 9 frames at 8 per second" in made.stdout
     assert sorted(os.listdir(folder)) == [b"m\xe9.png", b"n\xe9ve.mp4"]

@@ -1,6 +1,6 @@
 """The official checkpoints, counted from their shapes: parameters, arithmetic of a step, and what fits which memory.
 
-python -m consisid.bench.tools.models --output docs/models.md
+python tests/support/count_models.py --output docs/models.md
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from consisid.bench.core.flops import decode_flops, step_cost, text_flops
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory import planner
@@ -20,8 +21,6 @@ from consisid.engine.shapes import VideoShape
 from consisid.engine.util.cli import run
 from consisid.engine.util.files import atomic_file
 from consisid.engine.variants import PREVIEW, V1_5, Variant
-
-from ..core.flops import decode_flops, step_cost, text_flops
 
 GIB = 2**30
 MODELS = (PREVIEW, V1_5)
@@ -90,7 +89,7 @@ def text() -> Iterator[str]:
     tables = [counted(variant) for variant in MODELS]
     yield "# The official checkpoints, counted"
     yield ""
-    yield "`python -m consisid.bench.tools.models --output docs/models.md`; counted, nothing was measured."
+    yield "`python tests/support/count_models.py --output docs/models.md`; counted, nothing was measured."
     yield "49 frames of 720x480."
     yield ""
     yield f"| | {' | '.join(variant.hub_id or variant.name for variant in MODELS)} |"
@@ -109,7 +108,7 @@ def text() -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser("consisid.bench.tools.models", description=__doc__)
+    p = argparse.ArgumentParser("count_models", description=__doc__)
     p.add_argument("--output", type=Path, required=True, help="the markdown file to write")
     options = p.parse_args(arguments)
 
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with atomic_file(options.output) as aside:
             aside.write_text(content)
 
-    return run("consisid.bench.tools.models", write)
+    return run("count_models", write)
 
 
 if __name__ == "__main__":
