@@ -23,6 +23,8 @@ class _Config:
     """
 
     FIXED: ClassVar[Mapping[str, Any]] = {}
+    # What the class that a file is of has where the file says nothing, if that is not the field's own default.
+    ABSENT: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -30,15 +32,20 @@ class _Config:
         for name, value in cls.FIXED.items():
             if values.get(name, value) != value:
                 raise Unreadable(f"{name} has to be {value}, this is {shorten(repr(values[name]), 40)}")
-        return validate(cls, dict(values))
+        return validate(cls, {**cls.ABSENT, **values})
 
 
 @dataclass(frozen=True)
 class TransformerConfig(_Config):
-    """transformer/config.json of diffusers' ConsisIDTransformer3DModel; the defaults are the preview checkpoint's."""
+    """transformer/config.json of ConsisIDTransformer3DModel, diffusers' and the authors'; the defaults are the preview
+    checkpoint's. `patch_bias` is of patches within a frame: a linear layer over several has a bias anyway."""
 
     FIXED: ClassVar[Mapping[str, Any]] = {
         "activation_fn": "gelu-approximate", "timestep_activation_fn": "silu", "norm_elementwise_affine": True
+    }  # fmt: skip
+    ABSENT: ClassVar[Mapping[str, Any]] = {
+        "num_attention_heads": 30, "in_channels": 16, "num_layers": 30, "use_rotary_positional_embeddings": False,
+        "use_learned_positional_embeddings": False, "is_train_face": False,
     }  # fmt: skip
 
     num_attention_heads: Count = 48

@@ -72,10 +72,11 @@ class Variant:
             "the text encoder's d_model and text_embed_dim": (x.d_model, t.text_embed_dim),
             "in_channels and twice the VAE's latent_channels": (t.in_channels, 2 * vae.latent_channels),
             "out_channels and the VAE's latent_channels": (t.out_channels, vae.latent_channels),
-            "temporal_compression_ratio of transformer and VAE": (
+        }
+        if t.use_learned_positional_embeddings or not t.use_rotary_positional_embeddings:  # which count frames by it
+            pairs["temporal_compression_ratio of transformer and VAE"] = (
                 t.temporal_compression_ratio, vae.temporal_compression_ratio,
-            ),
-        }  # fmt: skip
+            )  # fmt: skip
         if t.ofs_embed_dim:
             pairs["ofs_embed_dim and time_embed_dim"] = (t.ofs_embed_dim, t.time_embed_dim)
         if t.is_train_face and faces:
@@ -139,6 +140,23 @@ def variant_named(name: str) -> Variant:
     if name not in VARIANTS:
         raise CheckpointError(f"There is no variant called {name!r}; the variants are {', '.join(VARIANTS)}.")
     return VARIANTS[name]
+
+
+USUAL = (480, 720, 49)  # height, width and frames that the reference's call asks for by itself
+
+
+def own_size(transformer: TransformerConfig, vae: VaeConfig) -> tuple[int, int, int]:
+    """Height, width and frames of a video where nobody asks for others: of the table's row with this transformer, else
+    what it was trained at. A grid that is counted from its corner (CogVideoX-1.5) is larger than what a model was
+    trained at: there it is the usual size, as far as the grid reaches."""
+    row = VARIANTS.get(name_of(transformer))
+    if row is not None:
+        return row.height, row.width, row.num_frames
+    ratio, frames = vae.spatial_ratio, 2 * vae.temporal_compression_ratio
+    size = transformer.sample_height * ratio, transformer.sample_width * ratio, transformer.sample_frames
+    if transformer.patch_size_t is not None:
+        size = min(size[0], USUAL[0]), min(size[1], USUAL[1]), min(size[2], USUAL[2])
+    return size[0], size[1], (size[2] - 1) // frames * frames + 1
 
 
 def name_of(transformer: TransformerConfig) -> str:

@@ -21,6 +21,7 @@ from consisid.engine.manifest import (
     provenance,
     weights_hash,
 )
+from consisid.engine.networks.positions import check_positions
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
 from consisid.engine.util.files import as_path
@@ -88,6 +89,7 @@ def build(
         raise InputError(f"output={shown(str(output))} is no name of a folder to make; give one.")
     source = Source.find(checkpoint, random_weights, bundle, variant)
     shape = VideoShape.of(source.variant, height, width, num_frames)
+    check_positions(source.variant.transformer, shape)
     with staging(Path(output), source.identity) as work:
         opened = source.open(work.folder)
         weights = describe_weights(opened)

@@ -18,6 +18,7 @@ from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.device import device_memory_free
 from consisid.engine.memory.planner import plan
 from consisid.engine.memory.simulate import machine_named
+from consisid.engine.networks.positions import check_positions
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
 
@@ -78,6 +79,7 @@ def describe_plan(
     kind = "cuda" if targets else place.type
     source = Source.find(checkpoint, random_weights, bundle=False, weights=variant)
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
+    check_positions(source.variant.transformer, shape)
     dtype = dtype or ("float32" if kind == "cpu" else "bfloat16")
     runs_on = ", ".join(targets) or str(place)
     lines = [

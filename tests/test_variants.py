@@ -1,16 +1,20 @@
 """The full-size models: parameter counts on the meta device, and names and shapes against diffusers' own classes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.embeddings import Timesteps
 
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.reading import Checkpoint
+from consisid.engine.configs import TransformerConfig
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
+from consisid.engine.networks.transformer import timestep_embedding
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW, TINY, TINY_1_5, V1_5, VARIANTS, Variant
+from consisid.engine.variants import PREVIEW, TINY, TINY_1_5, V1_5, VARIANTS, Variant, own_size
 
 # Millions of parameters of the preview checkpoint.
 MILLIONS = {
@@ -86,6 +90,29 @@ def test_a_1_5_checkpoint_is_recognised_by_its_fields(tmp_path):
     assert (found.name, found.transformer, found.vae) == ("tiny-1.5", TINY_1_5.transformer, TINY_1_5.vae)
     shape = VideoShape.of(V1_5, 480, 720, 49)
     assert (shape.latent_frames, shape.loop_frames, shape.video_tokens) == (13, 14, 9450)
+
+
+def test_a_model_of_ones_own_is_as_large_as_its_positions_or_the_usual_video():
+    """A grid that is counted from its corner is larger than what anybody trains."""
+    tuned = replace(V1_5.transformer, is_kps=True)
+    assert own_size(tuned, V1_5.vae) == (480, 720, 49)
+    assert own_size(replace(tuned, sample_height=40, sample_frames=20), V1_5.vae) == (320, 720, 17)
+    assert own_size(replace(PREVIEW.transformer, is_kps=True, sample_width=80), PREVIEW.vae) == (480, 640, 49)
+
+
+def test_what_a_configuration_does_not_say_is_as_its_class_has_it():
+    read = TransformerConfig.read({})
+    assert (read.num_attention_heads, read.num_layers, read.in_channels) == (30, 30, 16)
+    found = read.use_rotary_positional_embeddings, read.use_learned_positional_embeddings, read.is_train_face
+    assert found == (False, False, False)
+
+
+@pytest.mark.parametrize("dim", [32, 33])
+@pytest.mark.parametrize("flip", [True, False])
+def test_sinusoids_are_diffusers(dim, flip):
+    steps = torch.tensor([0.0, 2.0, 311.0])
+    theirs = Timesteps(dim, flip, 1)(steps)
+    assert (timestep_embedding(steps, dim, flip, 1) - theirs).abs().max() < 1e-6
 
 
 def test_tiny_has_the_sizes_of_the_contract():

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..networks.eva import eva_arguments
 from ..networks.retinaface import retinaface_backbone
 from ..util.parsing import Unreadable, read_object, shorten
-from ..variants import Variant, name_of, variant_named
+from ..variants import Variant, name_of, own_size
 from .face_files import FACE_FILES, FACE_FOLDER, FACE_STATES, locate_face_file, read_face_state
 from .part_tensors import PartTensors, StateTensors, StoredTensors
 from .weight_files import FLOATS, WeightFiles, choose_weights, has_variant
@@ -138,22 +138,17 @@ class Checkpoint:
         vae: VaeConfig = self._read(VaeConfig, "vae")
         for part in FACE_FILES if transformer.is_train_face else ():
             self.face_path(part)
-        ratio = vae.spatial_ratio
-        size = transformer.sample_height * ratio, transformer.sample_width * ratio, transformer.sample_frames
-        name = name_of(transformer)
-        if name != "custom":
-            row = variant_named(name)
-            size = row.height, row.width, row.num_frames
+        height, width, frames = own_size(transformer, vae)
         found = Variant(
-            name=name,
+            name=name_of(transformer),
             transformer=transformer,
             vae=vae,
             text=self._read(TextConfig, "text_encoder"),
             eva=self._eva_config(),
             retinaface=retinaface_backbone(self._state("retinaface")) if self._has_face("retinaface") else "resnet50",
-            height=size[0],
-            width=size[1],
-            num_frames=size[2],
+            height=height,
+            width=width,
+            num_frames=frames,
         )
         try:
             found.check()

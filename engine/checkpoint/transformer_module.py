@@ -3,19 +3,18 @@
 TINY_1_5 is written from it, and a pipeline of a 1.5 checkpoint has it as its transformer. The engine never runs it.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 import diffusers
-import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..configs import TransformerConfig
-from .reading import Checkpoint
 
 ADDED: Mapping[str, Any] = {"patch_size_t": None, "patch_bias": True, "ofs_embed_dim": None}
 """Settings that diffusers' class does not have, and what it does."""
@@ -28,46 +27,47 @@ def needs_own_module(config: Mapping[str, Any]) -> bool:
 
 def module_of(config: TransformerConfig) -> nn.Module:
     """A transformer with weights as PyTorch draws them, of diffusers' class where it has one."""
-    if needs_own_module(asdict(config)):
-        return ConsisIDTransformer3DModel.of(config)
-    plain: nn.Module = diffusers.ConsisIDTransformer3DModel(**_own_settings(config))
+    settings = asdict(config)
+    if needs_own_module(settings):
+        return ConsisIDTransformer3DModel(**settings)
+    plain: nn.Module = diffusers.ConsisIDTransformer3DModel(**{k: v for k, v in settings.items() if k not in ADDED})
     return plain
 
 
-def _own_settings(config: TransformerConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name not in ADDED}
+def _signature() -> inspect.Signature:
+    own = inspect.signature(diffusers.ConsisIDTransformer3DModel.__init__)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=plain) for name, plain in ADDED.items()]
+    return own.replace(parameters=[*own.parameters.values(), *added])
 
 
 class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
-    """The transformer of ConsisID-1.5. `of` makes one; the constructor is diffusers' and makes the preview's."""
+    """The transformer of ConsisID-1.5.
 
-    @classmethod
-    def of(cls, config: TransformerConfig) -> Self:
-        """With weights as PyTorch draws them."""
-        model = cls(**_own_settings(config))
-        embed = model.patch_embed
-        model.patch_embed = CogVideoXPatchEmbed(
-            config.patch_size, config.patch_size_t, config.in_channels, config.inner_dim, config.text_embed_dim,
+    Args:
+        settings: diffusers' and those of ADDED, by name.
+    """
+
+    def __init__(self, **settings: Any):
+        added = {name: settings.pop(name, plain) for name, plain in ADDED.items()}
+        super().__init__(**settings)
+        self.register_to_config(**added)
+        config = self.config
+        width = config.num_attention_heads * config.attention_head_dim
+        self.patch_embed = CogVideoXPatchEmbed(
+            config.patch_size, config.patch_size_t, config.in_channels, width, config.text_embed_dim,
             config.patch_bias, config.sample_width, config.sample_height, config.sample_frames,
             config.temporal_compression_ratio, config.max_text_seq_length, config.spatial_interpolation_scale,
-            config.temporal_interpolation_scale, embed.use_positional_embeddings,
-            embed.use_learned_positional_embeddings,
+            config.temporal_interpolation_scale, not config.use_rotary_positional_embeddings,
+            config.use_learned_positional_embeddings,
         )  # fmt: skip
         if config.ofs_embed_dim:
-            model.ofs_proj = Timesteps(config.ofs_embed_dim, config.flip_sin_to_cos, config.freq_shift)
-            model.ofs_embedding = TimestepEmbedding(config.ofs_embed_dim, config.ofs_embed_dim)
-        model.proj_out = nn.Linear(config.inner_dim, config.patch_channels * config.out_channels)
-        model.register_to_config(**{name: getattr(config, name) for name in ADDED})
-        return model
+            self.ofs_proj = Timesteps(config.ofs_embed_dim, config.flip_sin_to_cos, config.freq_shift)
+            self.ofs_embedding = TimestepEmbedding(config.ofs_embed_dim, config.ofs_embed_dim)
+        numbers = (config.patch_size_t or 1) * config.patch_size**2 * config.out_channels
+        self.proj_out = nn.Linear(width, numbers)
 
-    @classmethod
-    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> Self:
-        """With the weights of a checkpoint, on the CPU."""
-        with torch.device("meta"):
-            model = cls.of(checkpoint.transformer)
-        state = {name: checkpoint.tensor("transformer", name).to(dtype) for name in model.state_dict()}
-        model.load_state_dict(state, assign=True)
-        return model.eval()
+    # What diffusers reads of the constructor to know which settings of a config.json it takes.
+    __init__.__signature__ = _signature()  # type: ignore[attr-defined]
 
     @apply_lora_scale("attention_kwargs")
     def forward(

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..configs import VaeConfig
+from ..errors import InputError
 from ..runtime.executor import GraphExecutor
 from ..sampling import draw
 from ..shapes import VideoShape
@@ -68,4 +69,6 @@ def first_frames(
         scale = vae.scaling_factor if latents else vae.image_scale
         latents.append((found[0] if len(found) == 1 else torch.cat(found)) * scale)
     begin = torch.cat(latents, dim=1)
+    if len(latents) > shape.loop_frames:
+        raise InputError("Key points take a latent frame of their own; ask for 9 frames or more.")
     return F.pad(begin, (0, 0) * 3 + (0, shape.loop_frames - len(latents)))

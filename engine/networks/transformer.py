@@ -36,7 +36,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
     angles = timesteps[:, None].float() * exponent.exp()
     pair = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
-    return torch.cat(pair, dim=-1)
+    return F.pad(torch.cat(pair, dim=-1), (0, dim % 2))  # an odd one ends with a zero
 
 
 def _embedding(inputs: int, outputs: int) -> nn.ModuleDict:

@@ -21,7 +21,7 @@ from ..text import TextEncoder, Tokenizer, warn_of_cut
 from ..util.files import sha256
 from ..util.machine import provenance
 from ..util.parsing import Unreadable
-from ..variants import Variant, name_of
+from ..variants import Variant, name_of, own_size
 
 SOURCE = "components"
 Modules = Mapping[str, nn.Module | None]
@@ -254,14 +254,11 @@ def variant_of(modules: Mapping[str, nn.Module], text_length: int, faces: Checkp
     if "text_encoder" not in read:
         text = replace(text, d_model=transformer.text_embed_dim)
     known = faces.variant if faces is not None else None
-    ratio = vae.spatial_ratio
-    frames = 2 * vae.temporal_compression_ratio
     found = Variant(
         name_of(transformer), replace(transformer, max_text_seq_length=text_length), vae, text,
         known.eva if known else EvaConfig(width=transformer.LFE_vit_dim),
         known.retinaface if known else "resnet50",
-        transformer.sample_height * ratio, transformer.sample_width * ratio,
-        (transformer.sample_frames - 1) // frames * frames + 1,
+        *own_size(transformer, vae),
     )  # fmt: skip
     try:
         if set(read) == set(PARTS):

@@ -220,6 +220,10 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
             own = dtype or engine.dtype
             videos = [batch_size // len(image)] * len(image)
             begin = first_frames(moments, videos, generator, shape, engine.variant.vae)
+            if shape.padding:
+                # Asked for frames that the caller has not padded, which a call never does, the reference repeats the
+                # image in front.
+                begin = torch.cat((begin[:, : shape.padding], begin[:, : -shape.padding]), dim=1)
             size = batch_size, shape.loop_frames, num_channels_latents, shape.latent_height, shape.latent_width
             noise = latents if latents is not None else draw(size, generator, engine.device, own)
         where = device or engine.device

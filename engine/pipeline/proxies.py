@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..api import ConsisID
-from ..checkpoint.reading import Checkpoint
+from ..checkpoint.weight_files import has_variant
 from ..errors import InputError
 
 
@@ -25,6 +25,8 @@ class Kind:
         return getattr(import_module(self.library), self.name)
 
 
+# Options of from_pretrained that say where files come from.
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 KINDS: Mapping[str, Kind] = {
     "transformer": Kind("diffusers", "ConsisIDTransformer3DModel"),
     "vae": Kind("diffusers", "AutoencoderKLCogVideoX"),
@@ -37,22 +39,23 @@ def own_transformer(name: str, options: Mapping[str, Any]) -> Any:
     """The transformer of a checkpoint's folder or hub id where diffusers has no class for it, else None.
 
     Args:
-        options: of from_pretrained; those that say which files and which dtype are kept to.
+        options: of from_pretrained; those that say which files, from where and in which dtype are kept to.
     """
     import diffusers
 
     from ..checkpoint import transformer_module
 
-    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-    given = {key: options[key] for key in places if key in options}
+    given = {key: options[key] for key in PLACES if key in options}
     config = diffusers.ConsisIDTransformer3DModel.load_config(name, subfolder="transformer", **given)
     if not transformer_module.needs_own_module(config):
         return None
     asked = options.get("dtype", options.get("torch_dtype"))
     if isinstance(asked, Mapping):
         asked = asked.get("transformer", asked.get("default"))
-    checkpoint = Checkpoint.find(name, options.get("variant"))
-    return transformer_module.ConsisIDTransformer3DModel.load(checkpoint, asked or torch.float32)
+    given |= {key: options[key] for key in ("variant", "use_safetensors") if key in options}
+    return transformer_module.ConsisIDTransformer3DModel.from_pretrained(
+        name, subfolder="transformer", torch_dtype=asked, **given
+    )
 
 
 class EngineComponent:
@@ -97,7 +100,12 @@ class EngineComponent:
         folder = self.engine.checkpoint.path / self.part
         if not folder.is_dir() or not any(folder.iterdir()):
             raise InputError(f"The engine of {self.engine.folder} has random weights and no {self.part} to load.")
-        options = {} if self.part == "tokenizer" else {"torch_dtype": self.engine.dtype}
+        options: dict[str, Any] = {}
+        if self.part != "tokenizer":
+            options = {"torch_dtype": self.engine.dtype}
+            weights = self.engine.checkpoint.weights
+            if weights and has_variant([file.name for file in folder.iterdir()], weights):
+                options["variant"] = weights
         if self.part == "transformer":
             own = own_transformer(str(folder.parent), options)
             if own is not None:

@@ -1,6 +1,8 @@
 """Small models of the 1.5 kind: against what the authors' pipeline made of them (docs/parity-1.5.md), and against
 themselves in every way in which an engine runs."""
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -22,10 +24,13 @@ from support.autoencoders import without_posterior_noise
 from support.loras import MODULES, lora
 from support.reference import FRAMES, LATENTS, PROMPT
 
+from consisid.bench.core.baselines import NoBaselineError, open_pipeline
 from consisid.bench.core.inputs import identity
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.decode.image import first_frames
 from consisid.engine.errors import InputError
+from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY_1_5
 from consisid.export import build
 
@@ -121,16 +126,18 @@ def test_guidance_in_two_passes_is_the_same(tiny_1_5, person):
     assert (latents(tiny_1_5, person, cfg="sequential") - latents(tiny_1_5, person)).abs().max() < LATENTS
 
 
-def test_a_lora_comes_and_goes(tiny_1_5, person):
-    """Bit by bit A, B, A; its patch embedding is a linear layer and the ofs embedding has LoRAs too."""
+def test_loras_come_and_go(tiny_1_5, person):
+    """Bit by bit A, B, A and without; its patch embedding is a linear layer and the ofs embedding has LoRAs too."""
     before = latents(tiny_1_5, person)
-    tiny_1_5.load_lora_weights(lora(tiny_1_5.checkpoint, modules=(*MODULES, "ofs_embedding.linear_1")))
-    changed = latents(tiny_1_5, person)
-    assert (changed - before).abs().max() > 0.1
-    tiny_1_5.disable_lora()
-    assert torch.equal(latents(tiny_1_5, person), before)
-    tiny_1_5.enable_lora()
-    assert torch.equal(latents(tiny_1_5, person), changed)
+    for seed, name in enumerate("ab"):
+        state = lora(tiny_1_5.checkpoint, seed, modules=(*MODULES, "ofs_embedding.linear_1"))
+        tiny_1_5.load_lora_weights(state, adapter_name=name)
+    found = []
+    for name in "aba":
+        tiny_1_5.set_adapters(name)
+        found.append(latents(tiny_1_5, person))
+    assert torch.equal(found[0], found[2])
+    assert min((one - other).abs().max() for one, other in ((found[0], before), (found[0], found[1]))) > 0.1
     tiny_1_5.unload_lora_weights()
     assert torch.equal(latents(tiny_1_5, person), before)
 
@@ -139,6 +146,28 @@ def test_more_than_the_positions_reach_is_refused(tiny_1_5, person):
     assert latents(tiny_1_5, person, height=192, width=192).shape[-2:] == (24, 24)
     with pytest.raises(InputError, match=r"positions for 192x192 \(height x width\) at most and cannot make 208x96"):
         latents(tiny_1_5, person, height=208, width=96)
+
+
+def test_a_size_without_positions_is_refused_before_anything_is_built(folder_of, tmp_path):
+    checkpoint = folder_of(TINY_1_5.name).with_name("checkpoint")
+    for options in ({"height": 208}, {"width": 208}):
+        with pytest.raises(InputError, match="positions for 192x192"):
+            build(checkpoint, tmp_path / "engine", backend="eager", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_diffusers_is_no_baseline(tiny_1_5):
+    with pytest.raises(NoBaselineError, match=r"no class for the transformer of the tiny-1\.5 model"):
+        open_pipeline(tiny_1_5, torch.float32)
+
+
+def test_key_points_need_a_latent_frame_of_their_own():
+    variant = models()["random 2"]
+    assert variant.transformer.is_kps
+    moments = [torch.zeros(1, 32, 1, 4, 6)] * 2
+    shape = VideoShape.of(replace(variant, transformer=replace(variant.transformer, patch_size_t=1)), 32, 48, 1)
+    with pytest.raises(InputError, match="Key points take a latent frame of their own"):
+        first_frames([moments], [1], torch.Generator(), shape, variant.vae)
 
 
 def test_latents_come_back_with_their_padding(tiny_1_5, person):

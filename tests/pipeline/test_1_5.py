@@ -8,10 +8,12 @@ import torch
 from diffusers import ConsisIDTransformer3DModel as Diffusers
 
 from consisid.bench.core.inputs import identity
-from consisid.engine import ConsisIDPipeline
+from consisid.engine import ConsisID, ConsisIDPipeline
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.transformer_module import ConsisIDTransformer3DModel
+from consisid.engine.errors import DeviceMemoryError
 from consisid.engine.networks.positions import rotary_tables
+from consisid.engine.pipeline.components import variant_of
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY_1_5
 
@@ -61,6 +63,27 @@ def test_from_pretrained_saved_and_compiled(pipe, checkpoint, tmp_path):
     assert isinstance(compiled.transformer.module, ConsisIDTransformer3DModel)
 
 
+def test_where_the_folder_does_not_open_the_modules_are_back(checkpoint, tmp_path, monkeypatch):
+    loaded = ConsisIDPipeline.from_pretrained(checkpoint)
+    expected = call(loaded)
+
+    def full(*given, **options):
+        raise DeviceMemoryError("There is no room.")
+
+    monkeypatch.setattr(ConsisID, "open", full)
+    with pytest.raises(DeviceMemoryError):
+        loaded.compile(tmp_path / "engine", backend="eager")
+    assert torch.equal(call(loaded), expected)
+
+
+def test_settings_make_the_module_again(pipe):
+    again = ConsisIDTransformer3DModel.from_config(pipe.transformer.config)
+    assert [x.shape for x in again.parameters()] == [x.shape for x in pipe.transformer.parameters()]
+    assert ADDED.items() <= again.config.items()
+    own = variant_of({"transformer": pipe.transformer, "vae": pipe.vae, "text_encoder": pipe.text_encoder}, 32, None)
+    assert (own.name, own.height, own.width, own.num_frames) == ("tiny-1.5", 96, 144, 17)
+
+
 def test_latents_and_frames_of_its_methods(pipe):
     image = torch.zeros(1, 3, 96, 144)
     generator = torch.Generator().manual_seed(0)
@@ -68,6 +91,8 @@ def test_latents_and_frames_of_its_methods(pipe):
     for frames in (9, 13):
         latents, begin = pipe.prepare_latents(image, 1, 16, frames, 96, 144, torch.float32, "cpu", generator)
         assert latents.shape == begin.shape == (1, 4, 16, 12, 18)
+        # The image, and before frames that were not padded the image once more.
+        assert [bool(frame.any()) for frame in begin[0]] == [True, frames == 9, False, False]
     assert pipe.decode_latents(call(pipe)[:, 1:]).shape == (1, 3, 9, 96, 144)
 
 
