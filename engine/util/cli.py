@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import ConsisIDError, one_line
@@ -22,9 +22,17 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use
 LATER = 0.02  # seconds until an interrupt that was swallowed comes again
 
 
+def installed_version() -> str:
+    """Of the package; "unknown" where the sources run without being installed."""
+    try:
+        return version("consisid")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Flags of every command: --version, --verbose and --quiet."""
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('consisid')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="say how the memory is planned too")
     loud.add_argument("-q", "--quiet", action="store_true", help="say warnings and errors only")

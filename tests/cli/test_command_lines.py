@@ -8,6 +8,7 @@ import sys
 import time
 import weakref
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -378,6 +379,16 @@ def test_version(name, capsys):
         import_module(MODULES[name]).main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"{name} {__version__}\n"
+
+
+def test_sources_that_are_not_installed_have_no_version(monkeypatch, capsys):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("consisid.engine.util.cli.version", missing)
+    with pytest.raises(SystemExit):
+        build_cli.main(["--version"])
+    assert capsys.readouterr().out == "consisid-build unknown\n"
 
 
 def test_the_engine_as_a_module():

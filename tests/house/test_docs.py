@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.count_models import MODELS, parameters
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -57,3 +58,14 @@ def test_the_two_roads_are_a_screen_each(file, most):
             left_out |= set(range(each.lineno, each.end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
     assert sum(bool(line.split("#")[0].strip()) for number, line in lines if number not in left_out) <= most
+
+
+@pytest.mark.parametrize("variant", MODELS, ids=lambda variant: variant.name)
+def test_counts_of_the_models_are_those_of_their_shapes(variant):
+    """The cheap part of docs/models.md."""
+    text = (ROOT / "docs" / "models.md").read_text()
+    column = 1 + MODELS.index(variant)
+    table = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
+    rows = {cells[1].strip(): cells[1 + column].strip() for cells in table}
+    found = parameters(variant)
+    assert {kind: rows[kind] for kind in found} == {kind: f"{count / 1e6:,.1f} M" for kind, count in found.items()}

@@ -9,6 +9,8 @@ import torch
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import PREVIEW, V1_5
 from consisid.kernels import describe, dispatch
 from consisid.kernels.aot import instructions
 from consisid.kernels.attention_others import BACKENDS, PACKAGES, reference
@@ -345,3 +347,17 @@ def test_a_row_of_measurements(monkeypatch):
     assert row["share_of_limit"] == pytest.approx(0.5)
     assert row["largest_difference_from_pytorch"] == 0
     assert set(row["milliseconds"]) == {"ours", "pytorch", "compiled"}
+
+
+@pytest.mark.parametrize(
+    "gpu", [("NVIDIA H200", (9, 0)), ("NVIDIA GeForce RTX 4090", (8, 9)), ("NVIDIA B200", (10, 0))]
+)
+def test_the_length_of_consisid_1_5_has_the_choice_of_the_previews(gpu):
+    """9,676 tokens, for which there is no row of its own; both are long."""
+    tokens = [
+        variant.transformer.max_text_seq_length + VideoShape.of(variant, None, None, None).video_tokens
+        for variant in (PREVIEW, V1_5)
+    ]
+    assert tokens == [17776, 9676]
+    preview, other = (dispatch.look_up(*gpu, torch.bfloat16, 64, count) for count in tokens)
+    assert preview == other
