@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.engines import ANY_SIZE
 
 from consisid.engine.backends import eager
+from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import BackendError
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
@@ -120,12 +122,13 @@ def test_what_was_asked_for_by_name_has_to_compile(monkeypatch, tmp_path):
         choose.compile_graph("inductor", GRAPH, tmp_path / "x", torch.device("cpu"), torch.float32, weights)
 
 
-def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path, tiny_checkpoint):
+def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path):
     broken = fake(fault=RuntimeError("too large"))
     monkeypatch.setattr(choose, "candidates", lambda graph, device: ("eager", "inductor"))
     monkeypatch.setattr(choose, "backend", {"eager": eager, "inductor": broken}.get)
     monkeypatch.setattr(choose, "RUNS", 1)
-    manifest = build(tiny_checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
+    checkpoint = write_checkpoint(ANY_SIZE, tmp_path / "checkpoint")
+    manifest = build(checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
     assert manifest == Manifest.read(tmp_path / "engine")
     for entry in manifest.graphs.values():
         assert entry.backend == "eager"

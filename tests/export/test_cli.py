@@ -26,9 +26,14 @@ def printed(folder):
 
 
 def test_each_graph_is_a_line_with_its_time(folder, printed):
-    lines = [line for line in printed[1].splitlines() if line.strip()]
-    assert [line.split()[0] for line in lines] == list(Manifest.read(folder).graphs)
-    assert all(re.fullmatch(r"  \w+ +\d+\.\d\d s  eager", line) for line in lines)
+    """And the place in the build with the time that is left."""
+    graphs = list(Manifest.read(folder).graphs)
+    begin = rf"consisid-build: building: graph (\d+) of {len(graphs)}, \d+ s"
+    lines = [
+        re.fullmatch(rf"{begin}(, about \d+ s left)?; (\w+) took \d+\.\d\d s with eager", line)
+        for line in printed[1].splitlines()
+    ]
+    assert [(int(line[1]), line[3]) for line in lines] == list(enumerate(graphs, 1))
 
 
 def test_list_says_what_a_folder_is(folder, printed, capsys):

@@ -5,8 +5,10 @@ from importlib import import_module
 
 import pytest
 import torch
+from support.engines import ANY_SIZE
 from torch.utils import cpp_extension
 
+from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.errors import BackendError
 from consisid.engine.manifest import Manifest
 from consisid.export import build, toolkit
@@ -133,7 +135,7 @@ def test_a_dry_run_says_it_too(use, monkeypatch):
         describe_plan("tiny", backend="inductor", device="cuda", **options)
 
 
-def test_auto_warns_once_and_the_manifest_keeps_the_reason(use, tmp_path, monkeypatch, tiny_checkpoint):
+def test_auto_warns_once_and_the_manifest_keeps_the_reason(use, tmp_path, monkeypatch):
     """On a CPU in the GPU's place: no graph is traced or compiled for inductor."""
     use(None)
     with pytest.warns(UserWarning, match="leaves inductor out, so that graphs stay eager: .*no CUDA toolkit") as said:
@@ -143,7 +145,8 @@ def test_auto_warns_once_and_the_manifest_keeps_the_reason(use, tmp_path, monkey
     monkeypatch.setattr(choose, "_make", lambda name, *rest: None if name == "eager" else pytest.fail(name))
     monkeypatch.setattr(choose, "candidates", lambda graph, device: choose.CANDIDATES)
     monkeypatch.setattr(choose, "RUNS", 1)
-    build(tiny_checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
+    checkpoint = write_checkpoint(ANY_SIZE, tmp_path / "checkpoint")
+    build(checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
     for entry in Manifest.read(tmp_path / "engine").graphs.values():
         assert entry.backend == "eager"
         assert "finds no CUDA toolkit" in entry.rejected["inductor"]

@@ -38,6 +38,9 @@ SHALLOW = replace(
     vae=replace(TINY.vae, layers_per_block=1, block_out_channels=(8, 8, 16, 16)),
 )
 
+# TINY without learned positions, which hold for its own size only.
+ANY_SIZE = replace(TINY, name="custom", transformer=replace(TINY.transformer, use_learned_positional_embeddings=False))
+
 
 def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that is made once per session, whichever of the parallel workers asks first."""
