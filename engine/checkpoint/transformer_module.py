@@ -15,6 +15,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..configs import TransformerConfig
+from ..errors import InputError
 
 ADDED: Mapping[str, Any] = {"patch_size_t": None, "patch_bias": True, "ofs_embed_dim": None}
 """Settings that diffusers' class does not have, and what it does."""
@@ -87,6 +88,9 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
             image_rotary_emb: cos and sin, each [V, D].
             attention_kwargs: {"scale": ...} of the LoRAs that PEFT has put in.
             id_cond, id_vit_hidden: of the person.
+
+        Raises:
+            InputError: no person, for a model that draws one.
         """
         config, dtype = self.config, hidden_states.dtype
         temb = self.time_embedding(self.time_proj(timestep).to(dtype), timestep_cond)
@@ -95,7 +99,9 @@ class ConsisIDTransformer3DModel(diffusers.ConsisIDTransformer3DModel):
         joint = self.embedding_dropout(self.patch_embed(encoder_hidden_states, hidden_states))
         text, video = joint.tensor_split((encoder_hidden_states.shape[1],), dim=1)
         face = None
-        if config.is_train_face and id_cond is not None:
+        if config.is_train_face:
+            if id_cond is None:
+                raise InputError("This model draws a person: give id_cond and id_vit_hidden.")
             face = self.local_facial_extractor(id_cond.to(dtype), [each.to(dtype) for each in id_vit_hidden or ()])
         for index, block in enumerate(self.transformer_blocks):
             video, text = block(video, text, temb, image_rotary_emb)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,6 +163,28 @@ def test_opening_compiles_nothing_and_imports_no_models(compiled_folder, tmp_pat
     command = [sys.executable, "-c", OPEN, str(compiled_folder), str(person)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert result.stdout.split() == ["0", "0"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"cfg": "sequential"}])
+def test_a_whole_engine_of_patches_over_time(engines_1_5, options):
+    """Only the order of additions differs, as above."""
+    person, options = random_identity(TINY_1_5), {"seed": 5, "num_inference_steps": 3, **options}
+    right, found = (engine.generate(person, PROMPT, output_type="latent", **options).latents for engine in engines_1_5)
+    assert (found - right).abs().max() < 1e-4
+    frames = [engine.generate(person, PROMPT, **options).frames.astype(int) for engine in engines_1_5]
+    assert abs(frames[0] - frames[1]).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def engines_1_5(tmp_path_factory):
+    """Eager, and with every graph but those of photographs compiled, of one chunk of frames."""
+    folder = tmp_path_factory.mktemp("whole-1.5")
+    variant = replace(TINY_1_5, name="custom", num_frames=9, vae=replace(SHALLOW.vae, invert_scale_latents=True))
+    checkpoint = write_checkpoint(variant, folder / "checkpoint")
+    build(checkpoint, folder / "eager", backend="eager", num_frames=9)
+    build_in_part(checkpoint, folder / "compiled", lambda name: name not in PHOTO, num_frames=9)
+    return [ConsisID.open(folder / name) for name in ("eager", "compiled")]
 
 
 GRAPHS_1_5 = graph_table(V1_5, VideoShape.of(V1_5, None, None, None))

@@ -11,7 +11,7 @@ from consisid.bench.core.inputs import identity
 from consisid.engine import ConsisID, ConsisIDPipeline
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.checkpoint.transformer_module import ConsisIDTransformer3DModel
-from consisid.engine.errors import DeviceMemoryError
+from consisid.engine.errors import DeviceMemoryError, InputError
 from consisid.engine.networks.positions import rotary_tables
 from consisid.engine.pipeline.components import variant_of
 from consisid.engine.shapes import VideoShape
@@ -116,6 +116,14 @@ def test_the_module_predicts_what_the_graphs_do(pipe):
     given = condition(networks, positions, text, image, extract_face(networks, person))
     ours = predict(networks, latents, 0, time_table(networks, step), given)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_the_module_wants_a_person(pipe):
+    with pytest.raises(InputError, match="give id_cond and id_vit_hidden"):
+        pipe.transformer(
+            torch.zeros(1, 4, 32, 12, 18), torch.zeros(1, 32, 64), torch.tensor([1]), ofs=torch.tensor([2.0]),
+            image_rotary_emb=tuple(torch.zeros(108, 64) for _ in range(2)),
+        )  # fmt: skip
 
 
 def test_diffusers_has_no_class_for_it():
