@@ -83,6 +83,7 @@ def condition(
     """Everything that is the same in all steps of a video, on the device; face: keys and values."""
     text = project_text(networks, positions, prompt_embeds)  # first: with it the weights of the stage before leave
     image = embed_image(networks, positions, image_latents)
+    networks.weights.tidy()  # of 100 MiB pieces, before what is small and stays
     cos, sin = positions.cos.to(networks.device), positions.sin.to(networks.device)
     keys, values = ([x.to(networks.device) for x in each] for each in face)
     return Conditioning(text, image, cos, sin, keys, values)

@@ -189,6 +189,7 @@ class Run:
     def stage(self, name: str) -> Iterator[None]:
         """A stage of the run, timed."""
         self.stage_name, copy_stream = name, self.engine.weights.copy_stream
+        self.engine.weights.tidy()
         LOG.info("%s: %s", name, self.request.shape)
         if name == "denoise":
             copy_stream.stalls()

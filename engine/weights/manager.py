@@ -165,6 +165,12 @@ class WeightManager:
                 torch.cuda.empty_cache()  # what the next stage asks for has other sizes
                 torch.cuda.reset_peak_memory_stats(self.device)
 
+    def tidy(self) -> None:
+        """What earlier stages have let go of goes back to the device, where a plan counts what is reserved: a small
+        tensor that is made next would be placed in a large piece of it, which it would keep."""
+        if self.plan is not None and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def note_peak(self) -> None:
         """Remember what the present stage reserved, and count anew."""
         if self.device.type == "cuda":

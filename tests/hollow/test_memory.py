@@ -7,6 +7,8 @@ import torch
 from hollow.calls import Flags, Kind
 
 from consisid.engine import ConsisID, ConsisIDError
+from consisid.engine.conditioning import condition_people, embed_image
+from consisid.engine.run.frames import decoded
 
 from .conftest import OPTIONS, PROMPT, WIDE, build_once
 
@@ -125,6 +127,44 @@ def test_random_weights_are_drawn_on_the_host(hollow, wide_folder):
     engine = ConsisID.open(wide_folder, device="cuda")
     assert torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated() <= MIB
     del engine
+
+
+def leave(result=None):
+    """A large piece of memory, let go of."""
+    torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    return result
+
+
+def left():
+    """Whether the allocator still has it."""
+    return any(s["total_size"] == 64 * MIB and not s["allocated_size"] for s in torch.cuda.memory_snapshot())
+
+
+def test_a_stage_begins_without_what_others_have_let_go_of(monkeypatch, folder, person):
+    """At full size the image's tokens: the latents to decode would be placed in their 104 MiB, and keep them."""
+    engine, found = ConsisID.open(folder, device="cuda", memory="4GiB"), []
+
+    def look(run, latents):
+        found.append(left())
+        return decoded(run, latents)
+
+    monkeypatch.setattr("consisid.engine.api.decoded", look)
+    engine.generate(person, PROMPT, callback_on_step_end=lambda *_: leave({}), **{**OPTIONS, "output_type": "uint8"})
+    assert found == [False]
+
+
+def test_the_face_is_not_placed_in_what_the_image_has_left(monkeypatch, folder, person):
+    engine, found = ConsisID.open(folder, device="cuda", memory="4GiB"), []
+
+    def look(*given):
+        conditions = condition_people(*given)
+        found.append(left())
+        return conditions
+
+    monkeypatch.setattr("consisid.engine.conditioning.embed_image", lambda *given: leave(embed_image(*given)))
+    monkeypatch.setattr("consisid.engine.api.condition_people", look)
+    engine.generate(person, PROMPT, **OPTIONS)
+    assert found == [False]
 
 
 @pytest.fixture(scope="module")

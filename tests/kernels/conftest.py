@@ -51,6 +51,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def unwritten() -> Iterator[None]:
+    """What a kernel does not write is NaN, and not what an earlier test has left in that memory: the right values."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[Callable[[str, str, str], ModuleType]]:
     """broken("joint_attention", right, wrong): the file of a kernel again, with a fault put into its source."""
