@@ -43,6 +43,9 @@ class Weights(Protocol):
     def expect(self, stage: str, passes: int) -> None:
         """From now on a stage of graphs.table.STAGES that begins goes through its weights so many times; else once."""
 
+    def tidy(self) -> None:
+        """Large tensors have been let go of, and small ones that stay are made next."""
+
 
 class Held(dict[str, Sequence[Sequence[Tensor]]]):
     """Weights that are simply there: by graph, per layer the tensors of a call."""
@@ -64,6 +67,9 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     def expect(self, stage: str, passes: int) -> None:
         """They stay, however often they are used."""
+
+    def tidy(self) -> None:
+        """There is no plan of the memory."""
 
 
 class GraphExecutor(ABC):
