@@ -21,6 +21,7 @@ from .run.person import identified, person_of
 from .run.recovery import outside_runs, run_with_oom_retry
 from .run.request import Request
 from .run.run import Run
+from .run.settings import settings_of
 from .video import Video
 
 
@@ -104,7 +105,7 @@ class ConsisID(Engine):
         final = self._latents(run, people, aligned)
         with run.stage("decode"):
             frames = decoded(run, final[:, run.request.shape.padding :] / self.variant.vae.scaling_factor)
-        return Video.several(frames, final, self.variant.fps, run.stats)
+        return Video.several(frames, final, self.variant.fps, run.stats, settings_of(run))
 
     def _latents(self, run: Run, who: Sequence[Identity | Photo], aligned: bool) -> Tensor:
         """The final latents [b, F, 16, h, w], padding included; what they were conditioned on leaves the device."""

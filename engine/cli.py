@@ -2,57 +2,119 @@
 
 import argparse
 import os
+import secrets
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .util.cli import add_common, run
+from .util.cli import add_common, run, show
+from .util.flags import HelpFormatter, parse
 
 # What --dynamic-cfg means to generate().
 DYNAMIC: dict[str, bool | str] = {"off": False, "reference": True, "step": "step"}
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("consisid-generate", description="Make a video of the person in a photo.")
-    add_common(p)
-    p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
+EXAMPLE = """example:
+  consisid-generate engines/preview --image me.jpg --prompt "A person walks through fresh snow." \\
+      --seed 42 --memory 8GiB --output out.mp4
+"""
+NEEDS = ("engine", "image", "prompt", "output")
+
+
+def parser(strict: bool = True) -> argparse.ArgumentParser:
+    """strict: what has to be given has to be on the command line."""
+    p = argparse.ArgumentParser(
+        "consisid-generate", description="Make a video of the person in a photo.", epilog=EXAMPLE,
+        formatter_class=HelpFormatter,
+    )  # fmt: skip
     p.add_argument(
-        "--image", required=True, nargs="+", metavar="PHOTO",
+        "engine", nargs=None if strict else "?", default=argparse.SUPPRESS,
+        help="engine folder made by consisid-build",
+    )  # fmt: skip
+    p.add_argument(
+        "--image", required=strict, nargs="+", metavar="PHOTO",
         help="path or address; of several photos the most typical is taken; or what --save-identity wrote",
     )  # fmt: skip
-    p.add_argument("--prompt", required=True, help="what the person does, and where; long and detailed works best")
-    p.add_argument("--negative-prompt", help="what to steer away from")
-    p.add_argument("--output", type=Path, required=True, help="the .mp4 to write")
-    p.add_argument("--seed", type=int, help="the same seed gives the same video")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
-    p.add_argument("--guidance-scale", type=float, default=6.0, help="weight of the prompt (default 6)")
-    p.add_argument("--height", type=int, help="default: what the engine was built for")
-    p.add_argument("--width", type=int)
-    p.add_argument("--num-frames", type=int)
-    p.add_argument("--device", help="default: what the engine was built for")
-    p.add_argument("--dynamic-cfg", choices=DYNAMIC, default="off", help="a weight of the prompt that changes")
-    p.add_argument("--cfg", help="batched or sequential: both halves of guidance at once (default: the memory decides)")
-    p.add_argument("--decode", help="whole (default without --memory), tiled, exact or tiled-reference")
-    p.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of --decode, in latent pixels")
+    p.add_argument("--prompt", required=strict, help="what the person does, and where; long and detailed works best")
     p.add_argument(
+        "--output", type=Path, required=strict, metavar="FILE",
+        help="the .mp4, .gif or .webp to write; frame_%%03d.png for every frame, .png or .jpg for one",
+    )  # fmt: skip
+    p.add_argument("--like", type=Path, metavar="MP4", help="as this video was made, in all that is not given")
+    video = p.add_argument_group("video")
+    video.add_argument("--negative-prompt", help="what to steer away from")
+    video.add_argument("--seed", type=int, help="the same seed gives the same video (default: drawn, and printed)")
+    video.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
+    video.add_argument(
+        "--guidance-scale", type=float, default=6.0, metavar="W", help="weight of the prompt (default 6)"
+    )
+    video.add_argument("--dynamic-cfg", choices=DYNAMIC, default="off", help="a weight of the prompt that changes")
+    video.add_argument("--height", type=int, metavar="H", help="in pixels (default: what the engine was built for)")
+    video.add_argument("--width", type=int, metavar="W", help="in pixels (default: what the engine was built for)")
+    video.add_argument("--num-frames", type=int, metavar="F", help="default: what the engine was built for")
+    person = p.add_argument_group("person")
+    person.add_argument(
         "--face", type=face_choice, default="largest", metavar="WHO",
         help="who is meant in the photo: largest, center, reference, a number from the left, or a box x0,y0,x1,y1",
     )  # fmt: skip
-    p.add_argument("--mode", default="crop", help="what the model sees: crop, the aligned face (default), or whole")
-    p.add_argument("--key-points", default="crop", help="drawn in the crop (default), or reference: in the photo")
-    p.add_argument("--save-crop", type=Path, help="also save the aligned face on white, as a picture")
-    p.add_argument("--save-identity", type=Path, help="also save the person as .safetensors, for --image")
-    p.add_argument("--lora", nargs="+", default=[], metavar="LORA", help=".safetensors files, folders or hub ids")
-    p.add_argument("--lora-weight", type=float, nargs="+", metavar="W", help="of --lora: one for all, or one each")
-    p.add_argument("--memory", help='budget of device memory: "8GiB", bytes, or "auto" (default: no limit)')
-    p.add_argument("--checkpoint", type=Path, help="file for finished steps; run the same command again to go on")
-    p.add_argument("--checkpoint-every", type=int, default=5, help="steps between two writings of it (default 5)")
-    p.add_argument("--on-oom", choices=("raise", "replan"), default="raise", help="replan: go on with less memory")
-    p.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
-    p.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
+    person.add_argument(
+        "--mode", default="crop", help="what the model sees: crop, the aligned face (default), or whole"
+    )
+    person.add_argument("--key-points", default="crop", help="drawn in the crop (default), or reference: in the photo")
+    person.add_argument("--aligned", action="store_true", help="the photo is an aligned face crop already")
+    person.add_argument("--save-crop", type=Path, metavar="FILE", help="also save the aligned face on white, a picture")
+    person.add_argument("--save-identity", type=Path, metavar="FILE", help="also save the person, for --image")
+    lora = p.add_argument_group("LoRA")
+    lora.add_argument("--lora", nargs="+", default=[], metavar="LORA", help=".safetensors files, folders or hub ids")
+    lora.add_argument("--lora-weight", type=float, nargs="+", metavar="W", help="of --lora: one for all, or one each")
+    machine = p.add_argument_group("machine")
+    machine.add_argument("--device", help="default: what the engine was built for")
+    machine.add_argument("--memory", help="of the device, at most: 8GiB, bytes, or auto (default: no limit)")
+    machine.add_argument("--cfg", help="batched or sequential: both halves of guidance at once (default: by memory)")
+    machine.add_argument("--decode", help="whole (default without --memory), tiled, exact or tiled-reference")
+    machine.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of --decode, in latent pixels")
+    machine.add_argument(
+        "--on-oom", choices=("raise", "replan"), default="raise", help="replan: go on with less memory"
+    )
+    machine.add_argument("--checkpoint", type=Path, metavar="FILE", help="of finished steps; the same command goes on")
+    machine.add_argument(
+        "--checkpoint-every", type=int, default=5, metavar="N", help="steps between two writings of it (default 5)"
+    )
+    machine.add_argument("--verify", action="store_true", help="hash the weights too before they are used")
+    after = p.add_argument_group("after the model")
+    after.add_argument("--fps", type=float, help="frames per second of the file (default: the model's)")
+    after.add_argument(
+        "--interpolate", nargs="?", const="minterpolate", metavar="HOW",
+        help="frames in between for --fps: minterpolate, ffmpeg's (default), or an .onnx file of RIFE",
+    )  # fmt: skip
+    after.add_argument("--upscale", metavar="HOW", help="a factor such as 2, or a file of Real-ESRGAN")
+    add_common(p)
     return p
+
+
+def like(file: Path) -> dict[str, Any]:
+    """The flags that make a video again, from what its file says; raises ValueError where it says nothing."""
+    from .util.video_files import read_settings
+
+    found = read_settings(file)
+    names = (
+        "prompt", "negative_prompt", "seed", "height", "width", "num_frames", "guidance_scale", "cfg", "decode", "tile",
+        *("image", "face", "mode", "key_points", "aligned", "lora", "lora_weight", "fps", "interpolate", "upscale"),
+    )  # fmt: skip
+    values = {name: found[name] for name in names if found.get(name) is not None}
+    if "num_inference_steps" in found:
+        values["steps"] = found["num_inference_steps"]
+    dynamic = [name for name, meaning in DYNAMIC.items() if meaning == found.get("use_dynamic_cfg", False)]
+    if not dynamic:
+        raise ValueError("it was not written by consisid")
+    values["dynamic_cfg"] = dynamic[0]
+    if isinstance(found.get("folder"), str):
+        values["engine"] = found["folder"]
+    return values
 
 
 def face_choice(text: str) -> str | int | tuple[float, ...]:
@@ -61,6 +123,13 @@ def face_choice(text: str) -> str | int | tuple[float, ...]:
         return int(text)
     with suppress(ValueError):
         return tuple(float(part) for part in text.split(",")) if "," in text else text
+    return text
+
+
+def factor(text: str | None) -> float | str | None:
+    """--upscale as save() takes it: a number, or the name of a file."""
+    with suppress(ValueError):
+        return None if text is None else float(text)
     return text
 
 
@@ -91,10 +160,21 @@ def load_loras(engine: Any, options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """The work of the command."""
     from .api import ConsisID
+    from .postprocess import interpolation, upscaling
+    from .util.mp4 import frame_rate
     from .util.progress import Progress
+    from .util.video_files import save_picture
 
     check_places(options)
-    engine = ConsisID.open(options.engine, options.device, memory=options.memory, verify=options.verify)
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    options.upscale = factor(options.upscale)
+    if options.interpolate is not None:
+        interpolation(options.interpolate)
+    if options.upscale is not None:
+        upscaling(options.upscale)
+    if options.fps is not None:
+        frame_rate(options.fps)
+    engine = ConsisID.open(Path(options.engine), options.device, memory=options.memory, verify=options.verify)
     load_loras(engine, options)
     person = person_of(engine, options)
     if options.save_crop is not None:
@@ -120,17 +200,32 @@ def generate(options: argparse.Namespace) -> None:
             cfg=options.cfg,
             decode=options.decode,
             tile=None if options.tile is None else tuple(options.tile),
-            seed=options.seed,
+            seed=seed,
             callback_on_step_end=step,
             output_type="stream",
             checkpoint=options.checkpoint,
             checkpoint_every=options.checkpoint_every,
             on_oom=options.on_oom,
         )
-    video.save(options.output)
+    given = ("image", "mode", "key_points", "aligned", "lora", "lora_weight", "fps", "interpolate", "upscale")
+    face = options.face if isinstance(options.face, str | int) else ",".join(map(str, options.face))
+    video.settings |= {"folder": options.engine, "face": face, **{name: getattr(options, name) for name in given}}
+    if options.like is not None:
+        compare_engines(options.like, video.settings)
+    video.save(options.output, options.fps, interpolate=options.interpolate, upscale=options.upscale)
     frames, height, width = video.shape
-    print(f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second")
-    print(video.stats.summary())
+    text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second, seed {seed}"
+    values = {"output": str(options.output), "settings": video.settings, "stats": asdict(video.stats)}
+    show(options, values, f"{text}\n{video.stats.summary()}")
+
+
+def compare_engines(file: Path, settings: dict[str, Any]) -> None:
+    """Warn where a video is made again by another engine."""
+    from .util.video_files import read_settings
+
+    before = read_settings(file).get("engine")
+    if before != settings["engine"]:
+        warnings.warn(f"{file} was made by another engine than {settings['folder']}: the video differs.", stacklevel=2)
 
 
 def check_places(options: argparse.Namespace) -> None:
@@ -141,11 +236,11 @@ def check_places(options: argparse.Namespace) -> None:
     """
     from .errors import InputError
     from .face import identity
-    from .util import mp4
     from .util.files import check_place
+    from .util.video_files import check_picture, check_target
 
     checks: dict[str, Callable[[Path], None]] = {
-        "output": mp4.check_target,
+        "output": check_target,
         "save_crop": check_picture,
         "save_identity": identity.check_target,
         "checkpoint": check_place,
@@ -161,53 +256,6 @@ def check_places(options: argparse.Namespace) -> None:
             raise InputError(f"{flag} {path} is the file of {other} too; give each a name of its own.")
 
 
-def picture_format(path: Path) -> str:
-    """Pillow's name of the format that a picture's ending stands for.
-
-    Raises:
-        InputError: it stands for none that is written.
-    """
-    from PIL import Image
-
-    from .errors import InputError
-
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise InputError(f"{path} cannot be written as a picture (unknown ending {path.suffix!r}); end it in .png.")
-    return kind
-
-
-def check_picture(path: Path) -> None:
-    """Whether a picture can be written at `path`, tried with a small one that has no name; raises InputError."""
-    from PIL import Image
-
-    from .util.files import check_place
-
-    kind = picture_format(path)
-    check_place(path, lambda file: write_picture(Image.new("RGB", (64, 64)), file, kind, path))
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Save a PIL image, whole or not at all; raises InputError."""
-    from .util.files import atomic_file
-
-    with atomic_file(path) as aside, aside.open("wb") as file:
-        write_picture(picture, file, picture_format(path), path)
-
-
-def write_picture(picture: Any, file: Any, kind: str, path: Path) -> None:
-    from .errors import InputError
-    from .util.files import unwritable
-
-    try:
-        picture.save(file, kind)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unwritable(path, error) from error
-        # Of formats that take no such picture, or need a program that is not there.
-        raise InputError(f"{path} cannot be written as a picture ({error}); end it in .png.") from error
-
-
 def interrupted(options: argparse.Namespace) -> str:
     """What an interrupt leaves behind."""
     if options.checkpoint is not None and os.path.exists(options.checkpoint):  # unlike Path's, no error for any name
@@ -217,7 +265,7 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
-    options = parser().parse_args(arguments)
+    options = parse(parser, "generate", NEEDS, arguments, {"like": like})
     imports = ("tqdm", "consisid.engine.api")
     return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports, options)
 

@@ -1,7 +1,7 @@
 """What generate returns, how it is saved, and where its time and memory went."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .postprocess import MINTERPOLATE, Interpolate, Upscale, interpolation, upscaling
 from .util import mp4
-from .util.files import as_path, atomic_file
+from .util import video_files as files
+from .util.files import as_path
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Video:
         stats: times and peaks; with "stream" without the decode until all frames have been read.
         latents: [F, 16, h, w], with output_type "latent", else None.
         shape: F, H, W; with "stream" of the frames that have been read.
+        settings: what it was made with, as run/settings.py says; `save` writes it into an mp4.
     """
 
     frames: Any
@@ -87,14 +90,19 @@ class Video:
     stats: Stats
     latents: Tensor | None = None
     shape: tuple[int, int, int] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     _taken: int = field(default=0, init=False, repr=False)  # frames that were read of a "stream"
 
     @classmethod
-    def several(cls, frames: Any, latents: Tensor, fps: int, stats: Callable[[], Stats]) -> "list[Video]":
+    def several(
+        cls, frames: Any, latents: Tensor, fps: int, stats: Callable[[], Stats], settings: Sequence[dict[str, Any]]
+    ) -> "list[Video]":
         """The videos of a batch: from frames per video, or from latents [b, F, 16, h, w] when there are none."""
         if frames is None:
-            return [cls(None, fps, stats(), video) for video in latents]
-        videos = [cls(each, fps, stats()) for each in frames]
+            return [
+                cls(None, fps, stats(), *each) for each in zip(latents, [None] * len(settings), settings, strict=True)
+            ]
+        videos = [cls(each, fps, stats(), settings=own) for each, own in zip(frames, settings, strict=True)]
         for video in videos:
             if isinstance(video.frames, Iterator):
                 video.frames = video._read(video.frames, stats)
@@ -122,33 +130,49 @@ class Video:
         self.stats = stats()
         self.stats.seconds["decode"] += spent
 
-    def save(self, path: str | PathLike[str], fps: float | Fraction | None = None) -> Path:
-        """Write an mp4 (H.264, yuv420p) that browsers play; written aside and renamed. A stream is encoded while it is
-        decoded.
+    def save(
+        self, path: str | PathLike[str], fps: float | Fraction | None = None, *,
+        interpolate: Interpolate | bool | None = None, upscale: Upscale | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the video; a file is written aside and renamed. A stream is encoded while it is decoded.
 
         Args:
+            path: by its ending an mp4 (H.264, yuv420p) that browsers play and that holds `settings`; an animated .gif
+                or .webp; a .png or .jpg of the frame in the middle; or with a number in its name, as frame_%03d.png,
+                a picture of every frame.
             fps: frames per second, default those of the model. 29.97 is 2997/100; for NTSC give Fraction(30000, 1001).
+            interpolate: make frames in between, so that the video lasts as long at `fps` as at the model's rate: True
+                or "minterpolate" for ffmpeg's filter, an .onnx file of RIFE, or a function; see
+                postprocess.interpolation. Without it other `fps` make it faster or slower.
+            upscale: a factor, a file of Real-ESRGAN, or a function; see postprocess.upscaling.
 
         Raises:
             InputError: no frames (output_type="latent", or a stream of which frames were read already), no frame rate,
-                a path that is not an .mp4; WriteError: one that cannot be written.
+                an unknown ending, what cannot interpolate or upscale; WriteError: a file that cannot be written.
         """
         path = as_path(path)
-        rate = mp4.frame_rate(self.fps if fps is None else fps)
+        own = mp4.frame_rate(self.fps)
+        rate = own if fps is None else mp4.frame_rate(fps)
         if self.frames is None:
             raise InputError('This video has latents only; generate with another output_type than "latent" to save it.')
-        mp4.check_target(path)
+        how = MINTERPOLATE if interpolate is True else interpolate
+        between = None if how is None or how is False else interpolation(how)
+        larger = None if upscale is None else upscaling(upscale)
+        files.check_target(path)
         if isinstance(self.frames, Iterator) and self._taken:
             raise InputError(
                 f'{path}: {self._taken} frames of this "stream" were read already and would be missing; keep what is '
                 "read, or save it before anything is read."
             )
         frames = self.frames if isinstance(self.frames, Iterator) else iter(as_uint8(self.frames))
+        if between is not None and rate != own:
+            frames = between(frames, own, rate)
+        if larger is not None:
+            frames = larger(frames)
         first = next(frames, None)
         if first is None:
             raise InputError(f"{path}: there are no frames to write; the stream was closed.")
-        with atomic_file(path) as aside:
-            mp4.write(aside, chain([first], frames), rate, path)
+        files.write(path, chain([first], frames), rate, self.settings)
         return path
 
 

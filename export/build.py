@@ -29,7 +29,7 @@ from consisid.engine.variants import Variant
 from consisid.engine.weights.device import DeviceWeights
 
 from .checkpoint_source import Source
-from .compile import check_backend, check_layers, check_targets, find_unusable
+from .compile import check_backend, check_layers, check_targets, find_unusable, not_worth_it
 from .entries import compiled
 from .staging import staging
 
@@ -60,7 +60,8 @@ def build(
             weights.
         output: the engine folder; it must not exist, and it appears only when it is complete. A build that was killed
             goes on where it was.
-        backend: who compiles the graphs; "auto" times the candidates per graph and keeps the fastest that is right.
+        backend: who compiles the graphs; "auto" times the candidates per graph and keeps the fastest that is right, and
+            keeps a small model eager on a CPU.
         dtype: "bfloat16", "float16" or "float32"; default float32 on a CPU, else bfloat16.
         device: where the engine will run.
         height, width, num_frames: of the videos; default what the model was trained at.
@@ -104,6 +105,7 @@ def build(
             timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
         )  # fmt: skip
         table, store = spec.graphs(), DeviceWeights(LoraPatchedCheckpoint(opened), place, DTYPES[dtype])
+        unusable = not_worth_it(backend, table, place) | unusable
         machine = provenance(place)
         work.begin(spec, machine)
         entries = {}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consisid.engine.errors import InputError
-from consisid.engine.util.cli import add_common, import_interruptibly, run
+from consisid.engine.util.cli import add_common, run, show
+from consisid.engine.util.flags import HelpFormatter, parse
 
 IMPORTS = ("consisid.export.build", "consisid.export.describe")  # which bring PyTorch, and with it take seconds
 FLAG_HELP = {
@@ -15,42 +16,53 @@ FLAG_HELP = {
     "hardware_compatible": "other GPUs of the same compute capability may load them",
     "plugins": "our Triton kernels in the engines, for two samples at once, instead of TensorRT's own attention",
 }
+EXAMPLE = """example:
+  consisid-build BestWishYsh/ConsisID-preview --output engines/preview
+  consisid-build tiny --output engines/tiny --backend eager      (random weights, for trying; seconds)
+"""
 
 
-def parser() -> argparse.ArgumentParser:
-    from consisid.engine.backends import BACKENDS
-    from consisid.engine.graphs.grouped import LAYERS
-    from consisid.engine.variants import VARIANTS
-
-    from .compile import AUTO
-
-    p = argparse.ArgumentParser("consisid-build", description="Compile a ConsisID checkpoint into an engine folder.")
-    add_common(p)
+def parser(strict: bool = True) -> argparse.ArgumentParser:
+    """Names of backends and variants stand here as text: the help of a command does not wait for PyTorch."""
+    p = argparse.ArgumentParser(
+        "consisid-build", description="Compile a ConsisID checkpoint into an engine folder.", epilog=EXAMPLE,
+        formatter_class=HelpFormatter,
+    )  # fmt: skip
     p.add_argument(
-        "checkpoint", nargs="?", help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"'
-    )
-    p.add_argument("--output", type=Path, help="the engine folder to make")
-    p.add_argument(
-        "--backend", default="auto", help=f"who compiles the graphs: {', '.join((AUTO, *BACKENDS))} (default auto)"
-    )
-    p.add_argument(
+        "checkpoint", nargs="?", default=argparse.SUPPRESS,
+        help='a folder, a hub id such as BestWishYsh/ConsisID-preview, "tiny" or "tiny-1.5"',
+    )  # fmt: skip
+    p.add_argument("--output", type=Path, metavar="DIR", help="the engine folder to make")
+    what = p.add_argument_group("what is built")
+    what.add_argument(
+        "--backend", default="auto", metavar="NAME",
+        help="who compiles the graphs: auto (default), eager, inductor, tensorrt or tensorrt-rtx; auto takes the "
+        "fastest that is right, and eager for a small model on a CPU",
+    )  # fmt: skip
+    what.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16 on a GPU, else float32"
     )
-    p.add_argument("--device", help="where the engine will run (default: the GPU if there is one, else cpu)")
-    p.add_argument("--height", type=int, help="default: what the model was trained at")
-    p.add_argument("--width", type=int)
-    p.add_argument("--num-frames", type=int)
-    p.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
-    p.add_argument("--variant", help="of the checkpoint's files, such as fp16 for model.fp16.safetensors")
-    p.add_argument("--random-weights", action="store_true", help=f"no checkpoint: CHECKPOINT is {', '.join(VARIANTS)}")
-    p.add_argument("--target", help="compute capabilities of other GPUs, such as sm_89,sm_120 (tensorrt-rtx)")
-    p.add_argument("--layers-per-shard", type=int, default=LAYERS, metavar="N", help=f"of a TensorRT engine ({LAYERS})")
-    p.add_argument("--timing-cache", type=Path, metavar="FILE", help="measurements that TensorRT builds share")
+    what.add_argument("--device", help="where the engine will run (default: the GPU if there is one, else cpu)")
+    what.add_argument("--height", type=int, metavar="H", help="of the videos, in pixels (default: the model's)")
+    what.add_argument("--width", type=int, metavar="W", help="of the videos, in pixels (default: the model's)")
+    what.add_argument("--num-frames", type=int, metavar="F", help="of a video (default: the model's)")
+    weights = p.add_argument_group("weights")
+    weights.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
+    weights.add_argument("--variant", help="of the checkpoint's files, such as fp16 for model.fp16.safetensors")
+    weights.add_argument(
+        "--random-weights", action="store_true", help="no checkpoint: CHECKPOINT is preview, 1.5, tiny or tiny-1.5"
+    )
+    others = p.add_argument_group("TensorRT")
+    others.add_argument("--target", metavar="SM", help="other GPUs, by compute capability: sm_89,sm_120 (tensorrt-rtx)")
+    others.add_argument("--layers-per-shard", type=int, metavar="N", help="layers in an engine (default 4)")
+    others.add_argument("--timing-cache", type=Path, metavar="FILE", help="measurements that builds share")
     for flag, meaning in FLAG_HELP.items():
-        p.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=f"TensorRT: {meaning}")
-    p.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
-    p.add_argument("--memory", help='with --dry-run: also print the plan for a budget such as "6GiB"')
-    p.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")
+        others.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
+    look = p.add_argument_group("without building")
+    look.add_argument("--dry-run", action="store_true", help="say what would be built, and stop")
+    look.add_argument("--memory", metavar="BUDGET", help="with --dry-run: also the plan for a budget such as 6GiB")
+    look.add_argument("--list", type=Path, metavar="DIR", help="say what an engine folder is, and stop")
+    add_common(p)
     return p
 
 
@@ -60,23 +72,27 @@ def make(options: argparse.Namespace) -> None:
     from consisid.engine.util.progress import Progress
 
     from .build import build
-    from .describe import describe_folder, describe_plan
+    from .describe import describe_folder, folder_values, plan_build
 
     if options.list is not None:
-        print(describe_folder(Manifest.read(options.list), options.list))
+        found = Manifest.read(options.list)
+        show(options, folder_values(found, options.list), describe_folder(found, options.list))
         return
     if options.checkpoint is None or (options.output is None and not options.dry_run):
         raise InputError("Give a checkpoint and --output; `consisid-build tiny --output DIR` needs no download.")
     if options.memory is not None and not options.dry_run:
         raise InputError("--memory belongs to --dry-run; a budget is given when an engine is opened.")
     device = options.device or default_device()
-    names = ("backend", "dtype", "height", "width", "num_frames", "variant", "random_weights", "layers_per_shard")
+    names = ("backend", "dtype", "height", "width", "num_frames", "variant", "random_weights")
     settings = {name: getattr(options, name) for name in names} | {
         "targets": tuple(filter(None, (options.target or "").split(","))),
         "flags": [flag for flag in FLAG_HELP if getattr(options, flag)],
     }
+    if options.layers_per_shard is not None:
+        settings["layers_per_shard"] = options.layers_per_shard
     if options.dry_run:
-        print(describe_plan(options.checkpoint, device=device, memory=options.memory, **settings))
+        planned = plan_build(options.checkpoint, device=device, memory=options.memory, **settings)
+        show(options, planned.values(), str(planned))
         return
     with Progress("building", None, "graph") as progress:
 
@@ -87,7 +103,7 @@ def make(options: argparse.Namespace) -> None:
             options.checkpoint, options.output, device=device, bundle=options.bundle, report=report,
             timing_cache=options.timing_cache, **settings,
         )  # fmt: skip
-    print(describe_folder(manifest, options.output))
+    show(options, folder_values(manifest, options.output), describe_folder(manifest, options.output))
 
 
 def default_device() -> str:
@@ -98,10 +114,10 @@ def default_device() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-build; returns the exit code."""
-    import_interruptibly("consisid-build", IMPORTS)  # the flags say which backends there are
-    options = parser().parse_args(arguments)
+    options = parse(parser, "build", ("checkpoint",), arguments)
+    options.checkpoint = getattr(options, "checkpoint", None)
     left = "no engine folder was written; the same command goes on with what is finished"
-    return run("consisid-build", lambda: make(options), lambda: left, options=options)
+    return run("consisid-build", lambda: make(options), lambda: left, IMPORTS, options)
 
 
 if __name__ == "__main__":

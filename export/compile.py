@@ -1,10 +1,12 @@
 """Which backend compiles a graph: the one asked for, or with "auto" the fastest that is right on this device."""
 
+import logging
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from consisid.engine.shapes import whole
 from .onnx.compile import compile_through_onnx
 from .toolkit import check_compiler, check_toolkit
 
+LOG = logging.getLogger("consisid")
 AUTO = "auto"
 CANDIDATES = ("eager", "inductor")
 HOLDERS = tuple(name for name in BACKENDS if holds_weights(name))
 RUNS = 5
+SMALL = 10**8  # parameters; of a model with fewer a CPU makes a video sooner than Inductor compiles its graphs
 MOST_LAYERS = 1024  # in an engine that holds them, as its manifest has it
 
 # Against eager in float32: another order of additions, over at most 20 layers in one graph.
@@ -67,6 +71,9 @@ def compile_graph(
     options = options or BuildOptions(streaming=False)
     if name != AUTO:
         return Choice(name, _make(name, graph, stem, device, dtype, first_layer, options))
+    left = [candidate for candidate in candidates(graph, device) if candidate not in (unusable or {})]
+    if left == ["eager"]:
+        return Choice("eager", None, rejected=dict(unusable or {}))
     dtype = graph.dtype(dtype)
     names, weights = list(weight_shapes(graph.module())), first_layer()
     inputs = _example(graph, device, dtype)
@@ -77,9 +84,7 @@ def compile_graph(
     )
     files: dict[str, Path | None] = {}
     milliseconds, errors, rejected = {}, {}, dict(unusable or {})
-    for candidate in candidates(graph, device):
-        if candidate in rejected:
-            continue
+    for candidate in left:
         try:
             file = _make(candidate, graph, stem, device, dtype, lambda: weights, options)
         except BackendError as error:
@@ -106,6 +111,16 @@ def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
     """Who may compile a graph for this device: of the backends whose engines hold their weights those that run here,
     and only where a graph has one set of weights."""
     return CANDIDATES + tuple(name for name in HOLDERS if len(graph.layers) == 1 and _runs(name, device))
+
+
+def not_worth_it(name: str, graphs: Mapping[str, Graph], device: torch.device) -> dict[str, str]:
+    """Candidates of "auto" that take longer to compile than they save, each with the reason."""
+    count = sum(len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())) for graph in graphs.values())
+    if name != AUTO or device.type != "cpu" or count >= SMALL:
+        return {}
+    reason = f"{count / 1e6:.0f} million parameters on a CPU are not worth minutes of compiling"
+    LOG.info("eager for all %d graphs: %s; --backend inductor compiles them", len(graphs), reason)
+    return {"inductor": reason}
 
 
 def _runs(name: str, device: torch.device) -> bool:

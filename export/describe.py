@@ -1,9 +1,11 @@
-"""What an engine folder is, and what a build would make, in words."""
+"""What an engine folder is, and what a build would make, in words and as values."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,11 +18,12 @@ from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.device import device_memory_free
-from consisid.engine.memory.planner import plan
+from consisid.engine.memory.planner import MemoryPlan, plan
 from consisid.engine.memory.simulate import machine_named
 from consisid.engine.networks.positions import check_positions
 from consisid.engine.shapes import VideoShape
 from consisid.engine.util.device import check_device
+from consisid.engine.variants import Variant
 
 from .checkpoint_source import Source
 from .compile import check_backend, check_layers, check_targets, find_unusable
@@ -38,16 +41,85 @@ def describe_folder(manifest: Manifest, folder: Path) -> str:
         f"  weights  {manifest.checkpoint} ({spec.checkpoint[:12]})",
         "  made     " + ", ".join(f"{name} {value}" for name, value in made_with.items()),
     ]
+    everywhere = set.intersection(*(set(entry.rejected.items()) for entry in manifest.graphs.values()))
+    lines += [f"  not {who}: {reason}" for who, reason in sorted(everywhere)]
     for name, entry in manifest.graphs.items():
         times = ", ".join(f"{who} {ms:.3g} ms" for who, ms in entry.milliseconds.items())
         lines.append(f"  {name:<16} {entry.backend:<9} built in {entry.seconds:6.2f} s  {times}".rstrip())
-        lines += [f"  {'':<16} not {who}: {reason}" for who, reason in entry.rejected.items()]
+        lines += [
+            f"  {'':<16} not {who}: {reason}"
+            for who, reason in entry.rejected.items()
+            if (who, reason) not in everywhere
+        ]
     if spec.targets and "refit" not in spec.flags:
         lines.append(f"  runs on  GPUs of {', '.join(spec.targets)}; a LoRA is not available on these engines")
     return "\n".join(lines)
 
 
-def describe_plan(
+def folder_values(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """The same as values of JSON."""
+    spec = manifest.spec
+    return {
+        "folder": str(folder), "key": spec.key, "variant": spec.variant.name, "height": spec.height,
+        "width": spec.width, "num_frames": spec.num_frames, "dtype": spec.dtype, "device": spec.device,
+        "backend": spec.backend, "targets": spec.targets, "checkpoint": manifest.checkpoint,
+        "provenance": manifest.provenance,
+        "graphs": {name: _without(asdict(entry), "weights") for name, entry in manifest.graphs.items()},
+    }  # fmt: skip
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build would make.
+
+    graphs: of each how many layers call it, and its parameters; what graphs share counts in each. memory: how a video
+    would be made within a budget; None where none was given.
+    """
+
+    variant: Variant
+    shape: VideoShape
+    dtype: str
+    backend: str
+    runs_on: str
+    graphs: Mapping[str, tuple[int, int]]
+    memory: MemoryPlan | None = None
+
+    def __str__(self) -> str:
+        width, total = DTYPES[self.dtype].itemsize, sum(count for _, count in self.graphs.values())
+        lines = [
+            f"{self.variant.name}, {self.shape}, {self.shape.video_tokens} video tokens, {self.dtype}, "
+            f"backend {self.backend}, for {self.runs_on}",
+            f"  {'graph':<16} {'calls with':>12} {'M parameters':>14} {'GB':>8}",
+        ]
+        for name, (layers, count) in self.graphs.items():
+            lines.append(f"  {name:<16} {layers:>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
+        lines.append(
+            f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)"
+        )
+        return "\n".join(lines if self.memory is None else [*lines, "", str(self.memory)])
+
+    def values(self) -> dict[str, Any]:
+        """The same as values of JSON; bytes and seconds."""
+        height, width, frames = self.shape.pixels
+        found = {
+            "variant": self.variant.name, "height": height, "width": width, "num_frames": frames, "dtype": self.dtype,
+            "backend": self.backend, "runs_on": self.runs_on,
+            "graphs": {name: {"layers": layers, "parameters": count} for name, (layers, count) in self.graphs.items()},
+        }  # fmt: skip
+        if (memory := self.memory) is not None:
+            found["memory"] = {
+                "budget": memory.budget, "peak": memory.peak, "seconds": memory.seconds, "weights": memory.mode,
+                "cfg": memory.cfg, "tile": memory.tile, "machine": memory.machine.name,
+                "stages": {stage.name: {"peak": stage.peak, "seconds": stage.seconds} for stage in memory.stages},
+            }  # fmt: skip
+        return found
+
+
+def plan_build(
     checkpoint: str,
     *,
     backend: str,
@@ -60,7 +132,7 @@ def describe_plan(
     flags: Sequence[str] = (),
     layers_per_shard: int = LAYERS,
     **size: int | None,
-) -> str:
+) -> BuildPlan:
     """What a build would make, and with `memory` how it would run within that budget; nothing is written and no
     weights are read.
 
@@ -81,21 +153,16 @@ def describe_plan(
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
     check_positions(source.variant.transformer, shape)
     dtype = dtype or ("float32" if kind == "cpu" else "bfloat16")
-    runs_on = ", ".join(targets) or str(place)
-    lines = [
-        f"{source.variant.name}, {shape}, {shape.video_tokens} video tokens, {dtype}, backend {backend}, for {runs_on}",
-        f"  {'graph':<16} {'calls with':>12} {'M parameters':>14} {'GB':>8}",
-    ]
-    width, total = DTYPES[dtype].itemsize, 0
-    sharded = holds_weights(backend)
-    table = grouped_table(source.variant, shape, layers_per_shard) if sharded else graph_table(source.variant, shape)
-    for name, graph in table.items():
-        count = len(graph.layers) * sum(prod(s) for s in weight_shapes(graph.module()).values())
-        total += count
-        lines.append(f"  {name:<16} {len(graph.layers):>6} layers {count / 1e6:>14.1f} {count * width / 1e9:>8.2f}")
-    lines.append(f"  {'in all':<29} {total / 1e6:>14.1f} {total * width / 1e9:>8.2f}  (what graphs share counts twice)")
+    table = graph_table(source.variant, shape)
+    if holds_weights(backend):
+        table = grouped_table(source.variant, shape, layers_per_shard)
+    graphs = {
+        name: (len(graph.layers), len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())))
+        for name, graph in table.items()
+    }
+    planned = None
     if memory is not None:
         gpu = provenance(place).get("gpu", "")
         found = video_costs(source.variant, shape, DTYPES[dtype], device=kind)
-        lines += ["", str(plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True))]
-    return "\n".join(lines)
+        planned = plan(parse(memory, device_memory_free(place)), found, machine_named(gpu), tiling=True)
+    return BuildPlan(source.variant, shape, dtype, backend, ", ".join(targets) or str(place), graphs, planned)

@@ -93,9 +93,9 @@ def test_a_disk_that_fills_while_frames_are_written(tmp_path, monkeypatch):
     path = video().save(tmp_path / "x.mp4")
     before, encode, calls = path.read_bytes(), mp4._encode, []
 
-    def full(file, frames, fps):
+    def full(file, frames, fps, *rest):
         calls.append(1)
-        encode(file, frames, fps)
+        encode(file, frames, fps, *rest)
         if len(calls) == 2:  # the first is the trial
             raise FULL
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,13 +101,13 @@ def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
     return Similarity(cosines, statistics.fmean(seen), min(seen), len(cosines) - len(seen))
 
 
-def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> str:
-    """Write identity.json into `output`; return a line about it."""
+def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> tuple[dict[str, Any], str]:
+    """Write identity.json into `output`; return what it holds and a line about it."""
     opened = ConsisID.open(engine)
     result = compare(opened.faces, opened.identify(image), video)
     values = {"command": " ".join(sys.argv), "image": str(image), "video": str(video), **asdict(result)}
     write_files(output, {"identity.json": json.dumps(values, indent=1) + "\n"})
-    return (
+    return values, (
         f"{video}: ArcFace cosine {result.mean:.3f} on average, {result.lowest:.3f} at the lowest; no face in "
         f"{result.without_face} of {len(result.frames)} frames."
     )

@@ -43,9 +43,10 @@ class LowRankDelta:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """The changes of one file, by the names of a checkpoint's tensors."""
+    """The changes of one file, by the names of a checkpoint's tensors; source: what the file is called."""
 
     changes: Mapping[str, LowRankDelta]
+    source: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -98,7 +99,7 @@ class Lora:
                 found[f"{module}.bias"] = LowRankDelta(bias, None, scale)
         for target, change in found.items():
             _check(name, target, change, checkpoint)
-        return cls(found)
+        return cls(found, name)
 
     def weighted(self, weights: Mapping[str, float]) -> "Lora":
         """With weights by parts of modules' names, as diffusers' set_adapters takes them: for a module the first one

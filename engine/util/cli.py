@@ -2,16 +2,18 @@
 
 import _thread
 import argparse
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConsisIDError, one_line
@@ -31,9 +33,14 @@ def installed_version() -> str:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Flags of every command: --version, --verbose and --quiet."""
+    """Flags of every command: --version, --config, --json, --verbose and --quiet."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
-    loud = parser.add_mutually_exclusive_group()
+    common = parser.add_argument_group("every command")
+    common.add_argument(
+        "--config", type=Path, metavar="TOML", help="a file with flags; the command line goes before it"
+    )
+    common.add_argument("--json", action="store_true", help="print the result as one JSON object, for scripts")
+    loud = common.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="say how the memory is planned too")
     loud.add_argument("-q", "--quiet", action="store_true", help="say warnings and errors only")
 
@@ -54,6 +61,11 @@ def spoken(command: str, options: argparse.Namespace | None) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(before)
         log.propagate = passed_on
+
+
+def show(options: argparse.Namespace, values: Mapping[str, Any], text: str) -> None:
+    """Print what came of a command: its values where --json asks for them, else the text."""
+    print(json.dumps(values, default=str) if options.json else text)
 
 
 def nothing() -> str:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import InputError, shown
+from ..errors import InputError, one_line, shown
 from .files import check_place, unwritable
 
 CRF = "17"  # x264's "visually lossless"; its default of 23 softens faces
@@ -43,24 +43,18 @@ def check_target(target: Path) -> None:
     """Whether a video can be written at `target`, tried with a small one beside it that has no name.
 
     Raises:
-        InputError: another ending than .mp4, or a place where it cannot be written.
+        InputError: a place where it cannot be written.
     """
-    check_ending(target)
     frame = np.zeros((64, 64, 3), np.uint8)
     check_place(target, lambda file: _encode(file, iter([frame]), Fraction(8)))
 
 
-def check_ending(target: Path) -> None:
-    """Raises InputError for another ending than .mp4."""
-    if target.suffix.lower() != ".mp4":
-        raise InputError(f"{target} does not end in .mp4, the one format that is written.")
-
-
-def write(path: Path, frames: Iterable[np.ndarray], fps: Fraction, name: Path | None = None) -> None:
+def write(path: Path, frames: Iterable[np.ndarray], fps: Fraction, name: Path | None = None, comment: str = "") -> None:
     """Write frames uint8 [H, W, 3] as H.264, yuv420p, which browsers play. Returns when the file is whole.
 
     Args:
         name: what errors call the file, where `path` is not its last place.
+        comment: of the file's metadata.
 
     Raises:
         InputError: the file cannot be written or the frames not encoded.
@@ -68,7 +62,7 @@ def write(path: Path, frames: Iterable[np.ndarray], fps: Fraction, name: Path | 
     """
     waiting: Queue[np.ndarray | None] = Queue(AHEAD)
     with ThreadPoolExecutor(1, "mp4") as pool:
-        encoder = pool.submit(_encode_to, path, _taken(waiting), fps, name or path)
+        encoder = pool.submit(_encode_to, path, _taken(waiting), fps, name or path, comment)
         try:
             for frame in frames:
                 if not _hand_over(waiting, frame, encoder):
@@ -94,24 +88,26 @@ def _taken(waiting: "Queue[np.ndarray | None]") -> Iterator[np.ndarray]:
         yield frame
 
 
-def _encode_to(path: Path, frames: Iterator[np.ndarray], fps: Fraction, name: Path) -> None:
+def _encode_to(path: Path, frames: Iterator[np.ndarray], fps: Fraction, name: Path, comment: str) -> None:
     from av.error import FFmpegError
 
     try:
         # A file of ours: FFmpeg would take a name with a colon for an address.
         with path.open("wb") as file:
-            _encode(file, frames, fps)
+            _encode(file, frames, fps, comment)
     except OSError as error:
         raise unwritable(name, error) from error
     except FFmpegError as error:
         raise InputError(f"{name}: the frames cannot be encoded ({error}); sides have to be even.") from error
 
 
-def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: Fraction) -> None:
+def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: Fraction, comment: str = "") -> None:
     import av
 
     stream = None
     with av.open(file, "w", format="mp4") as container:
+        if comment:
+            container.metadata["comment"] = comment
         for frame in frames:
             if stream is None:
                 stream = container.add_stream("libx264", rate=fps, options={"crf": CRF})
@@ -120,3 +116,20 @@ def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: Fraction) -> None
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())
+
+
+def read_comment(path: Path) -> str:
+    """The comment of a file's metadata, empty where it has none.
+
+    Raises:
+        InputError: no file that FFmpeg reads.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        # A file of ours: FFmpeg would take a name with a colon for an address, and follow what a playlist names.
+        with path.open("rb") as file, av.open(file, format="mov,mp4,m4a,3gp,3g2,mj2") as container:
+            return str(container.metadata.get("comment", ""))
+    except (FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path} is no mp4 that can be read ({one_line(error, 120)}).") from None

@@ -99,7 +99,7 @@ def test_the_writer_runs_beside_the_decode(tmp_path, monkeypatch):
     """The encoder gets the first frame before the last one is made, in a thread of its own."""
     seen = threading.Event()
 
-    def encode(path, given, fps):
+    def encode(path, given, fps, comment):
         assert threading.current_thread() is not threading.main_thread()
         next(given)
         seen.set()

@@ -14,7 +14,7 @@ from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import Manifest
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import TINY
+from consisid.engine.variants import PREVIEW, TINY
 from consisid.export import build
 from consisid.export import compile as choose
 from consisid.export.describe import describe_folder
@@ -127,6 +127,7 @@ def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path):
     monkeypatch.setattr(choose, "candidates", lambda graph, device: ("eager", "inductor"))
     monkeypatch.setattr(choose, "backend", {"eager": eager, "inductor": broken}.get)
     monkeypatch.setattr(choose, "RUNS", 1)
+    monkeypatch.setattr(choose, "SMALL", 0)
     checkpoint = write_checkpoint(ANY_SIZE, tmp_path / "checkpoint")
     manifest = build(checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
     assert manifest == Manifest.read(tmp_path / "engine")
@@ -135,3 +136,21 @@ def test_the_manifest_keeps_times_and_reasons(monkeypatch, tmp_path):
         assert entry.milliseconds["eager"] > 0
         assert "too large" in entry.rejected["inductor"]
     assert "not inductor: inductor could not compile the graph block (too large)" in describe_folder(manifest, tmp_path)
+
+
+def test_a_small_model_on_a_cpu_is_not_compiled(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(choose, "_compile", lambda *_: pytest.fail("it was compiled"))
+    checkpoint = write_checkpoint(ANY_SIZE, tmp_path / "checkpoint")
+    with caplog.at_level("INFO", "consisid"):
+        manifest = build(checkpoint, tmp_path / "engine", num_frames=9, height=48, width=48)
+    assert {entry.backend for entry in manifest.graphs.values()} == {"eager"}
+    reason = "million parameters on a CPU are not worth minutes of compiling"
+    assert all(reason in entry.rejected["inductor"] for entry in manifest.graphs.values())
+    assert describe_folder(manifest, tmp_path).count(reason) == 1
+    assert [record.message for record in caplog.records if reason in record.message] != []
+    few = {"time_embed": GRAPH}
+    assert set(choose.not_worth_it("auto", few, torch.device("cpu"))) == {"inductor"}
+    assert choose.not_worth_it("inductor", few, torch.device("cpu")) == {}
+    assert choose.not_worth_it("auto", few, torch.device("cuda")) == {}
+    large = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))
+    assert choose.not_worth_it("auto", large, torch.device("cpu")) == {}

@@ -13,7 +13,7 @@ from consisid.engine.errors import BackendError
 from consisid.engine.manifest import Manifest
 from consisid.export import build, toolkit
 from consisid.export import compile as choose
-from consisid.export.describe import describe_plan
+from consisid.export.describe import plan_build
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +132,7 @@ def test_a_dry_run_says_it_too(use, monkeypatch):
     monkeypatch.setattr("consisid.export.describe.check_device", lambda name: GPU)
     options = {"dtype": None, "height": None, "width": None, "num_frames": None, "random_weights": False}
     with pytest.raises(BackendError, match="finds no CUDA toolkit"):
-        describe_plan("tiny", backend="inductor", device="cuda", **options)
+        plan_build("tiny", backend="inductor", device="cuda", **options)
 
 
 def test_auto_warns_once_and_the_manifest_keeps_the_reason(use, tmp_path, monkeypatch):

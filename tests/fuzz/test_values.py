@@ -363,7 +363,7 @@ def test_consisid_build(extra, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setattr(sys.modules["consisid.export.build"], "build", refuse)
-    monkeypatch.setattr("consisid.export.describe.describe_plan", refuse)
+    monkeypatch.setattr("consisid.export.describe.plan_build", refuse)
     runs(build_cli.main, extra, tmp_path)
 
 

@@ -16,6 +16,7 @@ ENGINE = (
     ("configs",),
     ("variants",),
     ("shapes",),
+    ("postprocess",),
     ("video",),
     ("networks", "sampling"),
     ("graphs",),
@@ -28,7 +29,7 @@ ENGINE = (
     ("run",),
     ("api",),
     ("pipeline", "cli"),
-    ("__main__",),
+    ("__main__", "main"),
 )
 BENCH = (("core",), ("report", "gpu", "tools"), ("cli",))
 FLOOR = {

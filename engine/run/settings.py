@@ -1,0 +1,55 @@
+"""What a video was made with, for its stats, its file and whoever makes it again."""
+
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from ..util.cli import installed_version
+
+if TYPE_CHECKING:
+    from .run import Run
+
+APPROXIMATE = {"tiled": "the decoder in tiles", "tiled-reference": "encoder and decoder in diffusers' tiles"}
+SAME = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed", "num_videos_per_prompt")
+
+
+def settings_of(run: "Run") -> list[dict[str, Any]]:
+    """Values of JSON for each video of a run, by the names of generate's arguments.
+
+    engine: which model, and the key of its folder's manifest; loras: name, weight and sha256 of the changes; seed: None
+    where a generator or latents were given; index: of the video among those of the call; approximations: by which the
+    video differs from the exact one.
+    """
+    request, options = run.request, run.options
+    height, width, frames = request.shape.pixels
+    decode, tile = run.decoding
+    common = {
+        "consisid": installed_version(),
+        "engine": {"variant": run.engine.variant.name, "key": run.engine.manifest.spec.key},
+        **{name: number(getattr(options, name)) for name in SAME},
+        "height": height, "width": width, "num_frames": frames,
+        "scheduler": type(run.scheduler).__name__, "dtype": run.engine.manifest.spec.dtype, "cfg": run.cfg,
+        "decode": decode, "tile": None if tile is None else [int(side) for side in tile],
+        "loras": [{"name": lora.source, "weight": float(weight), "sha256": lora.key} for lora, weight in run.loras],
+        "approximations": [APPROXIMATE[decode]] if decode in APPROXIMATE else [],
+    }  # fmt: skip
+    if options.generator is not None or options.latents is not None:
+        common["seed"] = None
+    negative = options.negative_prompt
+    found = []
+    for index in range(request.batch):
+        prompt = index // options.num_videos_per_prompt
+        found.append({
+            "prompt": None if request.texts is None else request.texts[prompt],
+            "negative_prompt": negative if isinstance(negative, str | None) else negative[prompt],
+            **common,
+            "index": index,
+            "videos": request.batch,
+        })  # fmt: skip
+    return found
+
+
+def number(value: Any) -> Any:
+    """A number of any library as JSON has it; what is none stays."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
