@@ -214,7 +214,10 @@ def generate(options: argparse.Namespace) -> None:
         compare_engines(options.like, video.settings)
     video.save(options.output, options.fps, interpolate=options.interpolate, upscale=options.upscale)
     frames, height, width = video.shape
-    text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second, seed {seed}"
+    text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second"
+    if options.fps is not None:
+        text += f", {'interpolated to' if options.interpolate else 'played at'} {options.fps:g}"
+    text += f", seed {seed}"
     values = {"output": str(options.output), "settings": video.settings, "stats": asdict(video.stats)}
     show(options, values, f"{text}\n{video.stats.summary()}")
 

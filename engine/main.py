@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from .util.cli import FAULT, installed_version
@@ -46,7 +47,7 @@ def completion(shell: str) -> str:
     for name, meaning in COMMANDS.items():
         point = point_of(name)
         if point is not None:
-            flags = sys.modules[point.load().__module__].parser()
+            flags = import_module(f"{point.module.rpartition('.')[0]}.cli").parser()
             commands.add_parser(name, help=meaning, parents=[flags], add_help=False, conflict_handler="resolve")
     commands.add_parser("completion", help="print a shell's completion").add_argument("shell", choices=SHELLS)
     return str(shtab.complete(whole, shell))

@@ -5,22 +5,20 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConsisIDError, one_line
+from .interrupts import INTERRUPTED, import_interruptibly, nothing
 
 FAULT = 1  # of this package; what a user can mend ends with REFUSED
 REFUSED = 2
-INTERRUPTED = 130  # 128 + SIGINT, what shells use
 LATER = 0.02  # seconds until an interrupt that was swallowed comes again
 
 
@@ -66,10 +64,6 @@ def spoken(command: str, options: argparse.Namespace | None) -> Iterator[None]:
 def show(options: argparse.Namespace, values: Mapping[str, Any], text: str) -> None:
     """Print what came of a command: its values where --json asks for them, else the text."""
     print(json.dumps(values, default=str) if options.json else text)
-
-
-def nothing() -> str:
-    return "nothing was written"
 
 
 def run(
@@ -132,28 +126,6 @@ def keep_traceback(error: BaseException) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="consisid-", suffix=".txt", delete=False, errors="replace") as file:
         file.writelines(traceback.format_exception(error))
     return file.name
-
-
-def import_interruptibly(command: str, modules: Sequence[str]) -> None:
-    """Import modules; an interrupt ends the process at once, with a line.
-
-    As an exception it would pass through the modules of libraries, some of which swallow it, and print a traceback.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        os.write(2, f"{command}: interrupted; {nothing()}.\n".encode())
-        os._exit(INTERRUPTED)
-
-    main = threading.current_thread() is threading.main_thread()
-    heard = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where somebody ignores it
-    if heard:
-        signal.signal(signal.SIGINT, stop)
-    try:
-        for module in modules:
-            import_module(module)
-    finally:
-        if heard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

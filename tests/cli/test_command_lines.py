@@ -19,7 +19,8 @@ from support.people import random_face, random_identity
 
 from consisid.bench import cli as bench_cli
 from consisid.engine import ConsisID, __version__, cli
-from consisid.engine.util.cli import FAULT, INTERRUPTED, REFUSED, run
+from consisid.engine.util.cli import FAULT, REFUSED, run
+from consisid.engine.util.interrupts import INTERRUPTED
 from consisid.engine.variants import TINY
 from consisid.engine.video import Stats, Video
 from consisid.export import cli as build_cli
@@ -42,7 +43,8 @@ ARGUMENTS = {
 def started(name, how="script"):
     """How a command begins: as its script does, or by `python -m`."""
     module = MODULES[name]
-    script = f"import sys; from {module} import main; sys.exit(main())"
+    entry, command = module.replace(".cli", ".entry"), name.partition("-")[2]
+    script = f"import sys; from {entry} import {command}; sys.exit({command}())"
     return [sys.executable, "-c", script] if how == "script" else [sys.executable, "-m", module]
 
 
@@ -73,6 +75,15 @@ def test_an_interrupt_in_the_first_seconds(name, how, code, tmp_path):
     assert result.returncode == INTERRUPTED
     assert result.stderr.decode() == f"{name}: interrupted; nothing was written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["torch"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_interrupt_before_the_command_is_there(name, tmp_path):
+    """The first import of a command is interrupted, long before that of PyTorch."""
+    (tmp_path / "argparse.py").write_text(f"import os, signal, time\n{PLAIN}\n")
+    result = command(name, env=before_others(tmp_path), cwd=tmp_path)
+    assert result.returncode == INTERRUPTED
+    assert result.stderr.decode() == f"{name}: interrupted; nothing was written.\n"
 
 
 def test_who_ignores_interrupts_is_not_interrupted(tmp_path):
@@ -358,7 +369,8 @@ def test_bench_identity_takes_videos_with_a_face(tiny_folder, tmp_path, capsys, 
 def test_the_scripts_are_what_is_tested_here():
     text = (ROOT / "pyproject.toml").read_text()
     for name, module in MODULES.items():
-        assert f'{name} = "{module}:main"' in text
+        entry = f"{module.replace('.cli', '.entry')}:{name.partition('-')[2]}"
+        assert f'{name} = "{entry}"' in text
 
 
 def test_build_is_the_function_whoever_imports_its_module():

@@ -235,7 +235,7 @@ def test_a_plan_and_a_folder_as_json(shallow_folder, capsys):
 
 def test_one_command_for_all(monkeypatch, capsys):
     called = []
-    point = EntryPoint("consisid-build", "consisid.export.cli:main", "console_scripts")
+    point = EntryPoint("consisid-build", "consisid.export.entry:build", "console_scripts")
     monkeypatch.setattr(main, "entry_points", lambda **which: [point] if which["name"] == "consisid-build" else [])
     monkeypatch.setattr(build_cli, "main", lambda words: called.append(words) or 3)
     assert main.main(["build", "tiny", "--output", "x"]) == 3

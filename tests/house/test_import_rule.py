@@ -29,9 +29,11 @@ ENGINE = (
     ("run",),
     ("api",),
     ("pipeline", "cli"),
-    ("__main__", "main"),
+    ("main",),
+    ("entry",),
+    ("__main__",),
 )
-BENCH = (("core",), ("report", "gpu", "tools"), ("cli",))
+BENCH = (("core",), ("report", "gpu", "tools"), ("cli",), ("entry",))
 FLOOR = {
     part: {room: floor for floor, rooms in enumerate(floors) for room in rooms}
     for part, floors in (("engine", ENGINE), ("bench", BENCH))
@@ -72,7 +74,11 @@ def imported(name: str, source: str, is_package: bool) -> Iterator[str]:
             for alias in node.names:
                 inside = ".".join([*base, alias.name])
                 yield inside if inside in MODULES else ".".join(base)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "import_interruptibly"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "import_interruptibly",
+            "start",
+        ):
             for given in (text for text in ast.walk(node) if isinstance(text, ast.Constant)):
                 if str(given.value).startswith("consisid."):
                     yield str(given.value).removeprefix("consisid.")

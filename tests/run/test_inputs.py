@@ -292,7 +292,7 @@ FILES = {
         (["--image", "{face}", "--aligned", "--decode", "tiled", "--tile", "1", "1"], "tile=(1, 1) has to be"),
         (["--image", "{face}", "--aligned", "--cfg", "both"], "cfg='both' is none of"),
         (["--image", "{face}", "--device", "gpu"], "device='gpu' is not a device"),
-        (["--image", "{face}", "--output", "{tmp}/out.gif"], "does not end in .mp4"),
+        (["--image", "{face}", "--output", "{tmp}/out.avi"], "ends in none of .mp4, .gif"),
         (["--image", "{face}", "--output", "{tmp}/text.png/out.mp4"], "out.mp4 cannot be written in"),
         (["--image", "{face}", "--checkpoint", "{tmp}"], "is a folder; give the file to write"),
     ],
@@ -434,7 +434,7 @@ def test_the_command_line_makes_a_playable_video(tiny_folder, tmp_path):
     command += ["--prompt", "A man.", "--seed", "3", "--steps", "1", "--output", tmp_path / "out.mp4"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     first, last = result.stdout.strip().splitlines()
-    assert first.endswith("144x96, 17 frames at 8 per second")
+    assert first.endswith("144x96, 17 frames at 8 per second, seed 3")
     assert "denoise" in last
     assert "1 steps of" in last
     with av.open(str(tmp_path / "out.mp4")) as container:
