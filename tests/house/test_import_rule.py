@@ -143,7 +143,7 @@ def test_no_circles_between_files():
         ("export.build", "from consisid.bench import core"),
         ("bench.core.samples", "from ..report.render import html"),
         ("bench.gpu.videos", "from ..report import budgets"),
-        ("bench.tools.demo", "from ..cli import main"),
+        ("bench.tools.similarity", "from ..cli import main"),
     ],
 )
 def test_an_import_that_is_turned_round_is_found(name, line):
