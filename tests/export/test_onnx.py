@@ -71,7 +71,9 @@ FIXED = ("eva", "retinaface", "bisenet")  # a random configuration has those of 
 VAE = ("vae_encode", "decode_first", "decode_next")  # with the shallowest decoder these are the same but for sizes
 
 
-@pytest.mark.parametrize(("seed", "same"), [(1, FIXED), (5, FIXED + VAE)])
+@pytest.mark.parametrize(
+    ("seed", "same"), [(1, FIXED + VAE), (5, FIXED + VAE), pytest.param(1, FIXED, marks=pytest.mark.full)]
+)
 def test_random_configurations(seed, same, exported):
     """With the shallowest decoder: how deep one is changes nothing about its kinds of layers."""
     variant = random_variant(seed)
