@@ -22,6 +22,7 @@ from .run.recovery import outside_runs, run_with_oom_retry
 from .run.request import Request
 from .run.run import Run
 from .run.settings import settings_of
+from .shortcuts import Shortcuts
 from .video import Video
 
 
@@ -68,6 +69,7 @@ class ConsisID(Engine):
         output_type: str = "uint8", cfg: str | None = None, decode: str | None = None,
         tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
         on_oom: str = "raise", timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
+        shortcuts: Shortcuts | Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """A Video of the person doing what the prompt says; a list of them for a list of prompts.
 
@@ -90,6 +92,7 @@ class ConsisID(Engine):
             num_videos_per_prompt, eta, seed, generator, latents, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
             output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas,
+            shortcuts,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
         videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))
@@ -128,5 +131,5 @@ class ConsisID(Engine):
                 run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
                 state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
-                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt,
+                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt, what=lambda _: run.loop_steps,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from .decode.tile import Tile
 from .errors import InputError
 from .face.identity import Identity
 from .face.keypoints import draw_points
+from .lora.weights import PART, Active, LoraPatchedCheckpoint
 from .networks.positions import additive_positions, rotary_tables
+from .networks.transformer import TimeEmbedding
 from .runtime.executor import GraphExecutor
 from .shapes import VideoShape
 from .text import TextEncoder, Tokenizer
@@ -60,6 +63,19 @@ class Positions:
         length = config.max_text_seq_length
         self.text = None if added is None else added[:length]
         self.video = None if added is None else added[length:]
+
+
+def time_embeddings(
+    checkpoint: Checkpoint, config: TransformerConfig, timesteps: Tensor, loras: Active
+) -> Tensor:  # fmt: skip
+    """temb [S, D] of timesteps [S] with LoRAs, float32; on the host, where it decides what the loop computes."""
+    tensors = LoraPatchedCheckpoint(checkpoint)
+    tensors.use(loras)
+    module = TimeEmbedding(config).eval()
+    state = {name: tensors.tensor(PART, name, "cpu", torch.float32) for name in module.state_dict()}
+    module.load_state_dict(state, assign=True)
+    with torch.no_grad():
+        return module.embed(timesteps.detach().to("cpu", torch.float32))
 
 
 def project_text(networks: GraphExecutor, positions: Positions, prompt_embeds: Tensor) -> Tensor:

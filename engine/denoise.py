@@ -13,6 +13,7 @@ from .errors import InputError, NumericalError
 from .graphs.trunk import join_tokens
 from .runtime.executor import GraphExecutor
 from .sampling import Stepper
+from .shortcuts import EXACT, Step, all_exact, exact_behind, may_go_on
 
 CFG_MODES = ("batched", "sequential")
 
@@ -40,6 +41,11 @@ class LoopState:
     stepper: dict[str, Any]
 
 
+def _room(given: Conditioning) -> Tensor:
+    """For what the trunk changes of a person's tokens in both halves, [G * b, V, C]."""
+    return given.text.new_empty((len(given.text), *given.image.shape[1:]))
+
+
 def time_table(networks: GraphExecutor, timesteps: Tensor) -> TimeTable:
     """The modulation of every block at every step: once per schedule."""
     temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
@@ -47,28 +53,61 @@ def time_table(networks: GraphExecutor, timesteps: Tensor) -> TimeTable:
     return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
 
 
-def predict(networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
-    """The predicted noise, float32 [G * b, F, 16, h, w], for latents [b, F, 16, h, w]."""
+def predict(
+    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step = EXACT,
+    change: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The predicted noise, float32 [G * b, F, 16, h, w], for latents [b, F, 16, h, w].
+
+    Args:
+        what: of the step; without its trunk, `change` is what that has changed before.
+        change: [G * b, V, C], where a step with its trunk keeps what that changes.
+    """
     with networks.weights.scratch("denoise"):
-        noise = _predict(networks, latents, step, times, given)
+        noise = _predict(networks, latents, step, times, given, what, change)
     return networks.weights.keep(noise).float()
 
 
-def _predict(networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning) -> Tensor:
+def _predict(
+    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step,
+    change: Tensor | None,
+) -> Tensor:  # fmt: skip
+    text = given.text.shape[1]
     tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
+    if not what.trunk:
+        assert change is not None
+        return networks.one("head", tokens.pop()[:, text:] + change, times.out[step])
     video = networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
+    if what.keep:
+        # Embedded again: to hold it while the blocks run would take more memory than this takes time.
+        assert change is not None
+        again = networks.one("embed", latents, given.image)
+        torch.sub(video, again.repeat(len(video) // len(again), 1, 1), out=change)
     return networks.one("head", video, times.out[step])
 
 
 def _of_people(
-    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str
-) -> Tensor:
-    """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person."""
+    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str,
+    what: Step, kept: Sequence[Tensor | None],
+) -> Tensor:  # fmt: skip
+    """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person.
+
+    Args:
+        kept: what the trunk changes of each person's tokens, [G * b, V, C], both halves, or None.
+    """
     found = []
-    for part, one in zip(latents.split([len(one.image) for one in given]), given, strict=True):
-        texts = one.text.split(len(part)) if cfg == "sequential" else [one.text]
-        halves = torch.cat([predict(networks, part, step, times, replace(one, text=text)) for text in texts])
-        found.append(halves)
+    for part, one, change in zip(latents.split([len(one.image) for one in given]), given, kept, strict=True):
+        count, both = len(part), len(one.text) > len(part)
+        rows = slice(what.halves.start * count, what.halves.stop * count) if both else slice(0, count)
+        texts = one.text[rows]
+        changes = None if change is None else change[rows]
+        size = count if cfg == "sequential" else len(texts)
+        halves = [
+            predict(networks, part, step, times, replace(one, text=texts[i : i + size]), what,
+                    None if changes is None else changes[i : i + size])
+            for i in range(0, len(texts), size)
+        ]  # fmt: skip
+        found.append(torch.cat(halves))
     if len(found) == 1:
         return found[0]
     return torch.cat(
@@ -118,6 +157,7 @@ def denoise(
     state: LoopState | None = None,
     keep: Callable[[LoopState], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    what: Callable[[Tensor], Sequence[Step]] = all_exact,
 ) -> Tensor:
     """From noise to latents [b, F, 16, h, w].
 
@@ -131,6 +171,7 @@ def denoise(
         state: where an earlier run of the same video stopped.
         keep: called after each step with where to go on from.
         stop: asked after each step whether it was the last.
+        what: each step does, from the timesteps; by default everything.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -145,17 +186,27 @@ def denoise(
     if replacement is not None:
         prompt_embeds = replacement
         given = with_prompt(given, project_text(networks, positions, prompt_embeds))
+    plan = what(stepper.timesteps)
     times = time_table(networks, stepper.timesteps)
     sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
-    calls = len(given) * (prompt_embeds.shape[0] // batch if cfg == "sequential" else 1)
+    unconditional = torch.empty(0)
+    kept: list[Tensor | None] = [None] * len(given)
     for step in range(first, steps):
-        networks.weights.expect("denoise", (steps - step) * calls)
+        now = plan[step]
+        calls = [
+            len(range(2)[each.halves]) if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk
+        ]
+        networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
-        noise = _of_people(networks, inputs, step, times, given, cfg)
+        if now.keep and kept[0] is None:
+            kept = [_room(one) for one in given]
+        noise = _of_people(networks, inputs, step, times, given, cfg, now, kept)
         if guided:
             weight = guidance(step, times.timesteps[step])
-            unconditional, prompted = noise.chunk(2)
-            noise = unconditional + weight * (prompted - unconditional)
+        if guided and now.guided:
+            if now.fresh:
+                unconditional, noise = noise.chunk(2)
+            noise = unconditional + weight * (noise - unconditional)
         latents = stepper.step(noise, step, latents).to(networks.dtype)
         if on_step is not None:
             version = prompt_embeds._version
@@ -166,9 +217,10 @@ def denoise(
                 given = with_prompt(given, project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = time_table(networks, stepper.timesteps)
+                plan = exact_behind(plan, step)
         sound.append(latents.isfinite().all())
         watch(step)
-        if keep is not None:
+        if keep is not None and may_go_on(plan, step + 1):
             keep(LoopState(step + 1, latents, replacement, stepper.state()))
         if stop():
             break

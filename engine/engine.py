@@ -27,6 +27,7 @@ from .runtime.cuda_graphs import Captures
 from .runtime.executor import GraphExecutor, executor
 from .sampling import load_scheduler
 from .shapes import VideoShape
+from .shortcuts import Loop
 from .text import TextEncoder
 from .util.device import check_device, current
 from .util.files import as_path
@@ -136,6 +137,7 @@ class Engine(Adapters):
         guided: bool = True,
         cfg: str | None = None,
         tiling: bool = True,
+        loop: Loop | None = None,
     ) -> MemoryPlan:
         """What a run within a budget would hold on the device, and when; print it for a table.
 
@@ -144,23 +146,24 @@ class Engine(Adapters):
             shape, batch, steps, guided: of the videos; the shape is by default that of the engine.
             cfg: a mode of guidance that was asked for.
             tiling: whether the decoder may be cut into tiles.
+            loop: what a loop that leaves something out computes and keeps.
 
         Raises:
             InputError: a budget, number, shape or mode that is none.
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
         sizes, budget = (
-            self.costs(shape or self.shape, batch, steps, guided),
+            self.costs(shape or self.shape, batch, steps, guided, loop),
             parse(memory, device_memory_free(self.device)),
         )
         machine = machine_named(self.manifest.provenance.get("gpu", ""))
         return plan(budget, sizes, machine, cfg=check_mode(cfg), tiling=tiling)
 
-    def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool) -> Costs:
+    def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool, loop: Loop | None = None) -> Costs:
         """What the plan of such videos is made from."""
         return video_costs(
             self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type,
-            rows=self.may_cut_rows, parts=self.parts,
+            rows=self.may_cut_rows, parts=self.parts, loop=loop,
         )  # fmt: skip
 
     @contextmanager

@@ -14,6 +14,7 @@ from ..errors import InputError, shown
 from ..graphs.graph import STAGES, Graph, weight_shapes
 from ..graphs.table import graph_table
 from ..shapes import VideoShape, chunks, whole
+from ..shortcuts import Loop
 from ..variants import Variant
 from .allocator import FIRST_OWN, GRANULE, SHARED_SEGMENT, SMALL, SMALL_SEGMENT, Event, aligned, arena_bytes, peak_bytes
 from .tracing import Count, count, count_decode, count_step
@@ -47,6 +48,7 @@ class StageCosts:
         units: what may stream, in the order of execution.
         flops: of all other calls, per pass.
         passes: how often the units are gone through with one sample per guidance half at a time.
+        together: how often with both halves at once, where there are modes.
         working: by CFG mode, the bytes in which calls find room for all that they make; one entry where there is no
             choice.
         rows: `working` with the feed-forward in ROWS pieces; empty where it cannot be cut.
@@ -59,6 +61,7 @@ class StageCosts:
     units: tuple[Unit, ...]
     flops: float
     passes: int
+    together: int
     working: tuple[tuple[str, int], ...]
     data: int
     rows: tuple[tuple[str, int], ...] = ()
@@ -120,6 +123,7 @@ def video_costs(
     device: str = "cpu",
     rows: bool = True,
     parts: frozenset[str] | None = None,
+    loop: Loop | None = None,
 ) -> Costs:
     """Costs of a video; seconds of counting at the first call, no tensor with data is made.
 
@@ -131,6 +135,7 @@ def video_costs(
         device: its kind, "cuda" or "cpu".
         rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
         parts: of a checkpoint, that there are; None for all.
+        loop: what it computes and keeps where that is not everything in every step.
 
     Raises:
         InputError: no shape, or no number of videos or steps.
@@ -141,13 +146,17 @@ def video_costs(
         if whole(name, value) < 1:
             raise InputError(f"{name}={shown(value)} has to be at least 1.")
     table = {name: graph for name, graph in graph_table(variant, shape).items() if parts is None or graph.part in parts}
-    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda")
+    if loop is None:
+        loop = Loop(steps, steps * (2 if guided else 1), keeps=False)
+    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda", loop.keeps)
     stages = []
     for name in STAGES:
         present = [graph for graph in table.values() if graph.stage == name]
         if present:
             stages.append(
-                _stage(name, present, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda")
+                _stage(
+                    name, present, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda", loop
+                )
             )
     granule = GRANULE if device == "cuda" else 1
     weights = _held([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
@@ -189,7 +198,7 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
 
 def _stage(
     name: str, graphs: list[Graph], variant: Variant, dtype: torch.dtype, shape: VideoShape, data: int,
-    batch: int, steps: int, guided: bool, rows: bool, fused: bool,
+    batch: int, steps: int, guided: bool, rows: bool, fused: bool, loop: Loop,
 ) -> StageCosts:  # fmt: skip
     room = arena_bytes if fused else peak_bytes
     halves = 2 if guided else 1
@@ -234,7 +243,8 @@ def _stage(
         fixed=_fixed(rest, dtype.itemsize),
         units=units,
         flops=sum(calls[graph.name] * counts[graph.name].flops for graph in rest),
-        passes={"denoise": steps * halves, "text": halves}.get(name, 1),
+        passes={"denoise": loop.halves, "text": halves}.get(name, 1),
+        together={"denoise": loop.steps}.get(name, halves if name == "text" else 1),
         working=tuple(working.items()),
         rows=tuple(pieces.items()),
         data=data,
@@ -269,7 +279,7 @@ def _held(tensors: Sequence[int], fused: bool) -> int:
 
 
 def _data(
-    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool
+    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool, keeps: bool
 ) -> dict[str, int]:
     """Bytes of what stages hand on, by the stage in which they are alive."""
     t, halves = variant.transformer, 2 if guided else 1
@@ -280,7 +290,8 @@ def _data(
     given = [halves * batch * tokens * dim * width, batch * shape.video_tokens * dim * width, *face, *rotary]
     pixels = shape.loop_frames * variant.vae.latent_channels * shape.latent_height * shape.latent_width
     latents = 8 * [batch * pixels * 4]  # noise, prediction and what a scheduler keeps of both, in float32
-    table = [steps * t.num_layers * 12 * dim * width]
+    kept = [halves * batch * shape.video_tokens * dim * width] if keeps else []
+    table = [*kept, steps * t.num_layers * 12 * dim * width]
     before = [*text, *latents, *given]
     found = {
         "photo": [], "face": face, "image": [], "text": text, "prepare": before, "schedule": [*before, *table],

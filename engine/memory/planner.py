@@ -165,7 +165,7 @@ def candidates(
     for mode, cut, (rows, held_by) in product(modes, (None, *stage.tiles) if tiling else (None,), cuts):
         working = dict(held_by)[mode] if cut is None else cut.working
         more = 1.0 if cut is None else TILE_PRICE * cut.arithmetic
-        samples = 2 if mode == "batched" and len(stage.working) > 1 else 1
+        passes = stage.together if mode == "batched" and len(stage.working) > 1 else stage.passes
         price = ROWS_PRICE if rows > 1 else 1.0
         for count, buffers in product(counts, BUFFERS):
             if buffers > max(count, BUFFERS[0]) or (count == 0 and buffers > BUFFERS[0]):
@@ -175,8 +175,8 @@ def candidates(
             units = [] if held else stage.units
             flops = stage.flops * more + (sum(unit.flops for unit in stage.units) if held else 0.0)
             run = replay(
-                units, streamed, buffers, stage.passes // samples, machine,
-                fixed=0 if held else stage.fixed, flops=price * flops, samples=price * samples,
+                units, streamed, buffers, passes, machine,
+                fixed=0 if held else stage.fixed, flops=price * flops, samples=price * stage.passes / passes,
             )  # fmt: skip
             ring = buffers * largest if count else 0
             weights = 0 if held else aligned(stage.fixed, granule) + total - moving + ring

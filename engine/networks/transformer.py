@@ -56,11 +56,15 @@ class TimeEmbedding(nn.Module):
             self.ofs_embedding = _embedding(config.ofs_embed_dim, config.ofs_embed_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        return F.silu(self.embed(timesteps))
+
+    def embed(self, timesteps: Tensor) -> Tensor:
+        """temb [N, D]."""
         temb = self._embed(self.time_embedding, timesteps, self.config.inner_dim)
         if self.config.ofs_embed_dim:
             ofs = torch.full_like(timesteps[:1], OFS)
             temb = temb + self._embed(self.ofs_embedding, ofs, self.config.ofs_embed_dim)
-        return F.silu(temb)
+        return temb
 
     def _embed(self, layers: nn.ModuleDict, values: Tensor, dim: int) -> Tensor:  # [N] -> [N, D]
         sinusoids = timestep_embedding(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift)

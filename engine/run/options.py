@@ -14,6 +14,7 @@ from ..decode.frames import MODES, OUTPUT_TYPES
 from ..denoise import CFG_MODES
 from ..errors import InputError, shown
 from ..shapes import whole
+from ..shortcuts import Shortcuts
 from ..text import check_unicode
 from ..util.files import as_path
 from ..util.parsing import has_numbers
@@ -60,6 +61,7 @@ class Options:
     cfg: "batched" or "sequential"; None leaves it to the plan of the memory, "batched" without one.
     on_oom: when the device runs out of memory, "raise", or "replan": go on with the next smaller plan from the last
         finished step.
+    shortcuts: what may be left out of the loop, see Shortcuts; by default nothing.
     checkpoint: a file that holds the last finished steps, written every `checkpoint_every` steps, whole or not at all.
         Where it exists and is of the same request, the run goes on from it; a finished run removes it.
     """
@@ -92,6 +94,7 @@ class Options:
     on_oom: str = "raise"
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
+    shortcuts: Shortcuts | Mapping[str, Any] | None = None
 
     @property
     def callback_tensors(self) -> Sequence[str]:
@@ -105,6 +108,11 @@ class Options:
         """What the caller gave in the place of num_inference_steps, see sampling.set_schedule."""
         given = {"timesteps": self.timesteps, "sigmas": self.sigmas}
         return {name: list(values) for name, values in given.items() if values is not None}
+
+    @property
+    def left_out(self) -> Shortcuts:
+        """`shortcuts` as what they mean."""
+        return Shortcuts.of(self.shortcuts)
 
     @property
     def lora_scale(self) -> float:
@@ -153,6 +161,7 @@ class Options:
             raise InputError(f'tile={shown(self.tile)} goes with decode="tiled", "exact" or "tiled-reference".')
         if self.checkpoint is not None:
             as_path(self.checkpoint)
+        Shortcuts.of(self.shortcuts)
         self._check_callback()
         self._check_attention()
         self._check_schedule()

@@ -68,13 +68,15 @@ def turn_to_smaller_plan(run: Run, message: str) -> None:
         DeviceMemoryError: the plan, the stage and the next smaller plan.
     """
     engine, request, after = run.engine, run.request, DeviceMemory.now(run.engine.device)
-    present = run.plan or plan_of(engine, request, None, run.cfg)
+    present = run.plan or plan_of(run, None, run.cfg)
     reason = explain(present, run.before, after)
     engine.weights.evict()
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     # The steps that are finished fix the mode; before the first any will do, unless the caller chose.
-    costs = engine.costs(request.shape, request.batch, request.options.num_inference_steps, request.guided)
+    costs = engine.costs(
+        request.shape, request.batch, request.options.num_inference_steps, request.guided, run.loop_costs
+    )
     following = smaller(present, costs, cfg=run.cfg_asked, tiling=request.may_tile)
     where = f"stage {run.stage_name}" + (f", step {run.step + 1}" if run.stage_name == "denoise" else "")
     text = f"Out of device memory in the {where}, with the plan of {show(present.peak)} ({present.mode}). {reason}"

@@ -156,6 +156,8 @@ class RunFile:
             return
         names = ("num_inference_steps", "schedule", "guidance_scale", "use_dynamic_cfg", "eta", "seed")
         chosen = [getattr(options, name) for name in names]
+        if options.left_out.names:
+            chosen.append(options.left_out)
         self._request = fingerprint(spec, key_of(loras), scheduler_key(scheduler), *chosen, *conditions)
         if self._expected not in ("", self._request):  # nothing is expected of what this very call has kept
             raise InputError(f"{self.path} is the checkpoint of another request; delete it, or give another path.")

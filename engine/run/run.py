@@ -2,14 +2,14 @@
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from consisid.kernels import describe
-
+from ..conditioning import time_embeddings
 from ..decode.tile import Tile, check_tile
 from ..denoise import LoopState, guidance_weight, not_finite
 from ..engine import Engine
@@ -20,10 +20,12 @@ from ..memory.planner import MemoryPlan
 from ..networks.positions import check_positions
 from ..runtime.executor import GraphExecutor
 from ..sampling import Stepper
+from ..shortcuts import Loop, Step, all_exact, plan_steps, summary
 from ..video import Stats
 from .clock import Clock
 from .request import Request
 from .resume import RunFile, Snapshot, states
+from .settings import modes_of
 
 LOG = logging.getLogger("consisid")
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
@@ -61,6 +63,7 @@ class Run:
         self.attention_kwargs = self.options.attention_kwargs
         self.stage_name, self.step = "identify", 0
         self._streams: frozenset[Hashable] = frozenset()
+        self._written = 0  # finished steps in the file
         self._complete = True
 
     def open(self) -> None:
@@ -78,8 +81,9 @@ class Run:
             self.start = self.snapshot.start
         self.networks = engine.networks(self.request.shape).counted()
         check_positions(engine.variant.transformer, self.request.shape)
+        self.loop_steps = self.steps_of(self.stepper_of(copy.deepcopy(self._given_scheduler)).timesteps)
         budget = chosen(self.memory, engine.memory)
-        self.plan = plan_of(engine, self.request, budget, self.cfg_asked) if budget is not None else None
+        self.plan = plan_of(self, budget, self.cfg_asked) if budget is not None else None
         LOG.debug("%s", self.plan or "without a budget")
         self.before = DeviceMemory.now(engine.device)
 
@@ -115,27 +119,14 @@ class Run:
         return check_tile(tile, self.engine.variant.vae) if mode == "tiled-reference" else None
 
     @property
-    def modes(self) -> dict[str, str]:
-        """What was chosen, for stats."""
-        engine, t = self.engine, self.engine.variant.transformer
-        tokens = t.max_text_seq_length + self.request.shape.video_tokens
-        keys = self.request.batch, tokens, t.num_attention_heads, t.attention_head_dim
-        modes = {"cfg": self.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
-        modes["attention"] = describe(engine.device, keys, engine.dtype)
-        modes["graphs"] = "none" if engine.weights.captures is None else "block"
-        if self.decoding[0] not in (None, "whole"):
-            modes["decode"] = " ".join(str(part) for part in self.decoding if part is not None)
-        if self.plan is not None:
-            modes["memory"] = self.plan.mode
-            if self.plan.rows > 1:
-                modes["rows"] = f"feed-forward in {self.plan.rows} pieces"
-        if self.loras:
-            modes["lora"] = ", ".join(f"{len(lora.changes)} tensors at {weight:g}" for lora, weight in self.loras)
-        if self.restarts:
-            modes["restarts"] = f"{self.restarts} after running out of memory"
-        if engine.weights.source:
-            modes["weights from"] = engine.weights.source
-        return modes
+    def loop_costs(self) -> Loop | None:
+        """What a loop that leaves something out takes; None for one that does not."""
+        return Loop.of(self.loop_steps, self.request.guided)
+
+    @property
+    def approximations(self) -> list[str]:
+        """What the loop leaves out, a line each."""
+        return summary(self.options.left_out, self.loop_steps)
 
     def begin(self) -> None:
         """At the start of every attempt: the device, with the weights of this run, and its state as it was given."""
@@ -178,12 +169,25 @@ class Run:
 
     def stepper(self) -> Stepper:
         """The steps of the run's scheduler."""
-        options = self.options
-        stepper = Stepper(
-            self.scheduler, options.num_inference_steps, options.eta, self.request.generator, options.schedule
-        )  # fmt: skip
+        stepper = self.stepper_of(self.scheduler)
         self.num_timesteps = len(stepper.timesteps)
         return stepper
+
+    def stepper_of(self, scheduler: Any) -> Stepper:
+        """The steps of the request by a scheduler, which is set to them."""
+        options = self.options
+        return Stepper(scheduler, options.num_inference_steps, options.eta, self.request.generator, options.schedule)
+
+    def steps_of(self, timesteps: Tensor) -> Sequence[Step]:
+        """What each step does, with the LoRAs of the run."""
+        shortcuts, engine = self.options.left_out, self.engine
+        if not shortcuts.names:
+            return all_exact(timesteps)
+        embeddings = time_embeddings(engine.checkpoint, engine.variant.transformer, timesteps, self.loras)
+        steps = plan_steps(shortcuts, embeddings, self.request.guided)
+        for line in summary(shortcuts, steps):
+            LOG.info("approximation: %s", line)
+        return steps
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -238,7 +242,9 @@ class Run:
         if self.file.path is not None and not bool(loop.latents.isfinite().all()):
             raise not_finite(loop.steps, self.options.num_inference_steps)  # nobody could go on from it
         self.snapshot = Snapshot(loop, self.cfg, self.guidance_scale, self.start, states(self.generators))
-        if loop.steps % self.options.checkpoint_every == 0:
+        # Not every step can be gone on from, see shortcuts.may_go_on.
+        if loop.steps // self.options.checkpoint_every > self._written // self.options.checkpoint_every:
+            self._written = loop.steps
             self.file.write(self.snapshot)
 
     @property
@@ -247,7 +253,7 @@ class Run:
 
     def stats(self) -> Stats:
         """Times and peaks of the run, its last attempt where there were several."""
-        stats = self.clock.stats(self.modes, dict(self.networks.calls))
+        stats = self.clock.stats(modes_of(self), dict(self.networks.calls))
         if self.engine.active is self:
             self.suspend()
         others = self.engine.share.others
@@ -285,9 +291,10 @@ class Run:
             self.engine.give_back()
 
 
-def plan_of(engine: Engine, request: Request, budget: int | None, cfg: str | None) -> MemoryPlan:
-    """The plan for a request within a budget in bytes, None for no limit; see Engine.plan."""
-    return engine.plan(
+def plan_of(run: Run, budget: int | None, cfg: str | None) -> MemoryPlan:
+    """The plan for a run within a budget in bytes, None for no limit; see Engine.plan."""
+    request = run.request
+    return run.engine.plan(
         budget, shape=request.shape, batch=request.batch, steps=request.options.num_inference_steps,
-        guided=request.guided, cfg=cfg, tiling=request.may_tile,
+        guided=request.guided, cfg=cfg, tiling=request.may_tile, loop=run.loop_costs,
     )  # fmt: skip

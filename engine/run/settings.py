@@ -3,6 +3,8 @@
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from consisid.kernels import describe
+
 from ..util.cli import installed_version
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ def settings_of(run: "Run") -> list[dict[str, Any]]:
         "scheduler": type(run.scheduler).__name__, "dtype": run.engine.manifest.spec.dtype, "cfg": run.cfg,
         "decode": decode, "tile": None if tile is None else [int(side) for side in tile],
         "loras": [{"name": lora.source, "weight": float(weight), "sha256": lora.key} for lora, weight in run.loras],
-        "approximations": [APPROXIMATE[decode]] if decode in APPROXIMATE else [],
+        "shortcuts": options.left_out.names,
+        "approximations": [*run.approximations, *([APPROXIMATE[decode]] if decode in APPROXIMATE else [])],
     }  # fmt: skip
     if options.generator is not None or options.latents is not None:
         common["seed"] = None
@@ -53,3 +56,28 @@ def number(value: Any) -> Any:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+
+
+def modes_of(run: "Run") -> dict[str, str]:
+    """What was chosen, for stats."""
+    engine, t = run.engine, run.engine.variant.transformer
+    tokens = t.max_text_seq_length + run.request.shape.video_tokens
+    keys = run.request.batch, tokens, t.num_attention_heads, t.attention_head_dim
+    modes = {"cfg": run.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+    modes["attention"] = describe(engine.device, keys, engine.dtype)
+    modes["graphs"] = "none" if engine.weights.captures is None else "block"
+    if run.decoding[0] not in (None, "whole"):
+        modes["decode"] = " ".join(str(part) for part in run.decoding if part is not None)
+    if run.plan is not None:
+        modes["memory"] = run.plan.mode
+        if run.plan.rows > 1:
+            modes["rows"] = f"feed-forward in {run.plan.rows} pieces"
+    if run.loras:
+        modes["lora"] = ", ".join(f"{len(lora.changes)} tensors at {weight:g}" for lora, weight in run.loras)
+    if run.restarts:
+        modes["restarts"] = f"{run.restarts} after running out of memory"
+    if run.approximations:
+        modes["shortcuts"] = "; ".join(run.approximations)
+    if engine.weights.source:
+        modes["weights from"] = engine.weights.source
+    return modes

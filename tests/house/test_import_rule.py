@@ -16,7 +16,7 @@ ENGINE = (
     ("configs",),
     ("variants",),
     ("shapes",),
-    ("postprocess",),
+    ("postprocess", "shortcuts"),
     ("video",),
     ("networks", "sampling"),
     ("graphs",),
