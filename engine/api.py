@@ -80,8 +80,10 @@ class ConsisID(Engine):
         The others are those of request.Options.
 
         Raises:
-            InputError: an argument that cannot be used; MemoryBudgetError: a budget that is too small for this video;
-            NumericalError: NaN in the latents; DeviceMemoryError: out of memory.
+            InputError: an argument that cannot be used.
+            MemoryBudgetError: a budget that is too small for this video.
+            NumericalError: NaN in the latents.
+            DeviceMemoryError: out of memory.
         """
         person = person_of(identity, image, id_cond, id_vit_hidden, kps_cond)
         options = Options(

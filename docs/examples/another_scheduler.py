@@ -1,4 +1,4 @@
-"""Another scheduler of diffusers in the place of the checkpoint's own, often with fewer steps.
+"""Another scheduler of diffusers in the place of the checkpoint's own.
 
 python docs/examples/another_scheduler.py engines/preview me.jpg --scheduler UniPCMultistepScheduler --steps 25
 """

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from html import escape
 from importlib import import_module
 from pathlib import Path
@@ -95,6 +96,7 @@ def kinds_of_error() -> list[str]:
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef)] + ["RefusedError"]
 
 
+@cache
 def messages() -> list[tuple[str, str, str]]:
     """Kind, file and text of every message that the code raises or warns of, with "…" for what differs each time.
 
@@ -158,11 +160,15 @@ def arguments() -> str:
 
 
 def examples() -> str:
-    """The scripts of docs/examples, whole."""
+    """The scripts of docs/examples: what each is for, how it is called, and its code."""
     lines = []
-    for script in sorted((ROOT / "docs" / "examples").glob("*.py")):
-        title = script.stem.replace("_", " ").capitalize()
-        lines += [f"## {title}", "", "```python", script.read_text().strip(), "```", ""]
+    scripts = (ROOT / "docs" / "examples").glob("*.py")
+    for script in sorted(scripts, key=lambda file: (file.stem != "first_video", file.stem)):  # to begin with
+        _, words, code = script.read_text().split('"""', 2)
+        meaning, calls = words.strip().split("\n\n")
+        title = script.stem.replace("_", " ").capitalize().replace("Lora", "LoRA")
+        lines += [f"## {title}", "", meaning, "", "```bash", *(call.strip() for call in calls.splitlines()), "```", ""]
+        lines += ["```python", code.strip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 `make docs` builds it, and fails on a link that mkdocs cannot follow; nothing here needs mkdocs."""
 
 import argparse
+import importlib.util
 import re
 from html import unescape
 from pathlib import Path
@@ -126,7 +127,8 @@ def test_marks_of_what_is_generated_are_known(page, pages):
 
 
 def test_links_of_the_repository_become_links_of_the_manual():
-    hooks = pytest.importorskip("mkdocs", reason="mkdocs is installed by `make docs`") and _hooks()
+    pytest.importorskip("mkdocs", reason="mkdocs is installed by `make docs`")
+    hooks = _module("hooks")
     assert hooks.in_site("bench/reports/h200.md") == "reports/h200.md"
     assert hooks.in_site("docs/models.md") == "models.md"
     assert hooks.in_site("engine/api.py") is None
@@ -134,10 +136,9 @@ def test_links_of_the_repository_become_links_of_the_manual():
         assert hooks.in_site(hooks.in_repository(page)) == page
 
 
-def _hooks():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("docs_site_hooks", DOCS / "site" / "hooks.py")
+def _module(name):
+    """A file of docs/site."""
+    spec = importlib.util.spec_from_file_location(f"docs_site_{name}", DOCS / "site" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -184,3 +185,13 @@ def test_the_table_of_budgets_is_that_of_the_report():
     for budget, predicted, reserved, weights, guidance, decoder in rows:
         row = rf"^\| {re.escape(budget)} \| {predicted} \| {reserved} \| .* \| {weights} \| {guidance} \| {decoder} \|"
         assert re.search(row, report, re.MULTILINE), budget
+
+
+def test_arguments_that_share_a_line_get_one_each():
+    pytest.importorskip("griffe", reason="griffe is installed by `make docs`")
+    text = "What.\n\nArgs:\n    a, b: of both,\n        and more.\n    c: alone.\n\nRaises:\n    E: x, y: z.\n"
+    expected = (
+        "What.\n\nArgs:\n    a: of both,\n        and more.\n    b: of both,\n        and more.\n    c: alone.\n\n"
+        "Raises:\n    E: x, y: z.\n"
+    )
+    assert _module("grouped").ungrouped(text) == expected
