@@ -14,11 +14,9 @@ Report = Mapping[str, Any]
 
 
 def _png(draw: Callable[[Any], None], height: float = 3.2) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
     figure = Figure(figsize=(8, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)

@@ -103,13 +103,11 @@ def measure(engine: ConsisID, tile: Tile, latents: Tensor) -> tuple[list[Row], d
 def picture(frames: dict[str, Tensor], path: Path) -> None:
     """Above the last frames side by side: untiled, diffusers' tiles, ours. Below what they differ by from the untiled
     one, on grey. Both in units of what 98 % of the untiled frame's values lie within."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     whole = frames["whole"][-1]
     span = whole.abs().flatten()[::7].quantile(0.98)  # random weights make a few glaring pixels
     figure = Figure(figsize=(12, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for column, name in enumerate(("untiled", "diffusers' tiles", "ours")):
         frame = frames[("whole", *MODES)[column]][-1]
@@ -117,8 +115,7 @@ def picture(frames: dict[str, Tensor], path: Path) -> None:
             axes[row, column].imshow((shown / span * 0.5 + 0.5).clamp(0, 1).cpu().numpy())
             axes[row, column].set(title=what, xlabel="x in pixels", ylabel="y in pixels")
             axes[row, column].label_outer()
-    values = f"colours are values from -{span:.2f} to {span:.2f}, grey is 0; frames are meant to lie in [-1, 1]"
-    figure.supxlabel(values, fontsize=9)
+    figure.supxlabel(f"colours: -{span:.2f} to {span:.2f}, grey is 0; frames are meant to lie in [-1, 1]", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 

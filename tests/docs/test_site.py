@@ -59,6 +59,20 @@ def test_a_flag_has_its_values_its_meaning_and_its_default(pages):
     assert "<code>--hidden</code>" not in found
 
 
+def test_a_command_of_commands_refers_to_those_with_a_name_of_their_own(pages, monkeypatch):
+    whole = argparse.ArgumentParser("consisid", description="All of it.")
+    below = whole.add_subparsers()
+    for name in ("build", "serve"):
+        below.add_parser(name, description=f"What {name} does.").add_argument(f"--of-{name}", help=f"for {name}")
+    alone = {"consisid": whole, "consisid-build": argparse.ArgumentParser("consisid-build"), "consisid-x": None}
+    monkeypatch.setattr(pages, "parsers", lambda: alone)
+    text = pages.commands()
+    assert "`consisid build` is [`consisid-build`](#consisid-build)." in text
+    assert "### consisid serve\n\nWhat serve does." in text
+    assert "<code>--of-serve</code>" in text
+    assert "--of-build" not in text
+
+
 @pytest.mark.parametrize("page", ["index", "quickstart", "commands", "memory", "lora", "schedulers", "performance",
                                   "troubleshooting", "faq", "python-api"])  # fmt: skip
 def test_flags_that_are_named_exist(page, pages, parsers):
