@@ -7,7 +7,7 @@ CUDA_VENV := .venv-cuda
 CUDA_PYTHON ?= $(PYTHON)
 CUDA_TORCH ?= 2.11.0
 
-.PHONY: demo test test-fast test-all coverage mutants check format kernels tune face-parity cuda clean
+.PHONY: demo docs test test-fast test-all coverage mutants check format kernels tune face-parity cuda clean
 .DELETE_ON_ERROR:
 
 # What developers need, and what the demo needs alone.
@@ -30,6 +30,12 @@ demo: $(if $(wildcard $(READY)),$(READY),$(DEMO))
 	$(BIN)/consisid generate 'out/$(VARIANT)' --image out/photo.png --seed 42 --save-crop out/face.png --output out/demo.mp4 \
 		--prompt 'An astronaut smiles at the viewer, the flag behind her moving.'
 	@echo 'The weights are random: expect noise, not a face.'
+
+# The manual, into out/docs: pages of docs/, and what docs/site makes of parsers, errors and bench/reports. A link that leads
+# nowhere fails.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 # One thread for each of the two workers: two that each start as many threads as there are cores wait for each other.
 # What Inductor compiles stays in tests/.cache until PyTorch, the machine or the sources change. TESTS chooses, PYTEST adds.

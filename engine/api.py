@@ -57,18 +57,17 @@ class ConsisID(Engine):
     def generate(
         self, identity: Identity | Photo | None = None, prompt: str | Sequence[str] | None = None, *,
         image: Photo | None = None, id_cond: Tensor | None = None, id_vit_hidden: Sequence[Tensor] | None = None,
-        kps_cond: Any = None, aligned: bool = False, return_dict: bool = True,
-        negative_prompt: str | Sequence[str] | None = None, height: int | None = None, width: int | None = None,
-        num_frames: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 6.0,
-        use_dynamic_cfg: bool | str = False, num_videos_per_prompt: int = 1, eta: float = 0.0, seed: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None, latents: Tensor | None = None,
+        kps_cond: Any = None, aligned: bool = False, return_dict: bool = True, height: int | None = None,
+        negative_prompt: str | Sequence[str] | None = None, width: int | None = None, num_frames: int | None = None,
+        num_inference_steps: int = 50, guidance_scale: float = 6.0, use_dynamic_cfg: bool | str = False,
+        num_videos_per_prompt: int = 1, eta: float = 0.0, seed: int | None = None, latents: Tensor | None = None,
+        sigmas: Sequence[float] | None = None, generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
-        callback_on_step_end: Callable[..., Mapping[str, Tensor] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
-        attention_kwargs: Mapping[str, Any] | None = None, max_sequence_length: int | None = None,
-        output_type: str = "uint8", cfg: str | None = None, decode: str | None = None,
+        callback_on_step_end: Callable[..., Mapping[str, Tensor] | None] | None = None, output_type: str = "uint8",
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",), max_sequence_length: int | None = None,
+        attention_kwargs: Mapping[str, Any] | None = None, cfg: str | None = None, decode: str | None = None,
         tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
-        on_oom: str = "raise", timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
+        on_oom: str = "raise", timesteps: Sequence[float] | None = None,
         shortcuts: Shortcuts | Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """A Video of the person doing what the prompt says; a list of them for a list of prompts.
@@ -83,16 +82,17 @@ class ConsisID(Engine):
         The others are those of request.Options.
 
         Raises:
-            InputError: an argument that cannot be used; MemoryBudgetError: a budget that is too small for this video;
-            NumericalError: NaN in the latents; DeviceMemoryError: out of memory.
+            InputError: an argument that cannot be used.
+            MemoryBudgetError: a budget that is too small for this video.
+            NumericalError: NaN in the latents.
+            DeviceMemoryError: out of memory.
         """
         person = person_of(identity, image, id_cond, id_vit_hidden, kps_cond)
         options = Options(
             prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg,
             num_videos_per_prompt, eta, seed, generator, latents, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
-            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas,
-            shortcuts,
+            output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas, shortcuts,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
         videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))

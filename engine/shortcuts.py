@@ -137,7 +137,7 @@ def cache_of(value: float | str | None) -> tuple[float | None, float | None]:
     """The threshold and the target factor that `Shortcuts.cache` means, of which one is None at least."""
     if value is None:
         return None, None
-    number: Any = value
+    number: Any = value  # of a command line it may be text
     target = isinstance(value, str) and value.lower().endswith("x")
     try:
         number = float(value[:-1] if isinstance(value, str) and target else value)
@@ -147,7 +147,9 @@ def cache_of(value: float | str | None) -> tuple[float | None, float | None]:
         raise InputError(
             f'cache={shown(value)} is neither a threshold such as 0.1 nor a factor such as "2x", to "20x".'
         )
-    return (None, number) if target else (number or None, None)
+    if target:
+        return None, number if number > 1 else None
+    return number or None, None
 
 
 def changes(embeddings: Tensor) -> list[float]:

@@ -14,11 +14,9 @@ Report = Mapping[str, Any]
 
 
 def _png(draw: Callable[[Any], None], height: float = 3.2) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
     figure = Figure(figsize=(8, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)
@@ -44,7 +42,7 @@ def stages(report: Report) -> bytes:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for i, total in enumerate(left):
             axes.text(total, i, f" {total:.3g} s", va="center", color=INK)
-        axes.set(xlabel="seconds per video (median of each stage)", xlim=(0, max(left) * 1.15))
+        axes.set(xlabel="seconds per video (median of each stage)", ylabel="who makes it", xlim=(0, max(left) * 1.15))
         axes.legend(ncols=len(names), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     return _png(draw, 1.4 + 0.45 * len(found))
@@ -64,8 +62,8 @@ def steps(report: Report) -> bytes:
             colour = INK if not gain else GAIN if gain > 0 else LOSS
             axes.text(max(row["high"], row["median"]), i, text, va="center", color=colour)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.set(xlabel="seconds per step: median and quartiles; in brackets the change to the row above")
-        axes.set_xlim(0, max(row["high"] for row in rows) * 1.25)
+        axes.set(xlabel="seconds per step: median and quartiles;\nin brackets the change to the row above")
+        axes.set(ylabel="who makes it", xlim=(0, max(row["high"] for row in rows) * 1.4))
 
     return _png(draw, 1.0 + 0.45 * len(rows))
 
@@ -86,7 +84,7 @@ def memory(report: Report) -> bytes:
             axes.plot([at, until], [height, height], color=ACCENT, lw=1.5, label="predicted" if at == 0 else None)
             if until - at > end * 0.08:  # a short stage has no room for its name
                 axes.text(at, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", color=INK)
-        axes.set(xlabel=f"seconds\n{found['kind']}", ylabel=unit, ylim=(0, None), xlim=(0, end))
+        axes.set(xlabel=f"time in seconds\n{found['kind']}", ylabel=f"memory in {unit}", ylim=(0, None), xlim=(0, end))
         axes.legend(frameon=False, loc="lower right", ncols=3)
 
     return _png(draw)

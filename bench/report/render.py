@@ -1,6 +1,7 @@
 """A report as Markdown, and as one HTML file with its plots inside."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -82,16 +83,10 @@ def tables(report: Report) -> Iterable[Table]:
     yield summary(report)
     for section, name in SECTIONS.items():
         cells = [
-            (
-                r["name"],
-                number(r["median"], r["unit"]),
-                f"{r['low']:.4g} to {r['high']:.4g}",
-                str(r["count"]),
-                r["note"],
-            )
-            for r in report["rows"]
-            if r["section"] == section
-        ]
+            (r["name"], number(r["median"], r["unit"]), f"{r['low']:.4g} to {number(r['high'], r['unit'])}",
+             str(r["count"]), r["note"])
+            for r in report["rows"] if r["section"] == section
+        ]  # fmt: skip
         if cells:
             yield name, ("", "median", "quartiles", "values", ""), cells
     heading = ("", "seconds", "gain", "of the row above, turn by turn", "what it is")
@@ -122,7 +117,7 @@ def tables(report: Report) -> Iterable[Table]:
         ), [_within(row) for row in report["peers"] if row["stated_gb"]]  # fmt: skip
     if report["parity"]:
         yield f"Error against {report['parity']['reference']}", (
-            "", "latents, largest per step", "latents, PSNR per step", "frames, PSNR", "frames, largest"
+            "", "latents, largest per step", "latents, PSNR per step", "frames, PSNR", "frames, largest, of 1"
         ), [_errors(report["parity"], name) for name in ("ours", "diffusers")]  # fmt: skip
     yield "Not measured", ("what", "because"), [(m["what"], m["because"]) for m in report["not_measured"]]
 
@@ -177,16 +172,20 @@ table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .2em
 th { text-align: left } td { vertical-align: top } img { max-width: 100% } code { background: #eef; padding: 0 .2em }"""
 
 
+def _marked(text: str) -> str:
+    """A text as HTML, with what stands in backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def html(report: Report) -> str:
     """report.html: one file that needs no other."""
-    parts = [f"<h1>{escape(title(report))}</h1>"]
-    parts += [f"<p>{escape(fact)}</p>" for fact in facts(report)]
+    parts = [f"<h1>{escape(title(report))}</h1>", *(f"<p>{_marked(fact)}</p>" for fact in facts(report))]
     for name, picture in plots(report).items():
         source = base64.b64encode(picture).decode()
         parts.append(f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="data:image/png;base64,{source}">')
     for name, heading, cells in tables(report):
         head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        body = "".join(f"<tr>{''.join(f'<td>{_marked(cell)}</td>' for cell in row)}</tr>" for row in cells)
         parts.append(f"<h2>{escape(name)}</h2><table><tr>{head}</tr>{body}</table>")
     head = f'<meta charset="utf-8"><title>{escape(title(report))}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

@@ -31,8 +31,9 @@ MOST_VIDEOS = 64  # of a prompt
 class Options:
     """The arguments of ConsisID.generate besides the person; the names are those of diffusers' ConsisIDPipeline.
 
-    prompt: a text, or a list for several videos of one person. Either it or prompt_embeds [b, T, d_model].
-    negative_prompt: what to steer away from; a text for all, or one per prompt. Used when guidance_scale > 1.
+    prompt, prompt_embeds: a text, or a list for several videos of one person; or embeddings [b, T, d_model] instead.
+    negative_prompt, negative_prompt_embeds: what to steer away from; a text for all, or one per
+        prompt. Used when guidance_scale > 1.
     height, width, num_frames: of the video; default what the engine was built for.
     num_inference_steps: denoising steps.
     timesteps, sigmas: the steps to go through instead, one of the two, where the scheduler takes them.
@@ -40,7 +41,8 @@ class Options:
     use_dynamic_cfg: True for diffusers' formula of a changing weight, "step" for the one that was meant.
     num_videos_per_prompt: so many videos of each prompt, each from noise of its own.
     eta: of DDIM.
-    seed: of a generator on the CPU: the same video on every machine. Or a generator, or a list with one per video.
+    seed, generator: a seed of a generator on the CPU: the same video on every machine. Or a generator, or a list with
+        one per video.
     latents: noise [b, F, 16, h, w] instead of drawn noise.
     callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; the tensors that it returns
         replace those of the run. `pipeline` is this engine with the state of this run (callbacks.py), under the
@@ -62,8 +64,9 @@ class Options:
     on_oom: when the device runs out of memory, "raise", or "replan": go on with the next smaller plan from the last
         finished step.
     shortcuts: what may be left out of the loop, see Shortcuts; by default nothing.
-    checkpoint: a file that holds the last finished steps, written every `checkpoint_every` steps, whole or not at all.
-        Where it exists and is of the same request, the run goes on from it; a finished run removes it.
+    checkpoint, checkpoint_every: a file that holds the last finished steps, written every `checkpoint_every` steps,
+        whole or not at all. Where it exists and is of the same request, the run goes on from it; a finished run
+        removes it.
     """
 
     prompt: str | Sequence[str] | None = None

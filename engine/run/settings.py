@@ -1,20 +1,17 @@
-"""What a video was made with, for its stats, its file and whoever makes it again."""
+"""What a video was made with, for its stats, its file and whoever makes it again: of a run.Run, which imports this."""
 
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consisid.kernels import describe
 
 from ..util.cli import installed_version
 
-if TYPE_CHECKING:
-    from .run import Run
-
 APPROXIMATE = {"tiled": "the decoder in tiles", "tiled-reference": "encoder and decoder in diffusers' tiles"}
 SAME = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed", "num_videos_per_prompt")
 
 
-def settings_of(run: "Run") -> list[dict[str, Any]]:
+def settings_of(run: Any) -> list[dict[str, Any]]:
     """Values of JSON for each video of a run, by the names of generate's arguments.
 
     engine: which model, and the key of its folder's manifest; loras: name, weight and sha256 of the changes; seed: None
@@ -58,7 +55,7 @@ def number(value: Any) -> Any:
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
-def modes_of(run: "Run") -> dict[str, str]:
+def modes_of(run: Any) -> dict[str, str]:
     """What was chosen, for stats."""
     engine, t = run.engine, run.engine.variant.transformer
     tokens = t.max_text_seq_length + run.request.shape.video_tokens

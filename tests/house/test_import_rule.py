@@ -28,6 +28,7 @@ ENGINE = (
     ("denoise", "engine"),
     ("run",),
     ("api",),
+    ("flags",),
     ("pipeline", "cli"),
     ("main",),
     ("entry",),

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.plans import GIB, KINDS, sizes_of
 
-from consisid.bench.tools import simulate
 from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.budget import parse, show
@@ -214,15 +213,6 @@ def test_replay_by_hand():
     assert half.stall[1] == pytest.approx(0.0)
     assert half.bytes == 40 + 4 * 20
     assert spread(UNITS, 2) == {("block", 0), ("block", 2)}
-
-
-def test_the_simulation_prints(capsys):
-    """Of all machines, in the dtype whose sizes are counted above."""
-    assert simulate.main(["tiny", "--memory", "2GiB", "--dtype", "float32"]) == 0
-    output = capsys.readouterr().out
-    for machine in MACHINES.values():
-        assert machine.sources in output
-    assert output.count("simulated stall per step: first ") == len(MACHINES)
 
 
 def test_the_dry_run_prints_the_plan(capsys):
