@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from .errors import ConsisIDError
     from .face.identity import Identity
     from .pipeline import ConsisIDPipeline
+    from .shortcuts import Shortcuts
     from .video import Video
 
     __version__: str
 
-__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Video", "__version__"]
+__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Shortcuts", "Video", "__version__"]
 
 # The module of each name: imported when it is first asked for, so that a command line has a hold of an interrupt before
 # PyTorch is imported, which takes seconds.
@@ -21,6 +22,7 @@ _MODULES = {
     "ConsisIDError": "errors",
     "ConsisIDPipeline": "pipeline",
     "Identity": "face.identity",
+    "Shortcuts": "shortcuts",
     "Video": "video",
 }
 

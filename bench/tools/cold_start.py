@@ -6,6 +6,7 @@ Which packages the imports spend their time in, `python -X importtime -c 'import
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from ..core.inputs import PROMPT, identity
 from ..core.tables import made_by, table, write_files
 
 RUNS = 5
+COMMANDS = {"consisid": "consisid.engine.main"} | {
+    f"consisid {name}": f"consisid.{part}.cli"
+    for name, part in (("build", "export"), ("generate", "engine"), ("bench", "bench"))
+}
 CHILD = """
 import json, sys, time
 times, began, started = {}, time.perf_counter(), []
@@ -58,6 +63,17 @@ def child(folder: Path, person: Path) -> dict[str, Any]:
     return found
 
 
+def help_seconds(module: str) -> float:
+    """CPU seconds that --help of a command takes more than a Python that does nothing."""
+    spent = []
+    for script in ("pass", f"from {module} import main; main(['--help'])"):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return spent[1] - spent[0]
+
+
 def measure(folder: Path, output: Path, runs: int = RUNS) -> dict[str, Any]:
     """Write start.json and start.md into `output`.
 
@@ -77,6 +93,7 @@ def measure(folder: Path, output: Path, runs: int = RUNS) -> dict[str, Any]:
         "engine": f"{manifest.spec.variant.name}, {manifest.spec.shape}, {manifest.spec.dtype}",
         "graphs": dict(Counter(entry.backend for entry in manifest.graphs.values())),
         "seconds": {name: [one["seconds"][name] for one in found] for name in found[0]["seconds"]},
+        "help_cpu_seconds": {name: [help_seconds(module) for _ in range(runs)] for name, module in COMMANDS.items()},
         "programs_started": max(one["programs started"] for one in found),
         **stamp(torch.device(manifest.spec.device)),
     }
@@ -89,7 +106,13 @@ def markdown(values: dict[str, Any]) -> str:
     graphs = ", ".join(f"{count} graphs by {name}" for name, count in values["graphs"].items())
     rows = [
         (name, *(f"{of(seconds):.2f} s" for of in (statistics.median, min, max)))
-        for name, seconds in values["seconds"].items()
+        for name, seconds in [
+            *values["seconds"].items(),
+            *(
+                (f"CPU time of `{name} --help` over `python -c pass`", x)
+                for name, x in values["help_cpu_seconds"].items()
+            ),
+        ]
     ]
     return f"""# From nothing to the first step: {values["engine"]}, {graphs}
 

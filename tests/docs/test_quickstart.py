@@ -4,10 +4,8 @@ of the other pages, are read by the parsers of their commands."""
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import av
@@ -18,7 +16,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)( title=\"[^\"]*\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUICKSTART = [(kind, not title, code) for kind, title, code in FENCE.findall((ROOT / "docs/quickstart.md").read_text())]
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
 def printed() -> list[tuple[str, str]]:
@@ -29,21 +26,6 @@ def printed() -> list[tuple[str, str]]:
             lines = re.findall(r'^consisid[\w-]* (?:[^\n"]|"[^"]*")*', code.replace("\\\n", " "), re.MULTILINE)
             found += [(page.stem, line) for line in lines if kind == "bash"]
     return found
-
-
-@pytest.fixture
-def shell(tmp_path, photo):
-    """An environment in whose path the commands are, and a folder with me.jpg in it."""
-    (tmp_path / "bin").mkdir()
-    for name, target in SCRIPTS.items():
-        module, _, function = target.partition(":")
-        script = tmp_path / "bin" / name
-        script.write_text(f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
-        script.chmod(0o755)
-    (tmp_path / "home").mkdir()
-    shutil.copy(photo, tmp_path / "home" / "me.jpg")
-    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
-    return {"cwd": tmp_path / "home", "env": {**os.environ, "PATH": path}, "capture_output": True, "text": True}
 
 
 def test_what_is_printed_runs(shell):

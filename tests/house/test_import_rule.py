@@ -40,7 +40,7 @@ FLOOR = {
     for part, floors in (("engine", ENGINE), ("bench", BENCH))
 }
 FACADE = {
-    "": {"api", "errors", "face", "pipeline", "video"}
+    "": {"api", "errors", "face", "pipeline", "shortcuts", "video"}
 }  # what `from consisid.engine import ...` offers, each when asked for
 # A pipeline builds when it is told to, by its compile().
 EXCEPTIONS = {"engine.pipeline.compiled imports export"}
