@@ -190,7 +190,8 @@ def denoise(
     times = time_table(networks, stepper.timesteps)
     sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
     unconditional = torch.empty(0)
-    kept: list[Tensor | None] = [None] * len(given)
+    keeps = any(each.keep for each in plan[first:])
+    kept = [_room(one) if keeps else None for one in given]  # before the loop, in which no memory is asked for
     for step in range(first, steps):
         now = plan[step]
         calls = [
@@ -198,8 +199,6 @@ def denoise(
         ]
         networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
-        if now.keep and kept[0] is None:
-            kept = [_room(one) for one in given]
         noise = _of_people(networks, inputs, step, times, given, cfg, now, kept)
         if guided:
             weight = guidance(step, times.timesteps[step])
