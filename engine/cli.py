@@ -100,7 +100,9 @@ def generate(options: argparse.Namespace) -> None:
     text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second"
     if options.fps is not None:
         text += f", {'interpolated to' if options.interpolate else 'played at'} {options.fps:g}"
-    text += f", seed {seed}" + "".join(f"\n  approximation: {line}" for line in video.settings["approximations"])
+    text += f", seed {seed}" + "".join(
+        f"\n  approximation: {line}" for line in video.settings.get("approximations", [])
+    )
     values = {"output": str(options.output), "settings": video.settings, "stats": asdict(video.stats)}
     show(options, values, f"{text}\n{video.stats.summary()}")
 
@@ -110,7 +112,7 @@ def compare_engines(file: Path, settings: dict[str, Any]) -> None:
     from .util.video_files import read_settings
 
     before = read_settings(file).get("engine")
-    if before != settings["engine"]:
+    if before != settings.get("engine"):
         warnings.warn(f"{file} was made by another engine than {settings['folder']}: the video differs.", stacklevel=2)
 
 
