@@ -20,7 +20,7 @@ NEEDS = ("engine", "output")
 def parser(strict: bool = True) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "consisid-bench", description="Measure an engine folder and write a report.", epilog=EXAMPLE,
-        formatter_class=HelpFormatter,
+        formatter_class=HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     p.add_argument(
         "engine", nargs=None if strict else "?", default=argparse.SUPPRESS,
@@ -100,7 +100,7 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
-    options = parse(parser, "bench", NEEDS, arguments)
+    options = parse(parser, "bench", "engine", NEEDS, arguments)
     imports = ("consisid.bench.report.measure", "consisid.bench.report.compare")
     return run("consisid-bench", lambda: work(options), imports=imports, options=options)
 

@@ -131,5 +131,5 @@ class ConsisID(Engine):
                 run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
                 state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
-                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt, what=lambda _: run.loop_steps,
+                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt, what=run.steps_at,
             )  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,26 @@ def load_loras(engine: Any, options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """The work of the command."""
     from .api import ConsisID
-    from .postprocess import interpolation, upscaling
+    from .errors import InputError
+    from .postprocess import enlarging, interpolation
     from .util.mp4 import frame_rate
     from .util.progress import Progress
-    from .util.video_files import save_picture
+    from .util.video_files import read_settings, save_picture
 
     check_places(options)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     options.upscale, shortcuts = factor(options.upscale), shortcuts_of(options)
-    if options.interpolate is not None:
-        interpolation(options.interpolate)
-    if options.upscale is not None:
-        upscaling(options.upscale)
-    if options.fps is not None:
-        frame_rate(options.fps)
+    rate = None if options.fps is None else frame_rate(options.fps)
+    between = None if options.interpolate is None else interpolation(options.interpolate)
+    if between is not None and rate is None:
+        raise InputError("--interpolate makes frames for another frame rate; give --fps too, such as --fps 16.")
+    before = None if options.like is None else read_settings(options.like)
     engine = ConsisID.open(Path(options.engine), options.device, memory=options.memory, verify=options.verify)
+    larger = None if options.upscale is None else enlarging(options.upscale, str(engine.device))
+    if between is not None and rate is not None:
+        between(iter(()), frame_rate(engine.variant.fps), rate)  # refused before anything is computed
+    if before is not None:
+        compare_engines(options.like, before, engine)
     load_loras(engine, options)
     person = person_of(engine, options)
     if options.save_crop is not None:
@@ -93,9 +99,7 @@ def generate(options: argparse.Namespace) -> None:
     given = ("image", "mode", "key_points", "aligned", "lora", "lora_weight", "fps", "interpolate", "upscale")
     face = options.face if isinstance(options.face, str | int) else ",".join(map(str, options.face))
     video.settings |= {"folder": options.engine, "face": face, **{name: getattr(options, name) for name in given}}
-    if options.like is not None:
-        compare_engines(options.like, video.settings)
-    video.save(options.output, options.fps, interpolate=options.interpolate, upscale=options.upscale)
+    video.save(options.output, options.fps, interpolate=options.interpolate, upscale=larger)
     frames, height, width = video.shape
     text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second"
     if options.fps is not None:
@@ -107,13 +111,11 @@ def generate(options: argparse.Namespace) -> None:
     show(options, values, f"{text}\n{video.stats.summary()}")
 
 
-def compare_engines(file: Path, settings: dict[str, Any]) -> None:
-    """Warn where a video is made again by another engine."""
-    from .util.video_files import read_settings
-
-    before = read_settings(file).get("engine")
-    if before != settings.get("engine"):
-        warnings.warn(f"{file} was made by another engine than {settings['folder']}: the video differs.", stacklevel=2)
+def compare_engines(file: Path, before: Any, engine: Any) -> None:
+    """Warn where a video is made again by another engine or scheduler."""
+    now = {"variant": engine.variant.name, "key": engine.manifest.spec.key}
+    if before.get("engine") != now or before.get("scheduler") != type(engine.scheduler).__name__:
+        warnings.warn(f"{file} was made by another engine than {engine.folder}: the video differs.", stacklevel=2)
 
 
 def check_places(options: argparse.Namespace) -> None:
@@ -125,10 +127,11 @@ def check_places(options: argparse.Namespace) -> None:
     from .errors import InputError
     from .face import identity
     from .util.files import check_place
+    from .util.mp4 import frame_rate
     from .util.video_files import check_picture, check_target
 
     checks: dict[str, Callable[[Path], None]] = {
-        "output": check_target,
+        "output": partial(check_target, rate=None if options.fps is None else frame_rate(options.fps)),
         "save_crop": check_picture,
         "save_identity": identity.check_target,
         "checkpoint": check_place,
@@ -153,7 +156,7 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
-    options = parse(parser, "generate", NEEDS, arguments, {"like": like})
+    options = parse(parser, "generate", "engine", NEEDS, arguments, {"like": like})
     imports = ("tqdm", "consisid.engine.api")
     return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports, options)
 

@@ -72,18 +72,23 @@ def _predict(
     networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step,
     change: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    text = given.text.shape[1]
-    tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
     if not what.trunk:
         assert change is not None
-        return networks.one("head", tokens.pop()[:, text:] + change, times.out[step])
+        embedded = networks.one("embed", latents, given.image)
+        video = (change.unflatten(0, (-1, len(embedded))) + embedded).flatten(0, 1)
+        return networks.one("head", video, times.out[step])
+    tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
     video = networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
-    if what.keep:
-        # Embedded again: to hold it while the blocks run would take more memory than this takes time.
-        assert change is not None
-        again = networks.one("embed", latents, given.image)
-        torch.sub(video, again.repeat(len(video) // len(again), 1, 1), out=change)
-    return networks.one("head", video, times.out[step])
+    if not what.keep:
+        return networks.one("head", video, times.out[step])
+    # Embedded again: to hold it while the blocks run would take more memory than this takes time. Last, because where
+    # calls are recorded they share the memory of their outputs.
+    assert change is not None
+    change.copy_(video)
+    noise = networks.one("head", video, times.out[step])
+    embedded = networks.one("embed", latents, given.image)
+    change.unflatten(0, (-1, len(embedded))).sub_(embedded)
+    return noise
 
 
 def _of_people(
@@ -194,9 +199,7 @@ def denoise(
     kept = [_room(one) if keeps else None for one in given]  # before the loop, in which no memory is asked for
     for step in range(first, steps):
         now = plan[step]
-        calls = [
-            len(range(2)[each.halves]) if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk
-        ]
+        calls = [each.count if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk]
         networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
         noise = _of_people(networks, inputs, step, times, given, cfg, now, kept)

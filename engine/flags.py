@@ -23,7 +23,7 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     """strict: what has to be given has to be on the command line."""
     p = argparse.ArgumentParser(
         "consisid-generate", description="Make a video of the person in a photo.", epilog=EXAMPLE,
-        formatter_class=HelpFormatter,
+        formatter_class=HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     p.add_argument(
         "engine", nargs=None if strict else "?", default=argparse.SUPPRESS,
@@ -38,7 +38,12 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
         "--output", type=Path, required=strict, metavar="FILE",
         help="the .mp4, .gif or .webp to write; frame_%%03d.png for every frame, .png or .jpg for one",
     )  # fmt: skip
-    p.add_argument("--like", type=Path, metavar="MP4", help="as this video was made, in all that is not given")
+    p.add_argument(
+        "--like",
+        type=Path,
+        metavar="MP4",
+        help="with the flags that this video was made with, where they are not given",
+    )
     video = p.add_argument_group("video")
     video.add_argument("--negative-prompt", help="what to steer away from")
     video.add_argument("--seed", type=int, help="the same seed gives the same video (default: drawn, and printed)")
@@ -99,7 +104,10 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
 
 
 def like(file: Path) -> dict[str, Any]:
-    """The flags that make a video again, from what its file says; raises ValueError where it says nothing."""
+    """The flags that make a video again, from what its file says; raises ValueError where that is nothing, or no flags.
+
+    Not the engine: a folder is code, and a video may be anybody's.
+    """
     from .util.video_files import read_settings
 
     found = read_settings(file)
@@ -119,8 +127,16 @@ def like(file: Path) -> dict[str, Any]:
         values |= {name: value for name, value in shortcuts.items() if name in ("cache", "guidance_every")}
         if isinstance(window := shortcuts.get("guidance_window"), list):
             values["guidance_window"] = ":".join(map(str, window))
-    if isinstance(found.get("folder"), str):
-        values["engine"] = found["folder"]
+    said = {
+        "seed": found.get("seed") is None,
+        "prompt": found.get("prompt") is None,
+        "schedule": bool(found.get("schedule")),
+        "eta": found.get("eta") not in (None, 0),
+        "videos": found.get("videos") not in (None, 1),
+    }
+    if any(said.values()):
+        what = next(name for name, odd in said.items() if odd)
+        raise ValueError(f"its {what} cannot be given on a command line; repeat it in Python")
     return values
 
 

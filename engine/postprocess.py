@@ -4,6 +4,7 @@ A step reads an iterator of frames, uint8 [H, W, 3], and gives one, so that a st
 choose between what libraries have; a function of one's own does as well.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from os import PathLike
@@ -24,11 +25,13 @@ Upscale = float | str | PathLike[str] | Enlarge
 
 MINTERPOLATE = "minterpolate"  # ffmpeg's filter: motion compensation, https://ffmpeg.org/ffmpeg-filters.html
 FACTORS = 1.0, 8.0  # that a frame may be enlarged by
+MOST_FRAMES = 16  # for one that there is
 MODELS = (".pth", ".safetensors")  # weights as Real-ESRGAN publishes them
 
 
 def interpolation(how: Interpolate) -> Callable[[Frames, Fraction, Fraction], Frames]:
-    """(frames, their rate, another rate) -> frames at that rate.
+    """(frames, their rate, another rate) -> frames at that rate. The call refuses rates that cannot be; frames are made
+    as they are read.
 
     Args:
         how: "minterpolate", ffmpeg's; an .onnx file of RIFE (Huang et al., arXiv:2011.06294) that takes two frames
@@ -37,31 +40,46 @@ def interpolation(how: Interpolate) -> Callable[[Frames, Fraction, Fraction], Fr
     Raises:
         InputError: none of these.
     """
-    if how == MINTERPOLATE:
-        return _minterpolate
-    between = how if callable(how) else _rife(_model(how, "interpolate", (".onnx",)))
-    return lambda frames, rate, target: _resampled(frames, rate, target, between)
+    if isinstance(how, str) and how == MINTERPOLATE:
+        return lambda frames, rate, target: _minterpolate(frames, rate, _possible(rate, target))
+    if callable(how):
+        between, middle_only = how, False
+    else:
+        between, middle_only = _rife(_model(how, "interpolate", (".onnx",)))
+
+    def run(frames: Frames, rate: Fraction, target: Fraction) -> Frames:
+        if middle_only and target != 2 * rate:
+            raise InputError(f"{how} makes the frame in the middle of two and no other; give fps={2 * rate}.")
+        return _resampled(frames, rate, _possible(rate, target), between)
+
+    return run
 
 
-def upscaling(how: Upscale) -> Callable[[Frames], Frames]:
-    """frames -> larger frames.
+def _possible(rate: Fraction, target: Fraction) -> Fraction:
+    if target > MOST_FRAMES * rate:
+        raise InputError(f"fps={float(target):g} is more than {MOST_FRAMES} times the {float(rate):g} that there are.")
+    return target
+
+
+def enlarging(how: Upscale, device: str = "cpu") -> Enlarge:
+    """A function that enlarges frames; the memory that it takes of a device is in no plan.
 
     Args:
         how: a factor, by Lanczos' filter; weights of Real-ESRGAN (Wang et al., arXiv:2107.10833), an .onnx file or with
             the package spandrel .pth and .safetensors; or a function.
+        device: where these weights run.
 
     Raises:
         InputError: none of these; BackendError: spandrel is missing.
     """
     if callable(how):
-        return lambda frames: (_checked(how(frame), "upscale") for frame in frames)
+        return lambda frame: _checked(how(frame), "upscale")
     if isinstance(how, int | float) and not isinstance(how, bool):
         if not FACTORS[0] <= how <= FACTORS[1]:
             raise InputError(f"upscale={shown(how)} is no factor from {FACTORS[0]:g} to {FACTORS[1]:g}.")
-        return lambda frames: _lanczos(frames, float(how))
+        return lambda frame: _lanczos(frame, float(how))
     file = _model(how, "upscale", (".onnx", *MODELS))
-    enlarge = _onnx_enlarge(file) if file.suffix == ".onnx" else _spandrel(file)
-    return lambda frames: map(enlarge, frames)
+    return _onnx_enlarge(file) if file.suffix == ".onnx" else _spandrel(file, device)
 
 
 def _model(how: Any, name: str, endings: tuple[str, ...]) -> Path:
@@ -70,14 +88,14 @@ def _model(how: Any, name: str, endings: tuple[str, ...]) -> Path:
         raise InputError(
             f"{name}={shown(how)} is none of {known}, a file that ends in {', '.join(endings)}, a function."
         )
-    if not Path(how).is_file():
+    if not os.path.isfile(how):  # unlike Path's, no error for any name
         raise InputError(f"{name}={shown(str(how))}: there is no such file.")
     return Path(how)
 
 
-def _checked(frame: Any, name: str) -> np.ndarray:
+def _checked(frame: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     frame = np.asarray(frame)
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or shape not in (None, frame.shape):
         raise InputError(
             f"The function of {name}= gave {frame.dtype} {list(frame.shape)}; it has to be uint8 [H, W, 3]."
         )
@@ -141,23 +159,19 @@ def _resampled(frames: Frames, rate: Fraction, target: Fraction, between: Betwee
             place += 1
         while (time := number * rate / target) <= place:
             t = float(time - (place - 1))
-            yield (
-                frame
-                if previous is None or t == 1
-                else previous
-                if t == 0
-                else _checked(between(previous, frame, t), "interpolate")
-            )
+            if previous is None or t == 1:
+                yield frame
+            else:
+                yield _checked(between(previous, frame, t), "interpolate", frame.shape)
             number += 1
         previous = frame
 
 
-def _lanczos(frames: Frames, factor: float) -> Frames:
+def _lanczos(frame: np.ndarray, factor: float) -> np.ndarray:
     from PIL import Image
 
-    for frame in frames:
-        height, width = (2 * round(side * factor / 2) for side in frame.shape[:2])  # even, as H.264 takes them
-        yield np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+    height, width = (2 * round(side * factor / 2) for side in frame.shape[:2])  # even, as H.264 takes them
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _session(file: Path) -> Any:
@@ -174,10 +188,11 @@ def _run(session: Any, file: Path, *inputs: np.ndarray) -> np.ndarray:
     """The first output of a model for images float32 [1, 3, H, W] in [0, 1], as a frame."""
     names = [each.name for each in session.get_inputs()][: len(inputs)]
     try:
-        found = session.run(None, dict(zip(names, inputs, strict=False)))[0]
-    except Exception as error:
-        raise InputError(f"{file} does not take frames float32 [1, 3, H, W] ({one_line(error, 120)}).") from None
-    return _as_frame(found)
+        return _as_frame(session.run(None, dict(zip(names, inputs, strict=False)))[0])
+    except Exception as error:  # of many kinds, all of them of what is in the file
+        raise InputError(
+            f"{file} does not make frames of frames float32 [1, 3, H, W] ({one_line(error, 120)})."
+        ) from None
 
 
 def _as_image(frame: np.ndarray) -> np.ndarray:
@@ -185,16 +200,18 @@ def _as_image(frame: np.ndarray) -> np.ndarray:
 
 
 def _as_frame(image: np.ndarray) -> np.ndarray:
+    """Raises ValueError for what is no picture."""
+    if image.ndim != 4 or image.shape[:2] != (1, 3) or not np.isfinite(image).all():
+        raise ValueError(f"it gives {image.dtype} {list(image.shape)}, or numbers that are not finite")
     return (image[0].transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _rife(file: Path) -> Between:
+def _rife(file: Path) -> tuple[Between, bool]:
+    """A model of two frames, and whether it makes the one in the middle only."""
     session = _session(file)
     timed = len(session.get_inputs()) > 2
 
     def between(first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
-        if not timed and t != 0.5:
-            raise InputError(f"{file} makes the frame in the middle of two and no other; double the frame rate.")
         # RIFE halves its maps five times.
         height, width = first.shape[:2]
         edges = ((0, 0), (0, 0), (0, -height % 32), (0, -width % 32))
@@ -202,7 +219,7 @@ def _rife(file: Path) -> Between:
         times = [np.array([t], np.float32).reshape([1] * len(session.get_inputs()[2].shape))] if timed else []
         return _run(session, file, *images, *times)[:height, :width]
 
-    return between
+    return between, not timed
 
 
 def _onnx_enlarge(file: Path) -> Enlarge:
@@ -210,7 +227,7 @@ def _onnx_enlarge(file: Path) -> Enlarge:
     return lambda frame: _run(session, file, _as_image(frame))
 
 
-def _spandrel(file: Path) -> Enlarge:
+def _spandrel(file: Path, device: str) -> Enlarge:
     import torch
 
     try:
@@ -219,7 +236,6 @@ def _spandrel(file: Path) -> Enlarge:
         raise BackendError(
             f"To read {file} the package spandrel is needed; pip install 'consisid[upscale]', or give an .onnx file."
         ) from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = ModelLoader(device=device).load_from_file(file)
     except Exception as error:  # of many kinds, all of them of what is in the file
@@ -229,7 +245,10 @@ def _spandrel(file: Path) -> Enlarge:
     model.eval()
 
     def enlarge(frame: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return _as_frame(model(torch.from_numpy(_as_image(frame)).to(device)).float().cpu().numpy())
+        try:
+            with torch.inference_mode():
+                return _as_frame(model(torch.from_numpy(_as_image(frame)).to(device)).float().cpu().numpy())
+        except (RuntimeError, ValueError) as error:  # out of memory among them
+            raise InputError(f"{file} cannot enlarge a frame ({one_line(error, 120)}).") from None
 
     return enlarge

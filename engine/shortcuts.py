@@ -27,8 +27,8 @@ class Shortcuts:
     """What may be left out of a video's loop. Without arguments nothing is.
 
     cache: the threshold of the step cache, such as 0.1, 0.15 or 0.2: the larger, the fewer steps are computed; or the
-        factor that is aimed at, such as "2x": the smallest threshold at which no more than steps / 2 are computed.
-        None or 0 computes all.
+        factor that is aimed at, such as "2x": a threshold at which no more than steps / 2 are computed, before what
+        guidance needs besides. None or 0 computes all.
     guidance_window: (first, end): only the steps first <= i < end have classifier-free guidance; others compute the
         prompt's half alone, as with a guidance_scale of 1.
     guidance_every: the unconditional half is computed at every n-th step with guidance, and its last prediction used
@@ -58,7 +58,13 @@ class Shortcuts:
         if not isinstance(value, cls):
             raise InputError(f"shortcuts={shown(value)} are no Shortcuts; make them with Shortcuts(cache=0.1).")
         value.check()
-        return value
+        threshold, factor = cache_of(value.cache)
+        window = value.guidance_window
+        return cls(
+            threshold if factor is None else f"{factor:g}x",
+            None if window is None else (int(window[0]), int(window[1])),
+            int(value.guidance_every),
+        )
 
     def check(self) -> None:
         """Raises InputError for values that cannot be."""
@@ -66,9 +72,9 @@ class Shortcuts:
         window = self.guidance_window
         if window is not None:
             pair = isinstance(window, list | tuple) and len(window) == 2
-            if not pair or not 0 <= whole("guidance_window", window[0]) <= whole("guidance_window", window[1]):
+            if not pair or not 0 <= whole("guidance_window", window[0]) <= whole("guidance_window", window[1]) <= MOST:
                 raise InputError(f"guidance_window={shown(window)} is no (first, end) of steps from 0 on.")
-        if whole("guidance_every", self.guidance_every) < 1:
+        if not 1 <= whole("guidance_every", self.guidance_every) <= MOST:
             raise InputError(f"guidance_every={shown(self.guidance_every)} has to be at least 1.")
 
     @property
@@ -98,6 +104,11 @@ class Step:
         """Of (unconditional, prompt), those that are predicted where guidance was asked for."""
         return slice(0, 2) if self.guided and self.fresh else slice(1, 2)
 
+    @property
+    def count(self) -> int:
+        """How many halves these are."""
+        return self.halves.stop - self.halves.start
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -116,7 +127,7 @@ class Loop:
         """Of these steps; None where they leave nothing out."""
         if all(step.trunk and step.guided and step.fresh for step in steps):
             return None
-        halves = [len(range(2)[step.halves]) if guided else 1 for step in steps if step.trunk]
+        halves = [step.count if guided else 1 for step in steps if step.trunk]
         return cls(len(halves), sum(halves), any(step.keep for step in steps))
 
 
@@ -171,14 +182,14 @@ def computed_steps(changes: Sequence[float], threshold: float) -> list[bool]:
     found, sum_of = [True], 0.0
     for i, change in enumerate(changes, 1):
         sum_of += change
-        found.append(i == len(changes) or sum_of >= threshold)
+        found.append(i == len(changes) or not sum_of < threshold)  # NaN computes
         if found[-1]:
             sum_of = 0.0
     return found
 
 
 def threshold_for(changes: Sequence[float], factor: float) -> float:
-    """The smallest threshold at which steps / computed steps is the factor at least, so far as that can be."""
+    """A threshold, near the smallest, at which steps / computed steps is the factor at least, so far as that can be."""
     most = max(2, int((len(changes) + 1) / factor))
     low, high = 0.0, sum(map(abs, changes)) + 1.0
     if sum(computed_steps(changes, high)) > most:
@@ -226,15 +237,16 @@ def may_go_on(steps: Sequence[Step], step: int) -> bool:
     return step >= len(steps) or (steps[step].trunk and steps[step].fresh)
 
 
-def summary(shortcuts: Shortcuts, steps: Sequence[Step]) -> list[str]:
+def summary(shortcuts: Shortcuts, steps: Sequence[Step], guided: bool) -> list[str]:
     """What is approximated, a line each; empty where nothing is."""
     lines = []
     trunks = sum(step.trunk for step in steps)
     if trunks < len(steps):
         lines.append(f"step cache {shortcuts.cache}: {trunks} of {len(steps)} steps computed")
-    if shortcuts.guidance_window is not None:
-        lines.append(f"guidance in {sum(step.guided for step in steps)} of {len(steps)} steps")
+    with_guidance = sum(step.guided for step in steps)
+    if guided and with_guidance < len(steps):
+        lines.append(f"guidance in {with_guidance} of {len(steps)} steps")
     fresh = sum(step.guided and step.fresh for step in steps)
-    if shortcuts.guidance_every > 1:
+    if guided and fresh < with_guidance:
         lines.append(f"the unconditional half computed in {fresh} of {len(steps)} steps")
     return lines

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .postprocess import MINTERPOLATE, Interpolate, Upscale, interpolation, upscaling
+from .postprocess import MINTERPOLATE, Interpolate, Upscale, enlarging, interpolation
 from .util import mp4
 from .util import video_files as files
 from .util.files import as_path
@@ -144,7 +144,7 @@ class Video:
             interpolate: make frames in between, so that the video lasts as long at `fps` as at the model's rate: True
                 or "minterpolate" for ffmpeg's filter, an .onnx file of RIFE, or a function; see
                 postprocess.interpolation. Without it other `fps` make it faster or slower.
-            upscale: a factor, a file of Real-ESRGAN, or a function; see postprocess.upscaling.
+            upscale: a factor, a file of Real-ESRGAN, or a function; see postprocess.enlarging.
 
         Raises:
             InputError: no frames (output_type="latent", or a stream of which frames were read already), no frame rate,
@@ -157,23 +157,39 @@ class Video:
             raise InputError('This video has latents only; generate with another output_type than "latent" to save it.')
         how = MINTERPOLATE if interpolate is True else interpolate
         between = None if how is None or how is False else interpolation(how)
-        larger = None if upscale is None else upscaling(upscale)
-        files.check_target(path)
+        larger = None if upscale is None else enlarging(upscale)
+        if between is not None and fps is None:
+            raise InputError("interpolate= makes frames for another frame rate; give fps too, such as fps=16.")
+        files.check_target(path, rate)
         if isinstance(self.frames, Iterator) and self._taken:
             raise InputError(
                 f'{path}: {self._taken} frames of this "stream" were read already and would be missing; keep what is '
                 "read, or save it before anything is read."
             )
         frames = self.frames if isinstance(self.frames, Iterator) else iter(as_uint8(self.frames))
-        if between is not None and rate != own:
+        if files.is_one_picture(path):
+            frames = files.middle(frames)
+        elif between is not None and rate != own:
             frames = between(frames, own, rate)
         if larger is not None:
-            frames = larger(frames)
+            frames = map(larger, frames)
         first = next(frames, None)
         if first is None:
             raise InputError(f"{path}: there are no frames to write; the stream was closed.")
-        files.write(path, chain([first], frames), rate, self.settings)
+        named = {"fps": float(rate), "interpolate": _name(how), "upscale": _name(upscale)}
+        files.write(path, chain([first], frames), rate, {**named, **self.settings} if self.settings else {})
         return path
+
+
+def _name(step: Any) -> Any:
+    """A step behind the decoder, for the settings of a file."""
+    return (
+        step
+        if step is None or isinstance(step, bool | int | float | str)
+        else "a function"
+        if callable(step)
+        else str(step)
+    )
 
 
 def as_uint8(frames: Any) -> np.ndarray:

@@ -26,7 +26,7 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     """Names of backends and variants stand here as text: the help of a command does not wait for PyTorch."""
     p = argparse.ArgumentParser(
         "consisid-build", description="Compile a ConsisID checkpoint into an engine folder.", epilog=EXAMPLE,
-        formatter_class=HelpFormatter,
+        formatter_class=HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     p.add_argument(
         "checkpoint", nargs="?", default=argparse.SUPPRESS,
@@ -114,7 +114,7 @@ def default_device() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-build; returns the exit code."""
-    options = parse(parser, "build", ("checkpoint",), arguments)
+    options = parse(parser, "build", "checkpoint", (), arguments)
     options.checkpoint = getattr(options, "checkpoint", None)
     left = "no engine folder was written; the same command goes on with what is finished"
     return run("consisid-build", lambda: make(options), lambda: left, IMPORTS, options)

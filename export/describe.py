@@ -41,7 +41,8 @@ def describe_folder(manifest: Manifest, folder: Path) -> str:
         f"  weights  {manifest.checkpoint} ({spec.checkpoint[:12]})",
         "  made     " + ", ".join(f"{name} {value}" for name, value in made_with.items()),
     ]
-    everywhere = set.intersection(*(set(entry.rejected.items()) for entry in manifest.graphs.values()))
+    rejected = [set(entry.rejected.items()) for entry in manifest.graphs.values()]
+    everywhere = set.intersection(*rejected) if rejected else set()
     lines += [f"  not {who}: {reason}" for who, reason in sorted(everywhere)]
     for name, entry in manifest.graphs.items():
         times = ", ".join(f"{who} {ms:.3g} ms" for who, ms in entry.milliseconds.items())

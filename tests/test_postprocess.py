@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from consisid.engine.errors import BackendError, InputError
-from consisid.engine.postprocess import interpolation, upscaling
+from consisid.engine.postprocess import enlarging, interpolation
 from consisid.engine.video import Stats, Video
 
 
@@ -104,8 +104,8 @@ def test_a_model_without_a_time_makes_the_middle(middle):
     frames = moving(3, 40, 48)  # padded to 64 x 64
     found = list(interpolation(str(middle))(iter(frames), Fraction(8), Fraction(16)))
     np.testing.assert_array_equal(found[1], blend(frames[0], frames[1], 0.5))
-    with pytest.raises(InputError, match="makes the frame in the middle of two and no other; double"):
-        list(interpolation(middle)(iter(frames), Fraction(8), Fraction(24)))
+    with pytest.raises(InputError, match="makes the frame in the middle of two and no other; give fps=16"):
+        interpolation(middle)(iter(frames), Fraction(8), Fraction(24))
 
 
 def test_larger_frames(tmp_path):
@@ -115,10 +115,11 @@ def test_larger_frames(tmp_path):
         "Constant", [], ["scales"], value=helper.make_tensor("s", TensorProto.FLOAT, [4], [1, 1, 2, 2])
     )
     model = save_model(tmp_path / "x2.onnx", {"x": IMAGE}, [scales, node])
-    for found in upscaling(model)(iter(frames)), upscaling(lambda x: x.repeat(2, 0).repeat(2, 1))(iter(frames)):
+    for larger in enlarging(model), enlarging(lambda x: x.repeat(2, 0).repeat(2, 1)):
+        found = map(larger, frames)
         np.testing.assert_array_equal(list(found), frames.repeat(2, 1).repeat(2, 2))
-    assert [frame.shape for frame in upscaling(2)(iter(frames))] == [(64, 96, 3)] * 2
-    assert [frame.shape for frame in upscaling(1.03)(iter(frames))] == [(32, 50, 3)] * 2  # sides stay even
+    assert [enlarging(2)(frame).shape for frame in frames] == [(64, 96, 3)] * 2
+    assert [enlarging(1.03)(frame).shape for frame in frames] == [(32, 50, 3)] * 2  # sides stay even
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_larger_frames(tmp_path):
     [
         (interpolation, "rife", 'none of "minterpolate"'), (interpolation, 2, "none of"),
         (interpolation, True, "none of"), (interpolation, "nowhere.onnx", "there is no such file"),
-        (interpolation, "x.pth", "none of"), (upscaling, "esrgan", "none of a factor"),
-        (upscaling, 0.5, "no factor from 1 to 8"), (upscaling, 9, "no factor"), (upscaling, float("nan"), "no factor"),
-        (upscaling, True, "none of"), (upscaling, "nowhere.pth", "no such file"), (upscaling, None, "none of"),
+        (interpolation, "x.pth", "none of"), (enlarging, "esrgan", "none of a factor"),
+        (enlarging, 0.5, "no factor from 1 to 8"), (enlarging, 9, "no factor"), (enlarging, float("nan"), "no factor"),
+        (enlarging, True, "none of"), (enlarging, "nowhere.pth", "no such file"), (enlarging, None, "none of"),
     ],
 )  # fmt: skip
 def test_what_is_no_step(step, how, said):
@@ -139,14 +140,14 @@ def test_what_is_no_step(step, how, said):
 def test_files_that_are_no_models(tmp_path, monkeypatch, rife):
     (tmp_path / "x.onnx").write_bytes(b"no model")
     (tmp_path / "x.pth").write_bytes(b"no model")
-    for step in (interpolation, upscaling):
+    for step in (interpolation, enlarging):
         with pytest.raises(InputError, match="no model that onnxruntime can read"):
             step(tmp_path / "x.onnx")
-    with pytest.raises(InputError, match="does not take frames"):
-        list(upscaling(rife)(iter(moving(1))))
+    with pytest.raises(InputError, match="does not make frames"):
+        enlarging(rife)(moving(1)[0])
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(BackendError, match=r"spandrel is needed; pip install 'consisid\[upscale\]', or give an .onnx"):
-        upscaling(tmp_path / "x.pth")
+        enlarging(tmp_path / "x.pth")
 
 
 def test_the_weights_of_real_esrgan(tmp_path):
@@ -159,20 +160,47 @@ def test_the_weights_of_real_esrgan(tmp_path):
     network = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4).eval()
     torch.save({"params_ema": network.state_dict()}, tmp_path / "x4.pth")
     frame = moving(1)[0]
-    (found,) = upscaling(tmp_path / "x4.pth")(iter([frame]))
+    found = enlarging(tmp_path / "x4.pth")(frame)
     with torch.no_grad():
         expected = network(torch.from_numpy(frame.transpose(2, 0, 1)[None] / 255).float())[0].permute(1, 2, 0)
     assert found.shape == (128, 192, 3)
     assert np.abs(found - (expected.clamp(0, 1) * 255).numpy()).max() <= 1
     (tmp_path / "no.pth").write_bytes(b"no model")
     with pytest.raises(InputError, match="holds no model that enlarges pictures"):
-        upscaling(tmp_path / "no.pth")
+        enlarging(tmp_path / "no.pth")
+
+
+def test_a_model_that_gives_no_picture(tmp_path):
+    grey = save_model(tmp_path / "grey.onnx", {"x": IMAGE}, [helper.make_node("ReduceMean", ["x"], ["out"], axes=[1])])
+    nan = save_model(tmp_path / "nan.onnx", {"x": IMAGE}, [
+        helper.make_node("Sub", ["x", "x"], ["zero"]), helper.make_node("Div", ["zero", "zero"], ["out"])
+    ])  # fmt: skip
+    for model in (grey, nan):
+        with pytest.raises(InputError, match="does not make frames"):
+            enlarging(model)(moving(1)[0])
+
+
+def test_no_more_frames_than_somebody_can_wait_for():
+    for how in ("minterpolate", blend):
+        with pytest.raises(InputError, match="fps=1000 is more than 16 times the 8 that there are"):
+            interpolation(how)(iter(moving(2)), Fraction(8), Fraction(1000))
+
+
+def test_interpolation_wants_another_rate(tmp_path):
+    with pytest.raises(InputError, match="give fps too"):
+        video().save(tmp_path / "a.mp4", interpolate=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_in_between_is_as_large_as_the_others():
+    with pytest.raises(InputError, match="it has to be uint8"):
+        list(interpolation(lambda a, b, t: a[:16])(iter(moving(2)), Fraction(8), Fraction(16)))
 
 
 @pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None])
 def test_functions_that_give_something_else(frame):
     with pytest.raises(InputError, match="it has to be uint8"):
-        list(upscaling(lambda _: frame)(iter(moving(1))))
+        enlarging(lambda _: frame)(moving(1)[0])
     with pytest.raises(InputError, match="it has to be uint8"):
         list(interpolation(lambda *_: frame)(iter(moving(2)), Fraction(8), Fraction(16)))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from ..shortcuts import Shortcuts
 from ..text import check_unicode
 from ..util.files import as_path
 from ..util.parsing import has_numbers
-
-if TYPE_CHECKING:
-    pass
 
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 CALLBACK_TENSORS = ("latents", *EMBEDDINGS)

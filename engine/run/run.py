@@ -78,10 +78,11 @@ class Run:
         self.file = RunFile(self.options.checkpoint)
         self.snapshot = self.file.read(engine.device, self.start)
         if self.snapshot is not None:
-            self.start = self.snapshot.start
+            self.start, self._written = self.snapshot.start, self.snapshot.loop.steps
         self.networks = engine.networks(self.request.shape).counted()
         check_positions(engine.variant.transformer, self.request.shape)
-        self.loop_steps = self.steps_of(self.stepper_of(copy.deepcopy(self._given_scheduler)).timesteps)
+        self._planned = self.stepper_of(copy.deepcopy(self._given_scheduler)).timesteps
+        self.loop_steps = self.steps_of(self._planned)
         budget = chosen(self.memory, engine.memory)
         self.plan = plan_of(self, budget, self.cfg_asked) if budget is not None else None
         LOG.debug("%s", self.plan or "without a budget")
@@ -118,15 +119,14 @@ class Run:
         mode, tile = self.decoding
         return check_tile(tile, self.engine.variant.vae) if mode == "tiled-reference" else None
 
+    def steps_at(self, timesteps: Tensor) -> Sequence[Step]:
+        """What each step does: everything, where the schedule is another than was planned for."""
+        return self.loop_steps if timesteps.tolist() == self._planned.tolist() else all_exact(timesteps)
+
     @property
     def loop_costs(self) -> Loop | None:
         """What a loop that leaves something out takes; None for one that does not."""
         return Loop.of(self.loop_steps, self.request.guided)
-
-    @property
-    def approximations(self) -> list[str]:
-        """What the loop leaves out, a line each."""
-        return summary(self.options.left_out, self.loop_steps)
 
     def begin(self) -> None:
         """At the start of every attempt: the device, with the weights of this run, and its state as it was given."""
@@ -185,7 +185,7 @@ class Run:
             return all_exact(timesteps)
         embeddings = time_embeddings(engine.checkpoint, engine.variant.transformer, timesteps, self.loras)
         steps = plan_steps(shortcuts, embeddings, self.request.guided)
-        for line in summary(shortcuts, steps):
+        for line in summary(shortcuts, steps, self.request.guided):
             LOG.info("approximation: %s", line)
         return steps
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from consisid.kernels import describe
 
+from ..shortcuts import summary
 from ..util.cli import installed_version
 
 APPROXIMATE = {"tiled": "the decoder in tiles", "tiled-reference": "encoder and decoder in diffusers' tiles"}
@@ -29,8 +30,9 @@ def settings_of(run: Any) -> list[dict[str, Any]]:
         "scheduler": type(run.scheduler).__name__, "dtype": run.engine.manifest.spec.dtype, "cfg": run.cfg,
         "decode": decode, "tile": None if tile is None else [int(side) for side in tile],
         "loras": [{"name": lora.source, "weight": float(weight), "sha256": lora.key} for lora, weight in run.loras],
+        "schedule": {name: [float(x) for x in values] for name, values in options.schedule.items()},
         "shortcuts": options.left_out.names,
-        "approximations": [*run.approximations, *([APPROXIMATE[decode]] if decode in APPROXIMATE else [])],
+        "approximations": [*approximations_of(run), *([APPROXIMATE[decode]] if decode in APPROXIMATE else [])],
     }  # fmt: skip
     if options.generator is not None or options.latents is not None:
         common["seed"] = None
@@ -46,6 +48,11 @@ def settings_of(run: Any) -> list[dict[str, Any]]:
             "videos": request.batch,
         })  # fmt: skip
     return found
+
+
+def approximations_of(run: Any) -> list[str]:
+    """What the loop leaves out, a line each."""
+    return summary(run.options.left_out, run.loop_steps, run.request.guided)
 
 
 def number(value: Any) -> Any:
@@ -73,8 +80,8 @@ def modes_of(run: Any) -> dict[str, str]:
         modes["lora"] = ", ".join(f"{len(lora.changes)} tensors at {weight:g}" for lora, weight in run.loras)
     if run.restarts:
         modes["restarts"] = f"{run.restarts} after running out of memory"
-    if run.approximations:
-        modes["shortcuts"] = "; ".join(run.approximations)
+    if approximations := approximations_of(run):
+        modes["shortcuts"] = "; ".join(approximations)
     if engine.weights.source:
         modes["weights from"] = engine.weights.source
     return modes

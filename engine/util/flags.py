@@ -23,7 +23,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def parse(
-    make: MakeParser, table: str, needs: Sequence[str], arguments: Sequence[str] | None,
+    make: MakeParser, table: str, positional: str, needs: Sequence[str], arguments: Sequence[str] | None,
     readers: Mapping[str, Reader] | None = None,
 ) -> argparse.Namespace:  # fmt: skip
     """The arguments of a command. Where a file of arguments is among them, what it says stands for flags that are not
@@ -31,7 +31,8 @@ def parse(
 
     Args:
         table: of a TOML file that is for this command alone.
-        needs: what has to be given, the positional argument first; its `dest`s.
+        positional: `dest` of the one argument that is no flag.
+        needs: `dest`s of what has to be given.
         arguments: default those of the process.
         readers: of other files of arguments, by the flag that names the file.
     """
@@ -45,14 +46,14 @@ def parse(
         return make(True).parse_args(line)
     parser = make(False)
     given = argparse.Namespace()
-    known = set(vars(parser.parse_args([]))) | {needs[0]}
+    known = (set(vars(parser.parse_args([]))) | {positional}) - dict(sources).keys()  # no file names another
     for flag, read in sources:
         file = files[flag]
         if file is None:
             continue
         try:
             values = dict(read(file))
-            words = _as_line(values, needs[0], known)
+            words = _as_line(values, positional, known)
         except (OSError, ValueError, RecursionError) as error:
             reason = one_line(getattr(error, "strerror", None) or error)
             parser.error(f"argument --{flag}: {shown(str(file))}: {reason}")
@@ -60,7 +61,7 @@ def parse(
     options = parser.parse_args(line, given)
     missing = [name for name in needs if getattr(options, name, None) is None]
     if missing:
-        flags = ", ".join(name if name == needs[0] else f"--{name.replace('_', '-')}" for name in missing)
+        flags = ", ".join(name if name == positional else f"--{name.replace('_', '-')}" for name in missing)
         parser.error(f"the following arguments are required: {flags}")
     return options
 
@@ -95,6 +96,8 @@ def _as_line(values: Mapping[str, Any], positional: str, known: set[str]) -> lis
         for each in value if many else [value]:
             if not isinstance(each, str | int | float) or (many and isinstance(each, bool)):
                 raise ValueError(f"{name} is neither text, number, true, false nor a list of these")
+            if (many or dest == positional) and isinstance(each, str) and each.startswith("-"):
+                raise ValueError(f"{shown(each)} of {name} would be read as a flag")
         flag = f"--{dest.replace('_', '-')}"
         if dest == positional:
             first.append(str(value))

@@ -37,9 +37,13 @@ def start(command: str, module: str, arguments: Sequence[str] | None = None) -> 
         module: whose `main` does its work.
         arguments: default those of the process.
     """
-    _hear(_Stop(command))
-    main: Callable[[Sequence[str] | None], int] = import_module(module).main
-    return main(arguments)
+    heard = _hear(_Stop(command))
+    try:
+        main: Callable[[Sequence[str] | None], int] = import_module(module).main
+        return main(arguments)
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def import_interruptibly(command: str, modules: Sequence[str]) -> None:

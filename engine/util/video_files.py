@@ -24,13 +24,19 @@ SHORTEST = Fraction(1, 50)  # of a picture of a GIF: browsers show a shorter one
 MOST = 2**20  # characters of settings
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, rate: Fraction | None = None) -> None:
     """Whether a video can be written at `target`, tried with what will write it.
 
+    Args:
+        rate: frames per second, where they are known.
+
     Raises:
-        InputError: an unknown ending; WriteError: a place where it cannot be written.
+        InputError: an unknown ending, or a rate that a format does not have; WriteError: a place that cannot be
+            written.
     """
     kind = target.suffix.lower()
+    if kind == ".gif" and rate is not None and 1 / rate < SHORTEST:
+        raise InputError(f"{target}: a GIF shows 50 frames per second at most, not {float(rate):g}; write a .webp.")
     if kind == ".mp4":
         mp4.check_target(target)
     elif kind in ANIMATIONS or kind in PICTURES:
@@ -43,6 +49,7 @@ def write(target: Path, frames: Iterator[np.ndarray], rate: Fraction, settings: 
     """Write frames uint8 [H, W, 3]; each file whole or not at all.
 
     Args:
+        frames: for one picture, that one.
         rate: frames per second.
         settings: values of JSON, for the metadata of an mp4.
 
@@ -58,8 +65,17 @@ def write(target: Path, frames: Iterator[np.ndarray], rate: Fraction, settings: 
     elif kind in ANIMATIONS:
         _write_animation(target, frames, rate)
     else:
-        found = list(frames)
-        save_picture(Image.fromarray(found[len(found) // 2]), target)
+        save_picture(Image.fromarray(next(frames)), target)
+
+
+def is_one_picture(target: Path) -> bool:
+    return target.suffix.lower() in PICTURES and not NUMBERED.search(target.name)
+
+
+def middle(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frame in the middle, or none of none."""
+    found = list(frames)
+    yield from found[len(found) // 2 :][:1]
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -99,8 +115,6 @@ def _write_all(target: Path, frames: Iterator[np.ndarray]) -> None:
 
 def _write_animation(target: Path, frames: Iterator[np.ndarray], rate: Fraction) -> None:
     kind = ANIMATIONS[target.suffix.lower()]
-    if kind == "GIF" and 1 / rate < SHORTEST:
-        raise InputError(f"{target}: a GIF shows 50 frames per second at most, not {float(rate):g}; write a .webp.")
     # A GIF counts hundredths of a second: each picture ends at the hundredth that is nearest to its true end.
     unit = 10 if kind == "GIF" else 1
     pictures = [Image.fromarray(frame) for frame in frames]

@@ -178,43 +178,47 @@ def apart(one, other):
     return float(np.abs(pictures[0].astype(int) - pictures[1]).mean())
 
 
-def test_as_another_video_was_made(made, tmp_path, capsys):
+def test_as_another_video_was_made(made, shallow_folder, tmp_path, capsys):
     again, other = tmp_path / "b.mp4", tmp_path / "c.mp4"
-    assert cli.main(["--like", str(made), "--output", str(again), "-q", "--json"]) == 0
+    assert cli.main([str(shallow_folder), "--like", str(made), "--output", str(again), "-q", "--json"]) == 0
     assert apart(again, made) < 2  # x264 itself is not the same in every process
     said = json.loads(capsys.readouterr().out)
     assert said["settings"]["seed"] == read_settings(made)["seed"]
     assert said["output"] == str(again)
     assert said["stats"]["calls"]["head"] == 2
-    assert cli.main(["--like", str(made), "--output", str(other), "-q", "--seed", "7"]) == 0
+    assert cli.main([str(shallow_folder), "--like", str(made), "--output", str(other), "-q", "--seed", "7"]) == 0
     assert apart(other, made) > 10
     assert read_settings(other)["seed"] == 7
 
 
-def test_approximations_are_said_and_repeated(made, tmp_path, capsys):
+def test_approximations_are_said_and_repeated(made, shallow_folder, tmp_path, capsys):
     given = ["--cache", "99", "--guidance-window", "0:3", "--guidance-every", "2", "--steps", "4"]
-    assert cli.main(["--like", str(made), "--output", str(tmp_path / "a.mp4"), "-q", *given]) == 0
+    assert cli.main([str(shallow_folder), "--like", str(made), "--output", str(tmp_path / "a.mp4"), "-q", *given]) == 0
     lines = capsys.readouterr().out.splitlines()
-    said = ["step cache 99: 2 of 4 steps computed", "guidance in 3 of 4 steps"]
+    said = ["step cache 99.0: 2 of 4 steps computed", "guidance in 3 of 4 steps"]
     assert lines[1:4] == [f"  approximation: {line}" for line in [*said, lines[3].partition(": ")[2]]]
-    assert cli.main(["--like", str(tmp_path / "a.mp4"), "--output", str(tmp_path / "b.mp4"), "-q", "--json"]) == 0
+    again = ["--like", str(tmp_path / "a.mp4"), "--output", str(tmp_path / "b.mp4"), "-q", "--json"]
+    assert cli.main([str(shallow_folder), *again]) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["approximations"] == read_settings(tmp_path / "a.mp4")["approximations"]
-    assert settings["shortcuts"] == {"cache": "99", "guidance_window": [0, 3], "guidance_every": 2}
+    assert settings["shortcuts"] == {"cache": 99.0, "guidance_window": [0, 3], "guidance_every": 2}
 
 
 @pytest.mark.parametrize("given", [["--cache", "fast"], ["--guidance-window", "3"], ["--guidance-window", "5:1"]])
-def test_what_is_no_approximation(given, made, tmp_path, capsys):
-    assert cli.main(["--like", str(made), "--output", str(tmp_path / "b.mp4"), "-q", *given]) == REFUSED
+def test_what_is_no_approximation(given, made, shallow_folder, tmp_path, capsys):
+    assert (
+        cli.main([str(shallow_folder), "--like", str(made), "--output", str(tmp_path / "b.mp4"), "-q", *given])
+        == REFUSED
+    )
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_by_another_engine(made, tmp_path, capsys, monkeypatch):
+def test_by_another_engine(made, shallow_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "consisid.engine.util.video_files.read_settings",
         lambda file: {**read_settings(file), "engine": {"variant": "tiny", "key": "0"}},
     )
-    assert cli.main(["--like", str(made), "--output", str(tmp_path / "b.mp4"), "-q"]) == 0
+    assert cli.main([str(shallow_folder), "--like", str(made), "--output", str(tmp_path / "b.mp4"), "-q"]) == 0
     assert f"{made} was made by another engine" in capsys.readouterr().err
 
 
@@ -237,6 +241,39 @@ def plain_video(tmp_path):
 
     mp4.write(tmp_path / "plain.mp4", [np.zeros((64, 64, 3), np.uint8)], Fraction(8))
     return (tmp_path / "plain.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": None}, "its seed cannot be given"), ({"prompt": None}, "its prompt cannot be given"),
+        ({"videos": 2}, "its videos cannot be given"), ({"eta": 0.5}, "its eta cannot"),
+        ({"image": ["x", "--save-crop=/tmp/x.png"]}, "would be read as a flag"), ({"consisid": None}, ""),
+        ({"image": [[1]]}, "neither text"), ({"use_dynamic_cfg": 7}, "was not written by consisid"),
+    ],
+)  # fmt: skip
+def test_what_a_video_cannot_ask_for(changed, said, made, shallow_folder, tmp_path, capsys, monkeypatch):
+    """Its file may be anybody's: no engine of it is opened, and no flag hides in a value."""
+    found = read_settings(made) | changed
+    monkeypatch.setattr("consisid.engine.util.mp4.read_comment", lambda file: json.dumps(found))
+    if said:
+        with pytest.raises(SystemExit):
+            cli.main([str(shallow_folder), "--like", str(made), "--output", str(tmp_path / "b.mp4")])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["--like", str(made), "--output", str(tmp_path / "b.mp4")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_are_not_shortened(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text("like = 'a.mp4'\n")
+    for words, said in [
+        (["--conf", "x"], "unrecognized arguments"),
+        (["--config", str(tmp_path / "run.toml")], "'like'"),
+    ]:
+        with pytest.raises(SystemExit):
+            cli.main([*GIVEN["generate"], *words])
+        assert said in capsys.readouterr().err
 
 
 # --- results as JSON

@@ -72,7 +72,7 @@ def test_what_is_printed_runs(shell, hub):
     done = subprocess.run([sys.executable, "-c", code], timeout=600, **shell)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(
-        ["bash", "-euc", "consisid generate --like out.mp4 --output again.png -q"], timeout=600, **shell
+        ["bash", "-euc", "consisid generate engines/preview --like out.mp4 --output again.png -q"], timeout=600, **shell
     )
     assert done.returncode == 0, done.stderr
     assert imread(home / "again.png").shape == (96, 144, 3)

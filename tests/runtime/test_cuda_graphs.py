@@ -99,6 +99,16 @@ def test_same_bytes_when_recorded_and_streamed(engine, expected, monkeypatch):
     assert Repeater.made == 2 + 1 + 2 + 2
 
 
+@pytest.mark.parametrize("cfg", ["batched", "sequential"])
+def test_same_bytes_when_steps_are_left_out(engine, monkeypatch, cfg):
+    """Outputs share memory, and what the trunk changed is told from two of them."""
+    steps = [True, True, False, True, False, True]
+    monkeypatch.setattr("consisid.engine.shortcuts.computed_steps", lambda changes, threshold: steps)
+    options = {**OPTIONS, "num_inference_steps": len(steps), "cfg": cfg, "shortcuts": {"cache": 0.1}}
+    without = engine.generate(PERSON, PROMPT, **options).latents
+    assert torch.equal(recorded(engine).generate(PERSON, PROMPT, **options).latents, without)
+
+
 def test_off_unless_asked_for(engine, shallow_folder):
     assert engine.weights.captures is None
     with pytest.raises(InputError, match="needs a CUDA GPU"):
