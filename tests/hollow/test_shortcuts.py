@@ -31,12 +31,13 @@ def options(loaded):
 @pytest.mark.parametrize("memory", [None, "4GiB"])
 def test_the_host_waits_for_nothing_in_the_loop(hollow, folder, person, options, memory, cfg):
     engine = ConsisID.open(folder, device="cuda", memory=memory)
-    engine.generate(person, PROMPT, **{**OPTIONS, **options, "cfg": cfg})
+    for _ in range(2):  # without a plan the allocator has all that it needs after the second
+        engine.generate(person, PROMPT, **{**OPTIONS, **options, "cfg": cfg})
     steps = record_steps(hollow, engine, person, **options, cfg=cfg)
     launched = [step.counts[Kind.KERNEL] for step in steps.calls]
     for step in steps.calls[1:]:
         assert [call for call in step.calls if call.waits] == []
-    assert max(launched[i] for i in SKIPPED) < 0.7 * min(launched[i] for i in (1, 3))
+    assert max(launched[i] for i in SKIPPED) + 20 < min(launched[i] for i in (1, 3))
 
 
 def test_weights_that_stream_come_in_computed_steps_only(hollow, wide_folder, person, options):
