@@ -19,6 +19,8 @@ CRF = "17"  # x264's "visually lossless"; its default of 23 softens faces
 AHEAD = 16  # frames that may wait for the encoder
 PATIENCE = 0.05  # seconds between looks at whether the encoder still lives
 RATES = Fraction(1, 1000), Fraction(1000)  # frames per second, the least and the most
+# x264's rate control reads memory that it has not written where it has AVX-512 (mbtree), and no two files are the same.
+REPEATABLE = "asm=avx2"
 # 23.976 and 29.97 are fractions of at most this denominator, and so are 24000/1001 and 30000/1001.
 DENOMINATOR = 1001
 
@@ -50,7 +52,8 @@ def check_target(target: Path) -> None:
 
 
 def write(path: Path, frames: Iterable[np.ndarray], fps: Fraction, name: Path | None = None, comment: str = "") -> None:
-    """Write frames uint8 [H, W, 3] as H.264, yuv420p, which browsers play. Returns when the file is whole.
+    """Write frames uint8 [H, W, 3] as H.264, yuv420p, which browsers play; the same frames give the same file. Returns
+    when the file is whole.
 
     Args:
         name: what errors call the file, where `path` is not its last place.
@@ -103,14 +106,18 @@ def _encode_to(path: Path, frames: Iterator[np.ndarray], fps: Fraction, name: Pa
 
 def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: Fraction, comment: str = "") -> None:
     import av
+    import torch
 
+    options = {"crf": CRF}
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        options["x264-params"] = REPEATABLE
     stream = None
     with av.open(file, "w", format="mp4") as container:
         if comment:
             container.metadata["comment"] = comment
         for frame in frames:
             if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": CRF})
+                stream = container.add_stream("libx264", rate=fps, options=options)
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -52,8 +52,8 @@ def check_video(path) -> np.ndarray:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two files show the same video; x264 does not give the same bytes for the same frames each time."""
-    return np.abs(one.astype(int) - other).mean() < 2
+    """Whether two files show the same video."""
+    return np.array_equal(one, other)
 
 
 def test_there_are_ten_and_each_has_a_test():
