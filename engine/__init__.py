@@ -7,13 +7,18 @@ if TYPE_CHECKING:
     from .api import ConsisID
     from .errors import ConsisIDError
     from .face.identity import Identity
+    from .many.jobs import Job, VideoRequest
+    from .many.queue import QueueFull, VideoQueue
     from .pipeline import ConsisIDPipeline
     from .shortcuts import Shortcuts
     from .video import Video
 
     __version__: str
 
-__all__ = ["ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Shortcuts", "Video", "__version__"]
+__all__ = [
+    "ConsisID", "ConsisIDError", "ConsisIDPipeline", "Identity", "Job", "QueueFull", "Shortcuts", "Video", "VideoQueue",
+    "VideoRequest", "__version__",
+]  # fmt: skip
 
 # The module of each name: imported when it is first asked for, so that a command line has a hold of an interrupt before
 # PyTorch is imported, which takes seconds.
@@ -22,8 +27,12 @@ _MODULES = {
     "ConsisIDError": "errors",
     "ConsisIDPipeline": "pipeline",
     "Identity": "face.identity",
+    "Job": "many.jobs",
+    "QueueFull": "many.queue",
     "Shortcuts": "shortcuts",
     "Video": "video",
+    "VideoQueue": "many.queue",
+    "VideoRequest": "many.jobs",
 }
 
 

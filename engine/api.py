@@ -10,10 +10,11 @@ from torch import Tensor
 from .conditioning import condition_people
 from .decode.image import first_frames
 from .denoise import denoise
-from .engine import Engine
 from .face.extractor import Photo
 from .face.identity import Identity
 from .face.selection import Choice
+from .many.several import Several
+from .prediction import Work, alone
 from .run.callbacks import step_callback
 from .run.frames import decoded
 from .run.options import Options
@@ -26,7 +27,7 @@ from .shortcuts import Shortcuts
 from .video import Video
 
 
-class ConsisID(Engine):
+class ConsisID(Several):
     """An engine folder, ready to make videos: `open(folder)`, `identify(photo)`, `generate(person, prompt)`.
 
     It may be used from any thread. Calls that compute take turns at the device in the order in which they come, and
@@ -95,22 +96,22 @@ class ConsisID(Engine):
             output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas, shortcuts,
         )  # fmt: skip
         run = Run(self, Request.check(self, options))
-        videos = run_with_oom_retry(run, lambda run: self.make(run, [person], aligned))
+        videos = run_with_oom_retry(run, lambda run: alone(self.make(run, [person], aligned)))
         made = videos[0] if run.request.single else videos
         return made if return_dict else (made,)
 
-    def make(self, run: Run, people: Sequence[Identity | Photo], aligned: bool = False) -> list[Video]:
-        """The videos of a run that has begun; see run_with_oom_retry.
+    def make(self, run: Run, people: Sequence[Identity | Photo], aligned: bool = False) -> Work[list[Video]]:
+        """The videos of a run that has begun, see run_with_oom_retry; it stops where a prediction has to be run.
 
         Args:
             people: one for all videos, or one for each prompt.
         """
-        final = self._latents(run, people, aligned)
+        final = yield from self._latents(run, people, aligned)
         with run.stage("decode"):
             frames = decoded(run, final[:, run.request.shape.padding :] / self.variant.vae.scaling_factor)
         return Video.several(frames, final, self.variant.fps, run.stats, settings_of(run))
 
-    def _latents(self, run: Run, who: Sequence[Identity | Photo], aligned: bool) -> Tensor:
+    def _latents(self, run: Run, who: Sequence[Identity | Photo], aligned: bool) -> Work[Tensor]:
         """The final latents [b, F, 16, h, w], padding included; what they were conditioned on leaves the device."""
         networks, request, shape, conditioner = run.networks, run.request, run.request.shape, self.conditioner
         with run.stage("identify"):
@@ -127,9 +128,9 @@ class ConsisID(Engine):
             positions = conditioner.positions(shape)
             given = condition_people(networks, positions, embeds, image, faces, videos)
         with run.stage("denoise"):
-            return denoise(
+            return (yield from denoise(
                 run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions,
                 guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
                 state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
-                keep=run.keep if run.keeps else None, stop=lambda: run.interrupt, what=run.steps_at,
-            )  # fmt: skip
+                keep=run.keep if run.keeps else None, stop=run.stopping, what=run.steps_at, table=run.table,
+            ))  # fmt: skip

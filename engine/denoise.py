@@ -1,4 +1,4 @@
-"""The denoising loop, and everything that is computed before it because it does not change in it."""
+"""The denoising loop."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,21 +10,12 @@ from torch import Tensor
 
 from .conditioning import Conditioning, Positions, project_text, split_text
 from .errors import InputError, NumericalError
-from .graphs.trunk import join_tokens
+from .prediction import Prediction, TimeTable, Work, time_table
 from .runtime.executor import GraphExecutor
 from .sampling import Stepper
-from .shortcuts import EXACT, Step, all_exact, exact_behind, may_go_on
+from .shortcuts import Step, all_exact, exact_behind, may_go_on
 
 CFG_MODES = ("batched", "sequential")
-
-
-@dataclass(frozen=True)
-class TimeTable:
-    """The adaptive norms of every step. modulation: [N, layers, 2, 2, 3, C]; out: [N, 2, C]."""
-
-    timesteps: list[float]
-    modulation: Tensor
-    out: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,55 +37,10 @@ def _room(given: Conditioning) -> Tensor:
     return given.text.new_empty((len(given.text), *given.image.shape[1:]))
 
 
-def time_table(networks: GraphExecutor, timesteps: Tensor) -> TimeTable:
-    """The modulation of every block at every step: once per schedule."""
-    temb = networks.one("time_embed", timesteps.to(networks.device, torch.float32))
-    modulation = networks.modulation(temb)
-    return TimeTable(timesteps.tolist(), modulation, networks.one("out_modulation", temb))
-
-
-def predict(
-    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step = EXACT,
-    change: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The predicted noise, float32 [G * b, F, 16, h, w], for latents [b, F, 16, h, w].
-
-    Args:
-        what: of the step; without its trunk, `change` is what that has changed before.
-        change: [G * b, V, C], where a step with its trunk keeps what that changes.
-    """
-    with networks.weights.scratch("denoise"):
-        noise = _predict(networks, latents, step, times, given, what, change)
-    return networks.weights.keep(noise).float()
-
-
-def _predict(
-    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step,
-    change: Tensor | None,
-) -> Tensor:  # fmt: skip
-    if not what.trunk:
-        assert change is not None
-        embedded = networks.one("embed", latents, given.image)
-        video = (change.unflatten(0, (-1, len(embedded))) + embedded).flatten(0, 1)
-        return networks.one("head", video, times.out[step])
-    tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
-    video = networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
-    if not what.keep:
-        return networks.one("head", video, times.out[step])
-    # Embedded again: to hold it while the blocks run would take more memory than this takes time. Last, because where
-    # calls are recorded they share the memory of their outputs.
-    assert change is not None
-    change.copy_(video)
-    noise = networks.one("head", video, times.out[step])
-    embedded = networks.one("embed", latents, given.image)
-    change.unflatten(0, (-1, len(embedded))).sub_(embedded)
-    return noise
-
-
 def _of_people(
     networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str,
     what: Step, kept: Sequence[Tensor | None],
-) -> Tensor:  # fmt: skip
+) -> Work[Tensor]:  # fmt: skip
     """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person.
 
     Args:
@@ -107,11 +53,14 @@ def _of_people(
         texts = one.text[rows]
         changes = None if change is None else change[rows]
         size = count if cfg == "sequential" else len(texts)
-        halves = [
-            predict(networks, part, step, times, replace(one, text=texts[i : i + size]), what,
-                    None if changes is None else changes[i : i + size])
-            for i in range(0, len(texts), size)
-        ]  # fmt: skip
+        halves = []
+        for i in range(0, len(texts), size):
+            text = replace(one, text=texts[i : i + size])
+            made = Prediction(
+                networks, part, step, times, text, what, None if changes is None else changes[i : i + size]
+            )
+            yield made
+            halves.append(made.take())
         found.append(torch.cat(halves))
     if len(found) == 1:
         return found[0]
@@ -158,13 +107,14 @@ def denoise(
     guidance: Callable[[int, float], float],
     cfg: str = "batched",
     on_step: Callable[[int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
-    watch: Callable[[int], None] = lambda step: None,
+    watch: Callable[[int, Tensor], None] = lambda step, latents: None,
     state: LoopState | None = None,
     keep: Callable[[LoopState], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     what: Callable[[Tensor], Sequence[Step]] = all_exact,
-) -> Tensor:
-    """From noise to latents [b, F, 16, h, w].
+    table: Callable[[GraphExecutor, Tensor], TimeTable] = time_table,
+) -> Work[Tensor]:
+    """From noise to latents [b, F, 16, h, w]; it stops where a prediction has to be run, see prediction.run_together.
 
     Args:
         prompt_embeds: [G * b, T, d_model], what the text of `given` was made from; a callback may replace it.
@@ -172,11 +122,12 @@ def denoise(
         guidance: the weight of the prompt at a step and its timestep; not asked without guidance.
         cfg: "batched" runs both halves of classifier-free guidance at once, "sequential" one after the other.
         on_step: called with (step, timestep, {"latents", "prompt_embeds"}); gives those that the loop goes on with.
-        watch: called after each step with its index.
+        watch: called after each step with its index and latents.
         state: where an earlier run of the same video stopped.
         keep: called after each step with where to go on from.
         stop: asked after each step whether it was the last.
         what: each step does, from the timesteps; by default everything.
+        table: the adaptive norms of every step.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -192,7 +143,7 @@ def denoise(
         prompt_embeds = replacement
         given = with_prompt(given, project_text(networks, positions, prompt_embeds))
     plan = what(stepper.timesteps)
-    times = time_table(networks, stepper.timesteps)
+    times = table(networks, stepper.timesteps)
     sound = [latents.isfinite().all()]  # read after the loop: reading it here would stall the device
     unconditional = torch.empty(0)
     keeps = any(each.keep for each in plan[first:])
@@ -202,7 +153,7 @@ def denoise(
         calls = [each.count if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk]
         networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
-        noise = _of_people(networks, inputs, step, times, given, cfg, now, kept)
+        noise = yield from _of_people(networks, inputs, step, times, given, cfg, now, kept)
         if guided:
             weight = guidance(step, times.timesteps[step])
         if guided and now.guided:
@@ -218,10 +169,10 @@ def denoise(
                 prompt_embeds = replacement = tensors["prompt_embeds"]
                 given = with_prompt(given, project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
-                times = time_table(networks, stepper.timesteps)
+                times = table(networks, stepper.timesteps)
                 plan = exact_behind(plan, step)
         sound.append(latents.isfinite().all())
-        watch(step)
+        watch(step, latents)
         if keep is not None and may_go_on(plan, step + 1):
             keep(LoopState(step + 1, latents, replacement, stepper.state()))
         if stop():

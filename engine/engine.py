@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
@@ -31,22 +31,13 @@ from .shortcuts import Loop
 from .text import TextEncoder
 from .util.device import check_device, current
 from .util.files import as_path
-from .util.turns import turn_of
+from .util.turns import Occupant, turn_of
 from .weights.baked import BakedWeights
 from .weights.copy_stream import copy_stream_of
 from .weights.manager import WeightManager
 
 # Samples, steps and the pixels of a photo, where a graph leaves them open: those of an ordinary run.
 WARM_UP_SIZES = {"B": 2, "N": 50, "H": 640, "W": 640}
-
-
-class Occupant(Protocol):
-    """A run, as far as an engine knows it. interrupt: its loop ends after the present step."""
-
-    interrupt: bool
-
-    def suspend(self) -> None:
-        """Another has the device from now on."""
 
 
 class Engine(Adapters):
@@ -138,6 +129,7 @@ class Engine(Adapters):
         cfg: str | None = None,
         tiling: bool = True,
         loop: Loop | None = None,
+        beside: int = 1,
     ) -> MemoryPlan:
         """What a run within a budget would hold on the device, and when; print it for a table.
 
@@ -147,23 +139,27 @@ class Engine(Adapters):
             cfg: a mode of guidance that was asked for.
             tiling: whether the decoder may be cut into tiles.
             loop: what a loop that leaves something out computes and keeps.
+            beside: such runs at once, which go through the weights together; the seconds are those of all.
 
         Raises:
             InputError: a budget, number, shape or mode that is none.
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
         sizes, budget = (
-            self.costs(shape or self.shape, batch, steps, guided, loop),
+            self.costs(shape or self.shape, batch, steps, guided, loop, beside),
             parse(memory, device_memory_free(self.device)),
         )
         machine = machine_named(self.manifest.provenance.get("gpu", ""))
         return plan(budget, sizes, machine, cfg=check_mode(cfg), tiling=tiling)
 
-    def costs(self, shape: VideoShape, batch: int, steps: int, guided: bool, loop: Loop | None = None) -> Costs:
+    def costs(
+        self, shape: VideoShape, batch: int, steps: int, guided: bool, loop: Loop | None = None, beside: int = 1
+    ) -> Costs:
         """What the plan of such videos is made from."""
         return video_costs(
             self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type,
             rows=self.may_cut_rows, parts=self.parts, loop=loop,
+            beside=beside,
         )  # fmt: skip
 
     @contextmanager

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import STAGES
+from consisid.engine.graphs.trunk import in_turn, join_tokens
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.sampling import Stepper, load_scheduler
 from consisid.engine.shortcuts import Shortcuts, Step, computed_steps, plan_steps, threshold_for
@@ -196,22 +197,29 @@ def test_the_error_grows_and_vanishes(make, exact, skipping):
 def test_a_skipped_step_adds_what_the_trunk_changed(make, skipping, monkeypatch):
     """By hand: embedding, plus what the blocks changed at the step before, through the head."""
     from consisid.engine import denoise
+    from consisid.engine.prediction import Prediction
 
     seen = []
-    predict = denoise.predict
 
-    def watched(networks, latents, step, times, given, what=None, change=None):
-        result = predict(networks, latents, step, times, given, what, change)
-        tokens = [denoise.join_tokens(given.text, networks.one("embed", latents, given.image))]
-        embedded = tokens[0][:, given.text.shape[1] :].clone()
-        if what.trunk:
-            video = networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
-            seen.append(video - embedded)
-        expected = networks.one("head", embedded + seen[-1], times.out[step]) if not what.trunk else result
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
-        return result
+    class Watched(Prediction):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.given = given
 
-    monkeypatch.setattr(denoise, "predict", watched)
+        def take(self):
+            result = super().take()
+            networks, latents, step, times, given, what, _ = self.given
+            tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
+            embedded = tokens[0][:, given.text.shape[1] :].clone()
+            if what.trunk:
+                rows = times.modulation[step]
+                (video,) = in_turn([networks.trunk(tokens, rows, given.cos, given.sin, given.keys, given.values)])
+                seen.append(video - embedded)
+            expected = networks.one("head", embedded + seen[-1], times.out[step]) if not what.trunk else result
+            torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+            return result
+
+    monkeypatch.setattr(denoise, "Prediction", Watched)
     skipping(1, 2, 4)
     make(shortcuts={"cache": 0.1})
     assert len(seen) == 3
@@ -412,10 +420,21 @@ def test_the_loop_waits_for_nothing(make, skipping, cfg, shortcuts, monkeypatch)
     predict, watched = denoise._of_people, []
 
     def strictly(*given):
-        with NeverWaits():
-            watched.append(1)
-            return predict(*given)
+        work = predict(*given)
+        watched.append(1)
+        while True:
+            try:
+                with NeverWaits():
+                    made = next(work)
+            except StopIteration as end:
+                return end.value
+            yield made
 
+    def advance(prediction, own=denoise.Prediction.advance):
+        with NeverWaits():
+            return own(prediction)
+
+    monkeypatch.setattr(denoise.Prediction, "advance", advance)
     monkeypatch.setattr(denoise, "_of_people", strictly)
     skipping(2, 4)
     make(shortcuts=shortcuts, cfg=cfg)

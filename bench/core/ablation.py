@@ -12,7 +12,8 @@ from consisid.engine import ConsisID, Identity
 from consisid.engine.backends import backend
 from consisid.engine.conditioning import condition, extract_face
 from consisid.engine.decode.image import first_frames
-from consisid.engine.denoise import guidance_weight, predict, time_table
+from consisid.engine.denoise import guidance_weight
+from consisid.engine.prediction import predict, time_table
 from consisid.engine.runtime.executor import GraphExecutor
 from consisid.engine.sampling import Stepper, draw
 from consisid.engine.text import TextEncoder

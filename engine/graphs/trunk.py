@@ -3,7 +3,7 @@
 What runs them is given: an executor with weights, or one that only counts what they allocate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ def join_tokens(text: Tensor, video: Tensor) -> Tensor:
     return torch.cat((text, video.expand(groups, *video.shape).flatten(0, 1) if groups > 1 else video), dim=1)
 
 
-def run_blocks(
+def blocks(
     call: Call, config: TransformerConfig, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
     keys: Sequence[Tensor], values: Sequence[Tensor],
-) -> Tensor:  # fmt: skip
-    """Video tokens [B, V, C] after all blocks and the face attentions between them.
+) -> Generator[None, None, Tensor]:  # fmt: skip
+    """Video tokens [B, V, C] after all blocks and the face attentions between them. It stops after every call, so that
+    others can make the same call before the next one.
 
     Args:
         tokens: one hidden state [B, S, C], which is taken out: nobody keeps it while later blocks run.
@@ -35,10 +36,26 @@ def run_blocks(
     hidden, last = tokens.pop(), config.num_layers - 1
     for layer in range(last):
         hidden = call("block", hidden, modulation[layer], cos, sin, layer=layer)
+        yield
         face = config.face_index(layer)
         if face is not None:
             hidden = call("face", hidden, keys[face], values[face], layer=face)
+            yield
     hidden = call("last_block", hidden, modulation[last], cos, sin)
     if config.face_index(last) is not None:
+        yield
         hidden = call("last_face", hidden, keys[-1], values[-1])
     return hidden
+
+
+def in_turn(work: Sequence[Generator[None, None, Tensor]]) -> list[Tensor]:
+    """What comes of several pieces of work, which make a call each at a time."""
+    found, going = dict[int, Tensor](), dict(enumerate(work))
+    while going:
+        for index in list(going):
+            try:
+                next(going[index])
+            except StopIteration as end:
+                found[index] = end.value
+                del going[index]
+    return [found[index] for index in sorted(found)]

@@ -103,3 +103,17 @@ def _fits(events: Sequence[Event], size: int) -> bool:
             arena.give(request)
             placed.remove(request)
     return True
+
+
+def reserved_bytes(tensors: Sequence[int], fused: bool) -> int:
+    """Bytes that tensors of these sizes take of a device, each on its own."""
+    if not fused:
+        return sum(tensors)
+    own = sum(aligned(size, GRANULE) for size in tensors if size >= FIRST_OWN)
+    small = aligned(sum(aligned(size) for size in tensors if size <= SMALL), SMALL_SEGMENT)
+    shared: list[int] = []  # what is free in segments of those between
+    for size in sorted((aligned(size) for size in tensors if SMALL < size < FIRST_OWN), reverse=True):
+        place = next((i for i, free in enumerate(shared) if free >= size), len(shared))
+        shared[place:] = shared[place:] or [SHARED_SEGMENT]
+        shared[place] -= size
+    return own + small + len(shared) * SHARED_SEGMENT

@@ -16,7 +16,7 @@ from ..graphs.table import graph_table
 from ..shapes import VideoShape, chunks, whole
 from ..shortcuts import Loop
 from ..variants import Variant
-from .allocator import FIRST_OWN, GRANULE, SHARED_SEGMENT, SMALL, SMALL_SEGMENT, Event, aligned, arena_bytes, peak_bytes
+from .allocator import GRANULE, Event, aligned, arena_bytes, peak_bytes, reserved_bytes
 from .tracing import Count, count, count_decode, count_step
 
 PHOTO = 1024  # pixels: the largest side that photo.py leaves
@@ -124,6 +124,7 @@ def video_costs(
     rows: bool = True,
     parts: frozenset[str] | None = None,
     loop: Loop | None = None,
+    beside: int = 1,
 ) -> Costs:
     """Costs of a video; seconds of counting at the first call, no tensor with data is made.
 
@@ -136,32 +137,31 @@ def video_costs(
         rows: whether the feed-forward of the blocks can go in pieces; not where engines hold their weights.
         parts: of a checkpoint, that there are; None for all.
         loop: what it computes and keeps where that is not everything in every step.
+        beside: such runs, of people and schedules of their own, which go through the weights together.
 
     Raises:
         InputError: no shape, or no number of videos or steps.
     """
     if not isinstance(shape, VideoShape):
         raise InputError(f"shape={shown(shape)} is no VideoShape; make one with VideoShape.of.")
-    for name, value in (("batch", batch), ("steps", steps)):
+    for name, value in (("batch", batch), ("steps", steps), ("beside", beside)):
         if whole(name, value) < 1:
             raise InputError(f"{name}={shown(value)} has to be at least 1.")
     table = {name: graph for name, graph in graph_table(variant, shape).items() if parts is None or graph.part in parts}
     if loop is None:
         loop = Loop(steps, steps * (2 if guided else 1), keeps=False)
-    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda", loop.keeps)
-    stages = []
-    for name in STAGES:
-        present = [graph for graph in table.values() if graph.stage == name]
-        if present:
-            stages.append(
-                _stage(
-                    name, present, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda", loop
-                )
-            )
+    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda", loop.keeps, beside)
+    present = {name: [graph for graph in table.values() if graph.stage == name] for name in STAGES}
+    stages = [
+        _stage(
+            name, graphs, variant, dtype, shape, data[name], batch, steps, guided, rows, device == "cuda", loop, beside
+        )
+        for name, graphs in present.items() if graphs
+    ]  # fmt: skip
     granule = GRANULE if device == "cuda" else 1
-    weights = _held([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
+    weights = reserved_bytes([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
-    label += f", {batch} videos" if batch > 1 else ""
+    label += f", {batch * beside} videos" if batch * beside > 1 else ""
     return Costs(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
 
 
@@ -198,10 +198,13 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
 
 def _stage(
     name: str, graphs: list[Graph], variant: Variant, dtype: torch.dtype, shape: VideoShape, data: int,
-    batch: int, steps: int, guided: bool, rows: bool, fused: bool, loop: Loop,
+    batch: int, steps: int, guided: bool, rows: bool, fused: bool, loop: Loop, runs: int,
 ) -> StageCosts:  # fmt: skip
     room = arena_bytes if fused else peak_bytes
     halves = 2 if guided else 1
+    if name == "text":
+        batch *= runs  # encoded beside each other
+    together = runs if name == "denoise" else 1
     modes = {"batched": halves * batch, "sequential": batch} if name == "denoise" and guided else {"batched": batch}
     beside = batch if name == "text" else 1  # prompts are encoded beside each other
     working, pieces, counts, cut = {}, {}, {}, tuple[TileCosts, ...]()
@@ -212,9 +215,9 @@ def _stage(
             graph.name: _counted(variant, shape, graph.name, _sizes(graph, free), dtype, fused) for graph in graphs
         }
         if name == "denoise":
-            working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused))
+            working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused, runs))
             if rows:
-                pieces[mode] = room(count_step(variant, shape, batch, samples, dtype, ROWS, fused))
+                pieces[mode] = room(count_step(variant, shape, batch, samples, dtype, ROWS, fused, runs))
         elif name == "decode":
             latent = shape.latent_height, shape.latent_width
             events = count_decode(variant, latent, shape.latent_frames, dtype, fused)
@@ -222,7 +225,7 @@ def _stage(
             frame = 3 * 9 * shape.height * shape.width * dtype.itemsize
             cut = tuple(_tiles(latent, events, 2 * frame, fused))
         else:
-            found = (beside * room(each.events) + _held([each.inputs], fused) for each in counts.values())
+            found = (beside * room(each.events) + reserved_bytes([each.inputs], fused) for each in counts.values())
             working[mode] = max(found)
     calls = {graph.name: len(graph.layers) * beside for graph in graphs}  # of a pass; with a pass per half
     if name == "decode":
@@ -232,7 +235,7 @@ def _stage(
         Unit(
             (graph.name, layer),
             packed_bytes(weight_shapes(graph.module()), dtype.itemsize),
-            beside * counts[graph.name].flops,
+            beside * together * counts[graph.name].flops,
         )
         for graph in streamed
         for layer in range(len(graph.layers))
@@ -242,7 +245,7 @@ def _stage(
         name=name,
         fixed=_fixed(rest, dtype.itemsize),
         units=units,
-        flops=sum(calls[graph.name] * counts[graph.name].flops for graph in rest),
+        flops=sum(calls[graph.name] * counts[graph.name].flops for graph in rest) * (1 if name == "text" else runs),
         passes={"denoise": loop.halves, "text": halves}.get(name, 1),
         together={"denoise": loop.steps}.get(name, halves if name == "text" else 1),
         working=tuple(working.items()),
@@ -264,24 +267,11 @@ def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused:
             yield TileCosts((sides[0], sides[1]), working, split**2 * share)
 
 
-def _held(tensors: Sequence[int], fused: bool) -> int:
-    """Bytes that tensors of these sizes take of a device, each on its own."""
-    if not fused:
-        return sum(tensors)
-    own = sum(aligned(size, GRANULE) for size in tensors if size >= FIRST_OWN)
-    small = aligned(sum(aligned(size) for size in tensors if size <= SMALL), SMALL_SEGMENT)
-    shared: list[int] = []  # what is free in segments of those between
-    for size in sorted((aligned(size) for size in tensors if SMALL < size < FIRST_OWN), reverse=True):
-        place = next((i for i, free in enumerate(shared) if free >= size), len(shared))
-        shared[place:] = shared[place:] or [SHARED_SEGMENT]
-        shared[place] -= size
-    return own + small + len(shared) * SHARED_SEGMENT
-
-
 def _data(
-    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool, keeps: bool
-) -> dict[str, int]:
-    """Bytes of what stages hand on, by the stage in which they are alive."""
+    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool, keeps: bool,
+    runs: int,
+) -> dict[str, int]:  # fmt: skip
+    """Bytes of what stages hand on, by the stage in which they are alive: of all runs."""
     t, halves = variant.transformer, 2 if guided else 1
     dim, tokens = t.inner_dim, t.max_text_seq_length
     face = 2 * t.num_cross_attn * [t.cross_attn_num_heads * t.LFE_num_querie * dim * width]
@@ -297,4 +287,4 @@ def _data(
         "photo": [], "face": face, "image": [], "text": text, "prepare": before, "schedule": [*before, *table],
         "denoise": [*before, *table], "decode": latents,
     }  # fmt: skip
-    return {stage: _held(tensors, fused) for stage, tensors in found.items()}
+    return {stage: reserved_bytes(runs * tensors, fused) for stage, tensors in found.items()}

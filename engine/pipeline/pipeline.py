@@ -19,6 +19,7 @@ from ..decode.frames import decode_chunks
 from ..decode.image import encode_image, first_frames
 from ..errors import InputError, shown
 from ..face.identity import Identity
+from ..prediction import alone
 from ..run.options import Options
 from ..run.recovery import outside_runs, run_with_oom_retry
 from ..run.request import Request
@@ -129,7 +130,7 @@ class ConsisIDPipeline(Compiling, Offloading, RunState, EngineLoras, DiffusionPi
         run = Run(engine, request, view=self, memory=budget)
         with self._shows(run), self.progress_bar(total=num_inference_steps) as bar:
             run.progress = lambda step: bar.update() if (step + 1) % run.scheduler.order == 0 else None
-            videos = run_with_oom_retry(run, lambda run: engine.make(run, people))
+            videos = run_with_oom_retry(run, lambda run: alone(engine.make(run, people)))
             self.stats = videos[0].stats
         _say_frames(num_frames, videos)
         frames = _together(videos, output_type, engine.device)

@@ -118,6 +118,15 @@ class Request:
         negative = self._for_each_video(negative)
         return torch.cat((negative, embeds)), negative
 
+    @property
+    def all_texts(self) -> list[str]:
+        """What `embeds` will encode."""
+        if self.texts is None:
+            return []
+        negative = self.options.negative_prompt or ""
+        others = [negative] if isinstance(negative, str) else list(negative)
+        return [*self.texts, *(others if self.guided else [])]
+
     def _for_each_video(self, embeds: Tensor) -> Tensor:
         return embeds.to(self.device, self.dtype).repeat_interleave(self.options.num_videos_per_prompt, dim=0)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..conditioning import time_embeddings
@@ -18,11 +17,13 @@ from ..memory.budget import Budget, chosen
 from ..memory.device import DeviceMemory
 from ..memory.planner import MemoryPlan
 from ..networks.positions import check_positions
+from ..prediction import TimeTable, time_table
 from ..runtime.executor import GraphExecutor
 from ..sampling import Stepper
 from ..shortcuts import Loop, Step, all_exact, plan_steps, summary
 from ..video import Stats
 from .clock import Clock
+from .holder import Holder
 from .request import Request
 from .resume import RunFile, Snapshot, states
 from .settings import modes_of
@@ -31,7 +32,7 @@ LOG = logging.getLogger("consisid")
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
 
 
-class Run:
+class Run(Holder):
     """Made when the call comes in, with the LoRAs and the scheduler that the engine has then; begun when it is the
     call's turn at the device. It lasts until its video is made, or where that is read as a stream, until the last frame
     is read or the stream closed.
@@ -42,9 +43,10 @@ class Run:
 
     Attributes:
         progress: called after each denoising step with its index.
+        look: called after each denoising step with its index and latents [b, F, 16, h, w].
+        table: computes the adaptive norms of every step.
         scheduler: its own copy.
         guidance_scale: the weight of the prompt at the present step.
-        interrupt: the loop ends after the present step.
         num_timesteps: steps of its schedule.
         attention_kwargs: the caller's, as callbacks read them.
         plan: of the memory; None without a budget.
@@ -52,16 +54,19 @@ class Run:
     """
 
     def __init__(self, engine: Engine, request: Request, view: Any = None, memory: Budget = "engine"):
+        super().__init__(engine)
         self.view, self.memory = view, memory
         self.progress: Callable[[int], None] = lambda step: None
-        self.engine, self.request, self.options = engine, request, request.options
+        self.look: Callable[[int, Tensor], None] = lambda step, latents: None
+        self.table: Callable[[GraphExecutor, Tensor], TimeTable] = time_table
+        self.request, self.options = request, request.options
         self.loras: Active = engine.scaled_loras(self.options.lora_scale)
         self._given_scheduler = copy.deepcopy(engine.scheduler)
         self.scheduler = self._given_scheduler
         self.guidance_scale = float(self.options.guidance_scale)
-        self.interrupt, self.num_timesteps, self.restarts = False, 0, 0
+        self.num_timesteps, self.restarts = 0, 0
         self.attention_kwargs = self.options.attention_kwargs
-        self.stage_name, self.step = "identify", 0
+        self.step = 0
         self._streams: frozenset[Hashable] = frozenset()
         self._written = 0  # finished steps in the file
         self._complete = True
@@ -83,10 +88,15 @@ class Run:
         check_positions(engine.variant.transformer, self.request.shape)
         self._planned = self.stepper_of(copy.deepcopy(self._given_scheduler)).timesteps
         self.loop_steps = self.steps_of(self._planned)
-        budget = chosen(self.memory, engine.memory)
-        self.plan = plan_of(self, budget, self.cfg_asked) if budget is not None else None
+        if self.owner is self:
+            self.plan = None if self.budget is None else plan_of(self, self.budget, self.cfg_asked)
         LOG.debug("%s", self.plan or "without a budget")
         self.before = DeviceMemory.now(engine.device)
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes of device memory, None for no limit."""
+        return chosen(self.memory, self.engine.memory)
 
     @property
     def cfg_asked(self) -> str | None:
@@ -134,38 +144,15 @@ class Run:
         self.guidance_scale = float(self.options.guidance_scale)
         for generator, state in zip(self.generators, self.start, strict=True):
             generator.set_state(state)
-        self.engine.hand_over(None)
+        if self.owner is self:
+            self.engine.hand_over(None)
+        elif self.engine.active is self.owner:
+            self.owner.suspend()  # the clock counts anew
         self.networks.calls.clear()
         self.clock = Clock(self.engine.device)
-        self.copied, self.peaks, self.stalls = 0, dict[str, int](), [0.0]
+        self.copied, self.peaks, self.stalls, self.mark = 0, dict[str, int](), [0.0], self.engine.weights.copied
         self._loop_stalls: list[float] = []
         self.enter()
-
-    def enter(self) -> None:
-        """The device is this run's from now on, with its weights and as its plan says."""
-        engine, plan = self.engine, self.plan
-        if engine.hand_over(self):
-            engine.weights.use(plan)
-            engine.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
-            if self.stage_name != "decode":  # which has no LoRA, and of which others may have runs between two frames
-                engine.weights.set_loras(self.loras)
-            self._mark = engine.weights.copied
-            engine.weights.peaks.clear()
-            engine.weights.copy_stream.stalls()
-
-    def suspend(self) -> None:
-        """Another run has the device from now on: note what this one has used of it."""
-        weights = self.engine.weights
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)  # how long it waited is known afterwards
-        self.copied += weights.copied - self._mark
-        self._mark = weights.copied
-        weights.note_peak()
-        for name, peak in weights.peaks.items():
-            self.peaks[name] = max(peak, self.peaks.get(name, 0))
-        weights.peaks.clear()
-        first, *rest = weights.copy_stream.stalls()
-        self.stalls = [*self.stalls[:-1], self.stalls[-1] + first, *rest]
 
     def stepper(self) -> Stepper:
         """The steps of the run's scheduler."""
@@ -195,14 +182,14 @@ class Run:
         self.stage_name, copy_stream = name, self.engine.weights.copy_stream
         self.engine.weights.tidy()
         LOG.info("%s: %s", name, self.request.shape)
-        if name == "denoise":
+        if name == "denoise" and self.owner is self:
             copy_stream.stalls()
             self.stalls = [0.0]
         with self.clock.stage(name):
             yield
         if name == "denoise":
-            self.suspend()
-            self._loop_stalls = self.stalls[:-1]
+            self.owner.suspend()
+            self._loop_stalls = self.stalls[:-1] if self.owner is self else []
 
     def guidance(self, step: int, timestep: float) -> float:
         """The weight of the prompt at a step; see denoise.guidance_weight."""
@@ -213,11 +200,13 @@ class Run:
             )
         return self.guidance_scale
 
-    def watch(self, step: int) -> None:
+    def watch(self, step: int, latents: Tensor) -> None:
         """After each denoising step."""
         self.step = step + 1
         self.progress(step)
-        self.engine.weights.copy_stream.border()
+        self.look(step, latents)
+        if self.owner is self:
+            self.engine.weights.copy_stream.border()
         self.clock.step()
 
     def resume(self, *conditions: Any) -> LoopState | None:
@@ -254,8 +243,8 @@ class Run:
     def stats(self) -> Stats:
         """Times and peaks of the run, its last attempt where there were several."""
         stats = self.clock.stats(modes_of(self), dict(self.networks.calls))
-        if self.engine.active is self:
-            self.suspend()
+        if self.engine.active is self.owner:
+            self.owner.suspend()
         others = self.engine.share.others
         stats.streamed_bytes, stats.stalls = self.copied, self._loop_stalls
         stats.allocated_bytes = max(0, stats.allocated_bytes - self.engine.share.others_allocated)
@@ -285,16 +274,24 @@ class Run:
             return
         if self._complete:
             self.file.remove()
-        if self.engine.active is self:
+        if self.engine.active is self.owner:
             if self._complete:
-                self.suspend()  # what the last frames took; a stream's stats are asked for afterwards
-            self.engine.give_back()
+                self.owner.suspend()  # what the last frames took; a stream's stats are asked for afterwards
+            if self.owner.leave(self):
+                self.engine.give_back()
+        else:
+            self.owner.leave(self)
 
 
-def plan_of(run: Run, budget: int | None, cfg: str | None) -> MemoryPlan:
-    """The plan for a run within a budget in bytes, None for no limit; see Engine.plan."""
+def plan_of(run: Run, budget: int | None, cfg: str | None, steps: int = 0, beside: int = 1) -> MemoryPlan:
+    """The plan for a run within a budget in bytes, None for no limit; see Engine.plan.
+
+    Args:
+        steps: of the longest, beside: number of such runs that go through the weights together.
+    """
     request = run.request
     return run.engine.plan(
-        budget, shape=request.shape, batch=request.batch, steps=request.options.num_inference_steps,
+        budget, shape=request.shape, batch=request.batch, steps=max(steps, request.options.num_inference_steps),
         guided=request.guided, cfg=cfg, tiling=request.may_tile, loop=run.loop_costs,
+        beside=beside,
     )  # fmt: skip

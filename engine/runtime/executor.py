@@ -7,7 +7,7 @@ stages do not know which.
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backends import Outputs, Runner
 from ..graphs.grouped import TEXT, TRUNK, faces_of, spread
-from ..graphs.trunk import run_blocks
+from ..graphs.trunk import blocks
 from ..variants import Variant
 
 
@@ -41,7 +41,8 @@ class Weights(Protocol):
         """What `scratch` has made, for longer."""
 
     def expect(self, stage: str, passes: int) -> None:
-        """From now on a stage of graphs.table.STAGES that begins goes through its weights so many times; else once."""
+        """A stage of graphs.table.STAGES that begins from now on goes through its weights so many times, else once; the
+        present one so many times more at least."""
 
     def tidy(self) -> None:
         """Large tensors have been let go of, and small ones that stay are made next."""
@@ -152,9 +153,9 @@ class GraphExecutor(ABC):
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
         values: Sequence[Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Generator[None, None, Tensor]:  # fmt: skip
         """Video tokens [B, V, C] after all blocks, from one hidden state [B, S, C], which is taken out of `tokens`, and
-        modulation [layers, 2, 2, 3, C]."""
+        modulation [layers, 2, 2, 3, C]; it stops after every call, see graphs.trunk.blocks."""
 
 
 class PerLayer(GraphExecutor):
@@ -183,8 +184,8 @@ class PerLayer(GraphExecutor):
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
         values: Sequence[Tensor],
-    ) -> Tensor:  # fmt: skip
-        return run_blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values)
+    ) -> Generator[None, None, Tensor]:  # fmt: skip
+        return blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values)
 
 
 class PerGroup(GraphExecutor):
@@ -212,12 +213,13 @@ class PerGroup(GraphExecutor):
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
         values: Sequence[Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Generator[None, None, Tensor]:  # fmt: skip
         config, hidden = self.variant.transformer, tokens.pop()
         for i, layers in enumerate(spread(config.num_layers, self.layers_per_group)):
             given = [x for face in faces_of(config, layers) for x in (keys[face], values[face])]
             rows = modulation[layers.start : layers.stop]
             hidden = self.one(f"{TRUNK}_{i}", hidden, rows, cos, sin, *given)
+            yield
         return hidden
 
 

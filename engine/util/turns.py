@@ -11,8 +11,24 @@ from collections.abc import Callable
 from functools import cache
 from threading import Event, Lock, get_ident
 from types import TracebackType
+from typing import Any, Protocol
 
 import torch
+
+
+class Occupant(Protocol):
+    """A run, as far as an engine knows it. interrupt: its loop ends after the present step."""
+
+    interrupt: bool
+
+    def enter(self) -> None:
+        """It has the device from now on."""
+
+    def suspend(self) -> None:
+        """Another has the device from now on."""
+
+    def leave(self, run: Any) -> bool:
+        """One of its runs has ended; whether that was the last."""
 
 
 class Turn:

@@ -144,8 +144,10 @@ class WeightManager:
         self._arena = Arena(self.device, size)
 
     def expect(self, stage: str, passes: int) -> None:
-        """How often a stage will go through its weights when it begins; 1 where nobody says."""
+        """How often a stage will go through its weights when it begins, or from now on; 1 where nobody says."""
         self._passes[stage] = passes
+        if stage == self._stage and self._prefetcher is not None:
+            self._prefetcher.expect(passes)
 
     def evict(self) -> None:
         """End the present stage: its weights leave the device, and what was prepared of the next."""

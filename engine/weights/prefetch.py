@@ -85,6 +85,18 @@ class Prefetcher:
         self._allocate(self.order, self.buffers if self.streamed else 0)
         self._issue()
 
+    def expect(self, passes: int) -> None:
+        """So many passes at least follow the present one."""
+        if self.passes is not None:
+            self._last(self._current // len(self.order) + 1 + passes)
+            self._issue()
+
+    def _last(self, passes: int) -> None:
+        """The order is gone through so often at least."""
+        assert self.passes is not None
+        self.passes = max(self.passes, passes)
+        self._drained = self._drained and self._issued >= self.passes * len(self.order)
+
     def acquire(self, key: Key) -> Tensor:
         """The buffer with a unit's weights; computation that is queued from now on finds them there."""
         count = len(self.order)
@@ -93,8 +105,7 @@ class Prefetcher:
             self._current = self._reach = position
             self._issued = max(self._issued, position)  # what was passed over is not copied any more
             if self.passes is not None:
-                self.passes = max(self.passes, position // count + 1)
-                self._drained = self._drained and self._issued >= self.passes * count
+                self._last(position // count + 1)
             self._issue()
         if key not in self.streamed:
             if key not in self._awaited:

@@ -25,8 +25,10 @@ ENGINE = (
     ("lora", "runtime"),
     ("weights", "face", "decode", "text"),
     ("conditioning",),
+    ("prediction",),
     ("denoise", "engine"),
     ("run",),
+    ("many",),
     ("api",),
     ("flags",),
     ("pipeline", "cli"),
@@ -40,7 +42,7 @@ FLOOR = {
     for part, floors in (("engine", ENGINE), ("bench", BENCH))
 }
 FACADE = {
-    "": {"api", "errors", "face", "pipeline", "shortcuts", "video"}
+    "": {"api", "errors", "face", "many", "pipeline", "shortcuts", "video"}
 }  # what `from consisid.engine import ...` offers, each when asked for
 # A pipeline builds when it is told to, by its compile().
 EXCEPTIONS = {"engine.pipeline.compiled imports export"}

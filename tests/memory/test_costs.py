@@ -62,3 +62,18 @@ def test_tiles_hold_two_chunks_of_frames_beside_a_tile(stages):
 def test_a_process_takes_memory_of_a_gpu_and_none_of_a_cpu():
     assert video_costs(PREVIEW, SHAPE, torch.bfloat16, steps=STEPS).overhead == 0
     assert sizes_of("preview").overhead == (800 + 32 + 8 + 28) * 2**20
+
+
+def test_several_videos_hand_on_all_that_is_theirs(stages):
+    """And work beside each other in the loop, which has the weights but once."""
+    many = {s.name: s for s in video_costs(PREVIEW, SHAPE, torch.bfloat16, steps=STEPS, beside=3).stages}
+    hidden = 2 * (TOKENS + VIDEO) * DIM * WIDTH
+    assert all(many[name].data == 3 * stages[name].data for name in stages)
+    for mode, working in stages["denoise"].working:
+        more = dict(many["denoise"].working)[mode] - working
+        assert more >= 2 * hidden / (2 if mode == "sequential" else 1)
+        assert more < 1.1 * 2 * hidden / (2 if mode == "sequential" else 1)
+    one, all_of_them = stages["denoise"], many["denoise"]
+    assert (all_of_them.passes, all_of_them.together, all_of_them.fixed) == (one.passes, one.together, one.fixed)
+    assert [unit.bytes for unit in all_of_them.units] == [unit.bytes for unit in one.units]
+    assert [unit.flops for unit in all_of_them.units] == [3 * unit.flops for unit in one.units]

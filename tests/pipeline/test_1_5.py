@@ -100,7 +100,7 @@ def test_latents_and_frames_of_its_methods(pipe):
 def test_the_module_predicts_what_the_graphs_do(pipe):
     """Its forward is written on diffusers' layers."""
     from consisid.engine.conditioning import condition, extract_face
-    from consisid.engine.denoise import predict, time_table
+    from consisid.engine.prediction import predict, time_table
 
     shape, config, person = VideoShape.of(TINY_1_5, 96, 144, 9), TINY_1_5.transformer, identity(TINY_1_5)
     generator = torch.Generator().manual_seed(2)
