@@ -39,12 +39,13 @@ def _room(given: Conditioning) -> Tensor:
 
 def _of_people(
     networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str,
-    what: Step, kept: Sequence[Tensor | None],
+    what: Step, kept: Sequence[Tensor | None], place: Tensor | None = None,
 ) -> Work[Tensor]:  # fmt: skip
     """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person.
 
     Args:
         kept: what the trunk changes of each person's tokens, [G * b, V, C], both halves, or None.
+        place: where hidden states are between two calls; see Prediction.
     """
     found = []
     for part, one, change in zip(latents.split([len(one.image) for one in given]), given, kept, strict=True):
@@ -57,7 +58,7 @@ def _of_people(
         for i in range(0, len(texts), size):
             text = replace(one, text=texts[i : i + size])
             made = Prediction(
-                networks, part, step, times, text, what, None if changes is None else changes[i : i + size]
+                networks, part, step, times, text, what, None if changes is None else changes[i : i + size], place
             )
             yield made
             halves.append(made.take())
@@ -67,6 +68,13 @@ def _of_people(
     return torch.cat(
         [x.unflatten(0, (-1, len(one.image))) for x, one in zip(found, given, strict=True)], dim=1
     ).flatten(0, 1)
+
+
+def _place(given: Sequence[Conditioning], cfg: str) -> Tensor:
+    """For the hidden state of any prediction, [B * (T + V) * C]."""
+    samples = max(len(one.image) if cfg == "sequential" else len(one.text) for one in given)
+    text, image = given[0].text, given[0].image
+    return text.new_empty(samples * (text.shape[1] + image.shape[1]) * text.shape[2])
 
 
 def with_prompt(given: Sequence[Conditioning], text: Tensor) -> list[Conditioning]:
@@ -113,6 +121,7 @@ def denoise(
     stop: Callable[[], bool] = lambda: False,
     what: Callable[[Tensor], Sequence[Step]] = all_exact,
     table: Callable[[GraphExecutor, Tensor], TimeTable] = time_table,
+    apart: bool = False,
 ) -> Work[Tensor]:
     """From noise to latents [b, F, 16, h, w]; it stops where a prediction has to be run, see prediction.run_together.
 
@@ -128,6 +137,7 @@ def denoise(
         stop: asked after each step whether it was the last.
         what: each step does, from the timesteps; by default everything.
         table: the adaptive norms of every step.
+        apart: hidden states are kept apart from what comes and goes, since calls of other loops come in between.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -148,12 +158,13 @@ def denoise(
     unconditional = torch.empty(0)
     keeps = any(each.keep for each in plan[first:])
     kept = [_room(one) if keeps else None for one in given]  # before the loop, in which no memory is asked for
+    place = _place(given, cfg) if apart else None
     for step in range(first, steps):
         now = plan[step]
         calls = [each.count if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk]
         networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
-        noise = yield from _of_people(networks, inputs, step, times, given, cfg, now, kept)
+        noise = yield from _of_people(networks, inputs, step, times, given, cfg, now, kept, place)
         if guided:
             weight = guidance(step, times.timesteps[step])
         if guided and now.guided:

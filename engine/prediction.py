@@ -2,8 +2,9 @@
 through the weights together; and the table of adaptive norms, computed before a loop because it does not change in it.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -40,14 +41,18 @@ class Prediction:
     Args:
         what: of the step; without its trunk, `change` is what that has changed before.
         change: [G * b, V, C], where a step with its trunk keeps what that changes.
+        place: [G * b * (T + V) * C] or more, where the hidden state is between two calls: where others come in between,
+            scratch memory would be left in pieces. None leaves it where it was made.
     """
 
     def __init__(
         self, networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning,
-        what: Step = EXACT, change: Tensor | None = None,
+        what: Step = EXACT, change: Tensor | None = None, place: Tensor | None = None,
     ):  # fmt: skip
         self.weights = networks.weights
-        self._calls: Generator[None, None, Tensor] | None = _calls(networks, latents, step, times, given, what, change)
+        put = partial(_put, place)
+        calls = _calls(networks, latents, step, times, given, what, change, put)
+        self._calls: Generator[None, None, Tensor] | None = calls
         self._noise: Tensor | None = None
         self._error: Exception | None = None
 
@@ -80,17 +85,16 @@ class Prediction:
 
 def _calls(
     networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step,
-    change: Tensor | None,
+    change: Tensor | None, put: Callable[[Tensor], Tensor],
 ) -> Generator[None, None, Tensor]:  # fmt: skip
     if not what.trunk:
         assert change is not None
         embedded = networks.one("embed", latents, given.image)
-        yield
         video = (change.unflatten(0, (-1, len(embedded))) + embedded).flatten(0, 1)
         return networks.one("head", video, times.out[step])
-    tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
+    tokens, rows = [put(join_tokens(given.text, networks.one("embed", latents, given.image)))], times.modulation[step]
     yield
-    video = yield from networks.trunk(tokens, times.modulation[step], given.cos, given.sin, given.keys, given.values)
+    video = yield from networks.trunk(tokens, rows, given.cos, given.sin, given.keys, given.values, put)
     yield
     if not what.keep:
         return networks.one("head", video, times.out[step])
@@ -106,6 +110,10 @@ def _calls(
 
 Work = Generator[Prediction, None, T]
 """What stops wherever a prediction has to be run, and at last gives something."""
+
+
+def _put(place: Tensor | None, hidden: Tensor) -> Tensor:
+    return hidden if place is None else place[: hidden.numel()].view(hidden.shape).copy_(hidden)
 
 
 def run_together(predictions: Sequence[Prediction]) -> None:

@@ -208,7 +208,7 @@ def test_a_skipped_step_adds_what_the_trunk_changed(make, skipping, monkeypatch)
 
         def take(self):
             result = super().take()
-            networks, latents, step, times, given, what, _ = self.given
+            networks, latents, step, times, given, what, *_ = self.given
             tokens = [join_tokens(given.text, networks.one("embed", latents, given.image))]
             embedded = tokens[0][:, given.text.shape[1] :].clone()
             if what.trunk:

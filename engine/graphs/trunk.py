@@ -23,7 +23,7 @@ def join_tokens(text: Tensor, video: Tensor) -> Tensor:
 
 def blocks(
     call: Call, config: TransformerConfig, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
-    keys: Sequence[Tensor], values: Sequence[Tensor],
+    keys: Sequence[Tensor], values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
 ) -> Generator[None, None, Tensor]:  # fmt: skip
     """Video tokens [B, V, C] after all blocks and the face attentions between them. It stops after every call, so that
     others can make the same call before the next one.
@@ -32,19 +32,20 @@ def blocks(
         tokens: one hidden state [B, S, C], which is taken out: nobody keeps it while later blocks run.
         modulation: [layers, 2, 2, 3, C].
         keys, values: of each face attention.
+        put: where the hidden state is while others make their call.
     """
     hidden, last = tokens.pop(), config.num_layers - 1
     for layer in range(last):
-        hidden = call("block", hidden, modulation[layer], cos, sin, layer=layer)
+        hidden = put(call("block", hidden, modulation[layer], cos, sin, layer=layer))
         yield
         face = config.face_index(layer)
         if face is not None:
-            hidden = call("face", hidden, keys[face], values[face], layer=face)
+            hidden = put(call("face", hidden, keys[face], values[face], layer=face))
             yield
-    hidden = call("last_block", hidden, modulation[last], cos, sin)
+    hidden = put(call("last_block", hidden, modulation[last], cos, sin))
     if config.face_index(last) is not None:
         yield
-        hidden = call("last_face", hidden, keys[-1], values[-1])
+        hidden = put(call("last_face", hidden, keys[-1], values[-1]))
     return hidden
 
 

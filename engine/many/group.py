@@ -183,7 +183,7 @@ class Group(Holder):
     def _begin(self, job: Job, run: Run) -> list[Job]:
         """A job's video begins: until its first prediction."""
         assert job.request is not None
-        run.plan = self.plan
+        run.plan, run.apart = self.plan, self.plan is not None and self.size > 1
         job.state, job.steps, job.step = "running", len(run.loop_steps), 0
         run.look = _watcher(job)
         each = _Going(job, run, self._work(run, job.request.person, job.request.aligned))

@@ -215,9 +215,9 @@ def _stage(
             graph.name: _counted(variant, shape, graph.name, _sizes(graph, free), dtype, fused) for graph in graphs
         }
         if name == "denoise":
-            working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused, runs))
+            working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused, runs > 1))
             if rows:
-                pieces[mode] = room(count_step(variant, shape, batch, samples, dtype, ROWS, fused, runs))
+                pieces[mode] = room(count_step(variant, shape, batch, samples, dtype, ROWS, fused, runs > 1))
         elif name == "decode":
             latent = shape.latent_height, shape.latent_width
             events = count_decode(variant, latent, shape.latent_frames, dtype, fused)
@@ -287,4 +287,8 @@ def _data(
         "photo": [], "face": face, "image": [], "text": text, "prepare": before, "schedule": [*before, *table],
         "denoise": [*before, *table], "decode": latents,
     }  # fmt: skip
-    return {stage: reserved_bytes(runs * tensors, fused) for stage, tensors in found.items()}
+    # Where others are in their loops while one is in another stage, theirs is alive too, and hidden states are apart.
+    apart = [halves * batch * (tokens + shape.video_tokens) * dim * width] if runs > 1 else []
+    loops = (runs - 1) * [*found["denoise"], *apart]
+    found["denoise"] = [*found["denoise"], *apart]
+    return {stage: reserved_bytes([*loops, *tensors], fused) for stage, tensors in found.items()}

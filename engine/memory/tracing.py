@@ -6,7 +6,7 @@ beyond our kernels allocates less than is counted here: an estimate from above, 
 """
 
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,16 +121,16 @@ def _count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bo
 @lru_cache(maxsize=64)
 def count_step(
     variant: Variant, shape: VideoShape, batch: int, samples: int, dtype: torch.dtype, rows: int = 1,
-    fused: bool = False, beside: int = 1,
+    fused: bool = False, apart: bool = False,
 ) -> tuple[Event, ...]:  # fmt: skip
-    """What predictions of the noise ask of the memory, from the latents on: all blocks in their order, fewer of them
+    """What a prediction of the noise asks of the memory, from the latents on: all blocks in their order, fewer of them
     than there are, since each asks for the same as the one before.
 
     Args:
         batch: videos at once.
         samples: of a call of a block; `batch` times the halves of guidance that run at once.
         rows: pieces of the blocks' feed-forward.
-        beside: predictions that run together, see prediction.run_together.
+        apart: the hidden state is kept apart, see prediction.Prediction.
     """
     t = variant.transformer
     layers = min(t.num_layers, 2 * t.cross_attn_interval + t.num_layers % t.cross_attn_interval)
@@ -150,18 +150,16 @@ def count_step(
             face = call.inputs(table["last_face"], {"B": samples})[1:]
         keys, values = ([x] * few.transformer.num_cross_attn for x in face or (hidden, hidden))
         live = _Live([*call.known, latents, image, hidden, modulation, cos, sin, head, *face])
+
+        def put(x: Tensor) -> Tensor:
+            return hidden.flatten()[: x.numel()].view(x.shape).copy_(x) if apart else x
+
         with live:
+            tokens = [put(join_tokens(text, call("embed", latents, image)))]
             rows_of = modulation.expand(layers, *modulation.shape)
-
-            def calls() -> Generator[None, None, Tensor]:
-                tokens = [join_tokens(text, call("embed", latents, image))]
-                yield
-                video = yield from blocks(call, few.transformer, tokens, rows_of, cos, sin, keys, values)
-                yield
-                return call("head", video, head)
-
-            noise = in_turn([calls() for _ in range(beside)])
-        del noise
+            video = in_turn([blocks(call, few.transformer, tokens, rows_of, cos, sin, keys, values, put)]).pop()
+            noise = call("head", video, head)
+        del noise, video
         return tuple(live.events)
 
 

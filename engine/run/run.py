@@ -45,6 +45,7 @@ class Run(Holder):
         progress: called after each denoising step with its index.
         look: called after each denoising step with its index and latents [b, F, 16, h, w].
         table: computes the adaptive norms of every step.
+        apart: its hidden states are kept apart, see denoise.
         scheduler: its own copy.
         guidance_scale: the weight of the prompt at the present step.
         num_timesteps: steps of its schedule.
@@ -58,6 +59,7 @@ class Run(Holder):
         self.view, self.memory = view, memory
         self.progress: Callable[[int], None] = lambda step: None
         self.look: Callable[[int, Tensor], None] = lambda step, latents: None
+        self.apart = False
         self.table: Callable[[GraphExecutor, Tensor], TimeTable] = time_table
         self.request, self.options = request, request.options
         self.loras: Active = engine.scaled_loras(self.options.lora_scale)

@@ -7,7 +7,7 @@ stages do not know which.
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -152,7 +152,7 @@ class GraphExecutor(ABC):
     @abstractmethod
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor],
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
         """Video tokens [B, V, C] after all blocks, from one hidden state [B, S, C], which is taken out of `tokens`, and
         modulation [layers, 2, 2, 3, C]; it stops after every call, see graphs.trunk.blocks."""
@@ -183,9 +183,9 @@ class PerLayer(GraphExecutor):
 
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor],
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
-        return blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values)
+        return blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values, put)
 
 
 class PerGroup(GraphExecutor):
@@ -212,13 +212,13 @@ class PerGroup(GraphExecutor):
 
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor],
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
         config, hidden = self.variant.transformer, tokens.pop()
         for i, layers in enumerate(spread(config.num_layers, self.layers_per_group)):
             given = [x for face in faces_of(config, layers) for x in (keys[face], values[face])]
             rows = modulation[layers.start : layers.stop]
-            hidden = self.one(f"{TRUNK}_{i}", hidden, rows, cos, sin, *given)
+            hidden = put(self.one(f"{TRUNK}_{i}", hidden, rows, cos, sin, *given))
             yield
         return hidden
 

@@ -68,11 +68,13 @@ def test_several_videos_hand_on_all_that_is_theirs(stages):
     """And work beside each other in the loop, which has the weights but once."""
     many = {s.name: s for s in video_costs(PREVIEW, SHAPE, torch.bfloat16, steps=STEPS, beside=3).stages}
     hidden = 2 * (TOKENS + VIDEO) * DIM * WIDTH
-    assert all(many[name].data == 3 * stages[name].data for name in stages)
+    loop = stages["denoise"].data + hidden
+    assert many["denoise"].data == 3 * loop
+    assert all(many[name].data == 2 * loop + stages[name].data for name in stages if name != "denoise")
+    # Hidden states are apart: in the memory for what comes and goes there is that of the present call alone.
     for mode, working in stages["denoise"].working:
-        more = dict(many["denoise"].working)[mode] - working
-        assert more >= 2 * hidden / (2 if mode == "sequential" else 1)
-        assert more < 1.1 * 2 * hidden / (2 if mode == "sequential" else 1)
+        less = working - dict(many["denoise"].working)[mode]
+        assert 0 <= less <= hidden / (2 if mode == "sequential" else 1)
     one, all_of_them = stages["denoise"], many["denoise"]
     assert (all_of_them.passes, all_of_them.together, all_of_them.fixed) == (one.passes, one.together, one.fixed)
     assert [unit.bytes for unit in all_of_them.units] == [unit.bytes for unit in one.units]
