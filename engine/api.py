@@ -14,13 +14,12 @@ from .face.extractor import Photo
 from .face.identity import Identity
 from .face.selection import Choice
 from .many.several import Several
-from .prediction import Work, alone
+from .prediction import Work
 from .run.callbacks import step_callback
 from .run.frames import decoded
 from .run.options import Options
 from .run.person import identified, person_of
-from .run.recovery import outside_runs, run_with_oom_retry
-from .run.request import Request
+from .run.recovery import outside_runs
 from .run.run import Run
 from .run.settings import settings_of
 from .shortcuts import Shortcuts
@@ -69,7 +68,8 @@ class ConsisID(Several):
         attention_kwargs: Mapping[str, Any] | None = None, cfg: str | None = None, decode: str | None = None,
         tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
         on_oom: str = "raise", timesteps: Sequence[float] | None = None,
-        shortcuts: Shortcuts | Mapping[str, Any] | None = None,
+        shortcuts: Shortcuts | Mapping[str, Any] | None = None, seeds: Sequence[int] | None = None,
+        best_of: str | None = None, good_enough: float | None = None,
     ) -> Any:  # fmt: skip
         """A Video of the person doing what the prompt says; a list of them for a list of prompts.
 
@@ -79,6 +79,10 @@ class ConsisID(Several):
                 Identity.from_embeddings; `image` alone is a photo.
             aligned: the photo is an aligned face crop already.
             return_dict: False gives a tuple with what is else returned, as in diffusers.
+            seeds: instead of `seed`, a list: a video of each is returned, in their order, or with `best_of` ranked.
+            best_of: "identity" puts the video first whose faces are most like the person's by ArcFace (the mean cosine
+                over the frames, what `consisid-bench --identity` measures); stats.scores has those of all.
+            good_enough: no further video is made once one has this score.
 
         The others are those of request.Options.
 
@@ -95,9 +99,7 @@ class ConsisID(Several):
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
             output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas, shortcuts,
         )  # fmt: skip
-        run = Run(self, Request.check(self, options))
-        videos = run_with_oom_retry(run, lambda run: alone(self.make(run, [person], aligned)))
-        made = videos[0] if run.request.single else videos
+        made = self.called(person, options, aligned, seeds, best_of, good_enough)
         return made if return_dict else (made,)
 
     def make(self, run: Run, people: Sequence[Identity | Photo], aligned: bool = False) -> Work[list[Video]]:

@@ -69,13 +69,14 @@ def generate(options: argparse.Namespace) -> None:
         save_picture(person.preview(), options.save_crop)
     if options.save_identity is not None:
         person.save(options.save_identity)
-    with Progress("denoising", options.steps, "step") as progress:
+    several = candidates(seed, options)
+    with Progress("denoising", options.steps * len(several.get("seeds", "1")), "step") as progress:
 
         def step(_engine: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             progress.advance()
             return tensors
 
-        video = engine.generate(
+        made = engine.generate(
             person,
             options.prompt,
             negative_prompt=options.negative_prompt,
@@ -88,14 +89,16 @@ def generate(options: argparse.Namespace) -> None:
             cfg=options.cfg,
             decode=options.decode,
             tile=None if options.tile is None else tuple(options.tile),
-            seed=seed,
+            seed=None if several else seed,
             callback_on_step_end=step,
-            output_type="stream",
+            output_type="uint8" if several else "stream",
             checkpoint=options.checkpoint,
             checkpoint_every=options.checkpoint_every,
             on_oom=options.on_oom,
             shortcuts=shortcuts,
+            **several,
         )
+    video = made[0] if several else made
     given = ("image", "mode", "key_points", "aligned", "lora", "lora_weight", "fps", "interpolate", "upscale")
     face = options.face if isinstance(options.face, str | int) else ",".join(map(str, options.face))
     video.settings |= {"folder": options.engine, "face": face, **{name: getattr(options, name) for name in given}}
@@ -104,11 +107,28 @@ def generate(options: argparse.Namespace) -> None:
     text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second"
     if options.fps is not None:
         text += f", {'interpolated to' if options.interpolate else 'played at'} {options.fps:g}"
-    text += f", seed {seed}" + "".join(
+    text += f", seed {video.settings['seed']}" + "".join(
         f"\n  approximation: {line}" for line in video.settings.get("approximations", [])
     )
+    for each, score in video.stats.scores.items():
+        text += f"\n  seed {each}: " + ("no face" if score is None else f"ArcFace cosine {score:.3f}")
     values = {"output": str(options.output), "settings": video.settings, "stats": asdict(video.stats)}
     show(options, values, f"{text}\n{video.stats.summary()}")
+
+
+def candidates(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The seeds of --best-of, as generate() takes them; empty without it."""
+    from .errors import InputError
+    from .run.options import MOST_VIDEOS
+
+    if options.best_of is None:
+        if options.good_enough is not None:
+            raise InputError("--good-enough ends --best-of early; give that too, such as --best-of 4.")
+        return {}
+    if not 1 <= options.best_of <= MOST_VIDEOS:
+        raise InputError(f"--best-of {options.best_of} has to be from 1 to {MOST_VIDEOS}.")
+    seeds = [(seed + i) % 2**64 for i in range(options.best_of)]
+    return {"seeds": seeds, "best_of": "identity", "good_enough": options.good_enough}
 
 
 def compare_engines(file: Path, before: Any, engine: Any) -> None:

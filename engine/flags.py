@@ -55,6 +55,13 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     video.add_argument("--height", type=int, metavar="H", help="in pixels (default: what the engine was built for)")
     video.add_argument("--width", type=int, metavar="W", help="in pixels (default: what the engine was built for)")
     video.add_argument("--num-frames", type=int, metavar="F", help="default: what the engine was built for")
+    video.add_argument(
+        "--best-of", type=int, metavar="N",
+        help="make N videos, of the seed and those that follow, and keep the one that is most like the person",
+    )  # fmt: skip
+    video.add_argument(
+        "--good-enough", type=float, metavar="X", help="of --best-of: no further one after an ArcFace cosine of X"
+    )
     less = p.add_argument_group(
         "approximations", "each leaves something out, and is named in the file and in what is printed"
     )

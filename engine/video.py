@@ -36,7 +36,9 @@ class Stats:
         stage_bytes: the most device memory reserved in each stage of the plan of the memory; empty where weights stay
             on the device, and on a CPU.
         streamed_bytes: weights copied to the device.
-        stalls: seconds of each denoising step in which it waited for weights.
+        stalls: seconds of each denoising step in which it waited for weights; empty where several videos were made
+            together.
+        scores: by seed, where several videos were compared (ConsisID.generate, best_of); None for one without a face.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Stats:
     stage_bytes: dict[str, int] = field(default_factory=dict)
     streamed_bytes: int = 0
     stalls: list[float] = field(default_factory=list)
+    scores: dict[int, float | None] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: where the time went."""

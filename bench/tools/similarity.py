@@ -1,41 +1,23 @@
-"""`consisid-bench ENGINE --identity --image PHOTO --video MP4`: is it still the same person?
-
-Cosine of the ArcFace embeddings of the photo and of the face in each frame, as the authors' evaluation has it
-(ConsisID, arXiv:2411.17440, FaceSim-Arc). Frames in which SCRFD finds no face have no similarity; they are counted.
-"""
+"""`consisid-bench ENGINE --identity --image PHOTO --video MP4`: is it still the same person?"""
 
 import json
-import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from consisid.engine import ConsisID, Identity
+from consisid.engine import ConsisID
 from consisid.engine.errors import FaceError, InputError
-from consisid.engine.face.alignment import arcface_crop
-from consisid.engine.face.extractor import Faces
 from consisid.engine.face.pixels import FORMATS
+from consisid.engine.face.similarity import similarity
 
 from ..core.tables import write_files
 
 PICTURES = (*FORMATS, "ICO")
-EMBEDDING = 512  # of id_cond's 1280 numbers, the first come from ArcFace
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Per frame the cosine to the photo, None where no face was found, and a summary of those that have one."""
-
-    frames: list[float | None]
-    mean: float
-    lowest: float
-    without_face: int
 
 
 def is_picture(path: Path) -> bool:
@@ -79,32 +61,14 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
         raise InputError(f"{path} has no frames; give a video.")
 
 
-def compare(faces: Faces, person: Identity, video: Path) -> Similarity:
-    """The similarity of every frame to a person; in each frame the largest face counts.
-
-    Raises:
-        InputError: no video; FaceError: no face in any frame.
-    """
-    reference = person.id_cond[0, :EMBEDDING]
-    cosines: list[float | None] = []
-    for frame in read_video(video):
-        found = faces.scrfd(frame)
-        if not len(found):
-            cosines.append(None)
-            continue
-        points = found.points[int(np.argmax(found.areas))]
-        embedding = torch.from_numpy(faces.arcface(arcface_crop(frame, points))).reshape(-1)
-        cosines.append(float(torch.cosine_similarity(reference, embedding, dim=0)))
-    seen = [cosine for cosine in cosines if cosine is not None]
-    if not seen:
-        raise FaceError(f"{video}: no face was found in any of {len(cosines)} frames; give a video that shows one.")
-    return Similarity(cosines, statistics.fmean(seen), min(seen), len(cosines) - len(seen))
-
-
 def measure_identity(engine: Path, image: Path, video: Path, output: Path) -> tuple[dict[str, Any], str]:
     """Write identity.json into `output`; return what it holds and a line about it."""
     opened = ConsisID.open(engine)
-    result = compare(opened.faces, opened.identify(image), video)
+    result = similarity(opened.faces, opened.identify(image), read_video(video))
+    if result.mean is None:
+        raise FaceError(
+            f"{video}: no face was found in any of {len(result.frames)} frames; give a video that shows one."
+        )
     values = {"command": " ".join(sys.argv), "image": str(image), "video": str(video), **asdict(result)}
     write_files(output, {"identity.json": json.dumps(values, indent=1) + "\n"})
     return values, (

@@ -43,6 +43,13 @@ class VideoRequest:
         self.options = Options(prompt, **others)
 
     @classmethod
+    def with_options(cls, person: Any, options: Options, aligned: bool = False) -> "VideoRequest":
+        """A request from options that are put together already."""
+        found = cls(person, options.prompt, aligned=aligned)
+        found.options = options
+        return found
+
+    @classmethod
     def of(cls, value: Any) -> "VideoRequest":
         """A request, or a mapping with its arguments; raises InputError."""
         if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):

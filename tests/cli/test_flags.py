@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 import av
 import numpy as np
 import pytest
+from support.engines import SHALLOW
 from support.people import random_identity
 
 from consisid.bench import cli as bench_cli
@@ -327,3 +328,21 @@ def test_completion(shell, capsys):
     assert all(word in script for word in ("guidance-scale", "layers-per-shard", "no-peers", "generate"))
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=60)
+
+
+def test_the_best_of_some_seeds(shallow_folder, tmp_path, capsys):
+    person, output = tmp_path / "me.safetensors", tmp_path / "best.mp4"
+    random_identity(SHALLOW).save(person)
+    given = [str(shallow_folder), "--image", str(person), "--prompt", "A man.", "--output", str(output), "-q"]
+    sizes = ["--height", "96", "--width", "144", "--num-frames", "9", "--steps", "1", "--seed", "5"]
+    assert cli.main([*given, *sizes, "--best-of", "2"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"seed {seed}: no face" in said for seed in (5, 6))
+    assert read_settings(output)["seed"] == 5
+    for flags, message in (
+        (["--best-of", "0"], "--best-of 0 has to be from 1 to 64"),
+        (["--good-enough", "0.5"], "--good-enough ends --best-of early"),
+        (["--best-of", "2", "--checkpoint", str(tmp_path / "steps")], "A checkpoint holds the steps of one video"),
+    ):
+        assert cli.main([*given, *sizes, *flags]) == 2
+        assert message in capsys.readouterr().err

