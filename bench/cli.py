@@ -49,7 +49,9 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     other.add_argument(
         "--identity", action="store_true", help="only compare the person in --video with that in --image"
     )
-    other.add_argument("--image", type=Path, help="photo of the person, for --identity")
+    other.add_argument("--quality", action="store_true", help="only compare each approximation with the exact video")
+    other.add_argument("--image", type=Path, help="photo of the person, for --identity and --quality")
+    other.add_argument("--prompt", help="of --quality: what the person does")
     other.add_argument("--video", type=Path, help="mp4 of the person, for --identity")
     add_common(p)
     return p
@@ -66,6 +68,11 @@ def work(options: argparse.Namespace) -> None:
         if options.image is None or options.video is None:
             raise InputError("--identity compares a photo with a video: give --image and --video.")
         show(options, *measure_identity(Path(options.engine), options.image, options.video, options.output))
+        return
+    if options.quality:
+        from .tools.quality import measure_quality
+
+        show(options, *measure_quality(options))
         return
     first = None if options.compare is None else compare.read(options.compare)
     if first is not None and Path(options.engine).suffix == ".json":

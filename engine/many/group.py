@@ -23,6 +23,7 @@ from .jobs import Job
 from .queue import VideoQueue
 
 SIZES = (1, 2, 3, 4, 6, 8)  # videos at once that a plan chooses from
+WORTH_IT = 1.02  # fewer at once end sooner: more have to save some of the time
 PATIENCE = 1.0  # seconds between looks at an empty queue
 
 Making = Work[list[Video]]
@@ -167,7 +168,8 @@ class Group(Holder):
                 continue
             if self.together is not None:
                 break
-        self.size = min(plans, key=lambda size: (plans[size].seconds / size, size))
+        least = min(plan.seconds / size for size, plan in plans.items())
+        self.size = min(size for size, plan in plans.items() if plan.seconds / size <= WORTH_IT * least)
         self.plan = plans[self.size]
 
     def _others(self, first: Run) -> list[Run]:

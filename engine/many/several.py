@@ -40,7 +40,8 @@ class Several(Engine):
             requests: VideoRequests or mappings with the arguments of `generate`, read as far as they will soon begin;
                 or a VideoQueue, which other threads fill, until it is closed.
             together: videos at once at most, in memory that the plan counts; None leaves it to the plan, where memory
-                has a budget: as many as make the seconds of each least. Without one there is nothing to gain, 1.
+                has a budget: the fewest with which a video takes, within 2 %, the least time. Without one there is
+                nothing to gain, 1.
 
         Raises:
             InputError: no requests, no such number. What is wrong with a request is in its job.

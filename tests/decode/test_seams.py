@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.autoencoders import SMALL
+from support.seams import main, measure, seam, smooth_latents
 
-from consisid.bench.tools.tile_quality import main, measure, seam, smooth_latents
 from consisid.engine import ConsisID
 from consisid.engine.checkpoint import write_checkpoint
 from consisid.engine.decode import blended as tiling

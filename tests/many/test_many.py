@@ -16,6 +16,7 @@ from consisid.engine import ConsisID, VideoQueue, VideoRequest
 from consisid.engine.errors import DeviceMemoryError, InputError, MemoryBudgetError, NumericalError
 from consisid.engine.many import group
 from consisid.engine.many.group import SIZES
+from consisid.engine.memory.simulate import Machine
 from consisid.engine.variants import TINY
 
 pytestmark = pytest.mark.slow
@@ -265,8 +266,10 @@ def test_other_shapes_and_loras_wait(shallow_folder):
     assert torch.equal(alone.video.latents, jobs[3].video.latents)
 
 
-def test_the_plan_chooses_how_many(shallow_folder):
-    """Where weights stream, several videos at once take less time each."""
+def test_the_plan_chooses_how_many(shallow_folder, monkeypatch):
+    """Where weights come slowly, several videos at once take less time each."""
+    slow = Machine("slow link", 1e14, 1e9, "of a test")
+    monkeypatch.setattr("consisid.engine.engine.machine_named", lambda gpu: slow)
     engine = ConsisID.open(shallow_folder, memory="140MiB")
     seconds = {}
     for count in SIZES:
@@ -274,7 +277,7 @@ def test_the_plan_chooses_how_many(shallow_folder):
             seconds[count] = engine.plan("140MiB", shape=engine.shape, steps=2, beside=count).seconds / count
         except MemoryBudgetError:
             break
-    best = min(seconds, key=lambda count: (seconds[count], count))
+    best = min(count for count in seconds if seconds[count] <= 1.02 * min(seconds.values()))
     assert best > 1
     requests = [{**REQUESTS[2], "seed": seed, "output_type": "latent"} for seed in range(best)]
     jobs = list(engine.generate_many(requests))

@@ -1,4 +1,4 @@
-"""What decoding in tiles costs, and whether one sees them: `python -m consisid.bench.tools.tile_quality ENGINE`.
+"""What decoding in tiles costs, and whether one sees them: `python tests/support/seams.py ENGINE`.
 
 Two figures for every way of tiling, both against the untiled frames: the error, and the seam. For every band in which
 two tiles are blended, that is the largest gradient of the error across one of its lines, the first and the last
@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from consisid.bench.core.tables import table
 from consisid.engine import ConsisID
 from consisid.engine.decode.diffusers_tiles import REFERENCE_OVERLAP
 from consisid.engine.decode.frames import frames_in_order
 from consisid.engine.decode.tile import Tile, check_tile, cut
 from consisid.engine.errors import InputError
 from consisid.engine.util.cli import run
-
-from ..core.tables import table
 
 MODES = ("tiled-reference", "tiled", "exact")
 
@@ -140,14 +139,14 @@ def work(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser("python -m consisid.bench.tools.tile_quality", description="Error and seams of tiles.")
+    p = argparse.ArgumentParser("seams", description="Error and seams of tiles.")
     p.add_argument("engine", type=Path, help="engine folder made by consisid-build")
     p.add_argument("--device", help="default: what the engine was built for")
     p.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="of a tile in latent pixels")
     p.add_argument("--seed", type=int, default=0, help="of the latents")
     p.add_argument("--picture", type=Path, help="also save the frames side by side")
     options = p.parse_args(arguments)
-    return run("tile_quality", lambda: work(options))
+    return run("seams", lambda: work(options))
 
 
 if __name__ == "__main__":
