@@ -12,12 +12,15 @@ from support.residency import SHAPE, SIZE, forced, put
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consisid.engine import ConsisID
+from consisid.engine.checkpoint import write_checkpoint
+from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import STAGES
 from consisid.engine.graphs.trunk import in_turn, join_tokens
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.sampling import Stepper, load_scheduler
 from consisid.engine.shortcuts import Shortcuts, Step, computed_steps, plan_steps, threshold_for
+from consisid.engine.variants import TINY_1_5
 
 STEPS = 6
 PROMPT = "A person walks through fresh snow."
@@ -73,19 +76,46 @@ def temb(pipeline_module, timesteps):
     return found
 
 
+@pytest.fixture(scope="module")
+def checkpoint_1_5(tmp_path_factory):
+    return Checkpoint(write_checkpoint(TINY_1_5, tmp_path_factory.mktemp("shortcuts") / "tiny-1.5"))
+
+
+def temb_1_5(checkpoint, timesteps):
+    """By diffusers' layers, as its CogVideoXTransformer3DModel has them with `ofs`."""
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+    def embedded(name, values, width, dim):
+        layer = TimestepEmbedding(width, dim, "silu")
+        layer.load_state_dict(
+            {key: checkpoint.tensor("transformer", f"{name}.{key}").float() for key in layer.state_dict()}
+        )
+        return layer(Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)(values))
+
+    config = TINY_1_5.transformer
+    with torch.no_grad():
+        time = embedded("time_embedding", timesteps.float(), config.inner_dim, config.time_embed_dim)
+        ofs = embedded("ofs_embedding", torch.tensor([2.0]), config.ofs_embed_dim, config.ofs_embed_dim)
+    return time + ofs
+
+
+@pytest.mark.parametrize("model", ["preview", "1.5"])
 @pytest.mark.parametrize("scheduler", ["CogVideoXDPMScheduler", "CogVideoXDDIMScheduler"])
-def test_the_computed_steps_are_teacaches(scheduler, tiny, tiny_reference, make):
+def test_the_computed_steps_are_teacaches(scheduler, model, tiny, tiny_reference, checkpoint_1_5):
     """By diffusers' own time embedding of the same checkpoint, for 20 to 50 steps and four thresholds."""
     import diffusers
 
     from consisid.engine.conditioning import time_embeddings
 
-    made = getattr(diffusers, scheduler).from_config(load_scheduler(tiny.checkpoint.path / "scheduler").config)
+    checkpoint, config = (
+        (tiny.checkpoint, tiny.variant.transformer) if model == "preview" else (checkpoint_1_5, TINY_1_5.transformer)
+    )
+    made = getattr(diffusers, scheduler).from_config(load_scheduler(checkpoint.path / "scheduler").config)
     sets = set()
     for steps, threshold in itertools.product((20, 25, 33, 40, 50), THRESHOLDS):
         timesteps = Stepper(made, steps, 0.0, None).timesteps
-        theirs = temb(tiny_reference.transformer, timesteps)
-        ours = time_embeddings(tiny.checkpoint, tiny.variant.transformer, timesteps, ())
+        theirs = temb(tiny_reference.transformer, timesteps) if model == "preview" else temb_1_5(checkpoint, timesteps)
+        ours = time_embeddings(checkpoint, config, timesteps, ())
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         expected = original(theirs, threshold)
         found = plan_steps(Shortcuts(cache=threshold), ours, guided=True)
