@@ -131,8 +131,7 @@ class ConsisID(Several):
             given = condition_people(networks, positions, embeds, image, faces, videos)
         with run.stage("denoise"):
             return (yield from denoise(
-                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions, apart=run.apart,
-                guidance=run.guidance, cfg=run.cfg, on_step=step_callback(run, negative), watch=run.watch,
+                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions, **run.looping,
+                on_step=step_callback(run, negative),
                 state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
-                keep=run.keep if run.keeps else None, stop=run.stopping, what=run.steps_at, table=run.table,
             ))  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .conditioning import Conditioning, Positions, project_text, split_text
 from .errors import InputError, NumericalError
+from .first_block import FirstBlock
 from .prediction import Prediction, TimeTable, Work, time_table
 from .runtime.executor import GraphExecutor
 from .sampling import Stepper
@@ -39,16 +41,18 @@ def _room(given: Conditioning) -> Tensor:
 
 def _of_people(
     networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Sequence[Conditioning], cfg: str,
-    what: Step, kept: Sequence[Tensor | None], place: Tensor | None = None,
+    what: Step, kept: Sequence[Tensor | None], place: Tensor | None = None, decides: FirstBlock | None = None,
 ) -> Work[Tensor]:  # fmt: skip
     """The predicted noise [G * b, F, 16, h, w] for the latents [b, F, 16, h, w] of the videos of each person.
 
     Args:
         kept: what the trunk changes of each person's tokens, [G * b, V, C], both halves, or None.
         place: where hidden states are between two calls; see Prediction.
+        decides: looks at what the first block changes.
     """
     found = []
-    for part, one, change in zip(latents.split([len(one.image) for one in given]), given, kept, strict=True):
+    parts = zip(latents.split([len(one.image) for one in given]), given, kept, strict=True)
+    for person, (part, one, change) in enumerate(parts):
         count, both = len(part), len(one.text) > len(part)
         rows = slice(what.halves.start * count, what.halves.stop * count) if both else slice(0, count)
         texts = one.text[rows]
@@ -57,9 +61,12 @@ def _of_people(
         halves = []
         for i in range(0, len(texts), size):
             text = replace(one, text=texts[i : i + size])
+            prompted = slice(max(0, count - rows.start - i) if both else 0, None)  # rows of the prompt's half
+            sees = decides is not None and (prompted.start or 0) < size
             made = Prediction(
-                networks, part, step, times, text, what, None if changes is None else changes[i : i + size], place
-            )
+                networks, part, step, times, text, what, None if changes is None else changes[i : i + size], place,
+                partial(decides.look, person) if decides is not None and sees else None, prompted,
+            )  # fmt: skip
             yield made
             halves.append(made.take())
         found.append(torch.cat(halves))
@@ -122,6 +129,7 @@ def denoise(
     what: Callable[[Tensor], Sequence[Step]] = all_exact,
     table: Callable[[GraphExecutor, Tensor], TimeTable] = time_table,
     apart: bool = False,
+    decides: FirstBlock | None = None,
 ) -> Work[Tensor]:
     """From noise to latents [b, F, 16, h, w]; it stops where a prediction has to be run, see prediction.run_together.
 
@@ -138,6 +146,7 @@ def denoise(
         what: each step does, from the timesteps; by default everything.
         table: the adaptive norms of every step.
         apart: hidden states are kept apart from what comes and goes, since calls of other loops come in between.
+        decides: which steps run all their blocks, where that is not known before.
 
     Raises:
         NumericalError: NaN or infinity in the latents; the step is named.
@@ -159,12 +168,16 @@ def denoise(
     keeps = any(each.keep for each in plan[first:])
     kept = [_room(one) if keeps else None for one in given]  # before the loop, in which no memory is asked for
     place = _place(given, cfg) if apart else None
+    if decides is not None:
+        decides.prepare([one.text.new_empty(one.image.shape) for one in given])
     for step in range(first, steps):
-        now = plan[step]
+        now = plan[step] if decides is None else decides.step(step)
         calls = [each.count if cfg == "sequential" and guided else 1 for each in plan[step:] if each.trunk]
         networks.weights.expect("denoise", len(given) * sum(calls))
         inputs = stepper.scale(latents, step)
-        noise = yield from _of_people(networks, inputs, step, times, given, cfg, now, kept, place)
+        noise = yield from _of_people(networks, inputs, step, times, given, cfg, now, kept, place, decides)
+        if decides is not None:
+            decides.tell()
         if guided:
             weight = guidance(step, times.timesteps[step])
         if guided and now.guided:
@@ -181,7 +194,7 @@ def denoise(
                 given = with_prompt(given, project_text(networks, positions, prompt_embeds))
             if stepper.timesteps.tolist() != times.timesteps:
                 times = table(networks, stepper.timesteps)
-                plan = exact_behind(plan, step)
+                plan, decides = exact_behind(plan, step), None
         sound.append(latents.isfinite().all())
         watch(step, latents)
         if keep is not None and may_go_on(plan, step + 1):

@@ -68,6 +68,10 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     less.add_argument(
         "--cache", metavar="X", help="step cache: a threshold such as 0.15, or a factor to aim at such as 2x"
     )
+    less.add_argument(
+        "--first-block", type=float, metavar="X",
+        help="first-block cache instead: the threshold, such as 0.1; the content decides which steps are computed",
+    )  # fmt: skip
     less.add_argument("--guidance-window", metavar="FIRST:END", help="guidance in these steps only, such as 0:30")
     less.add_argument("--guidance-every", type=int, metavar="N", help="the unconditional half in every Nth step only")
     person = p.add_argument_group("person")
@@ -131,7 +135,8 @@ def like(file: Path) -> dict[str, Any]:
     values["dynamic_cfg"] = dynamic[0]
     shortcuts = found.get("shortcuts")
     if isinstance(shortcuts, dict):
-        values |= {name: value for name, value in shortcuts.items() if name in ("cache", "guidance_every")}
+        left_out = ("cache", "first_block", "guidance_every")
+        values |= {name: value for name, value in shortcuts.items() if name in left_out}
         if isinstance(window := shortcuts.get("guidance_window"), list):
             values["guidance_window"] = ":".join(map(str, window))
     said = {
@@ -171,6 +176,8 @@ def shortcuts_of(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if options.cache is not None:
         found["cache"] = options.cache
+    if options.first_block is not None:
+        found["first_block"] = options.first_block
     if options.guidance_every is not None:
         found["guidance_every"] = options.guidance_every
     if options.guidance_window is not None:

@@ -40,7 +40,9 @@ class Prediction:
 
     Args:
         what: of the step; without its trunk, `change` is what that has changed before.
-        change: [G * b, V, C], where a step with its trunk keeps what that changes.
+        change: [G * b, V, C], where a step with its trunk keeps what that changes, or the blocks behind the first.
+        look: called with what the first block changes of the video tokens of some rows, where the step looks.
+        rows: these.
         place: [G * b * (T + V) * C] or more, where the hidden state is between two calls: where others come in between,
             scratch memory would be left in pieces. None leaves it where it was made.
     """
@@ -48,10 +50,15 @@ class Prediction:
     def __init__(
         self, networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning,
         what: Step = EXACT, change: Tensor | None = None, place: Tensor | None = None,
+        look: Callable[[Tensor], None] | None = None, rows: slice = slice(None),
     ):  # fmt: skip
         self.weights = networks.weights
         put = partial(_put, place)
-        calls = _calls(networks, latents, step, times, given, what, change, put)
+        if what.looks:
+            assert change is not None
+            calls = _looking(networks, latents, step, times, given, what, change, put, look, rows)
+        else:
+            calls = _calls(networks, latents, step, times, given, what, change, put)
         self._calls: Generator[None, None, Tensor] | None = calls
         self._noise: Tensor | None = None
         self._error: Exception | None = None
@@ -110,6 +117,31 @@ def _calls(
 
 Work = Generator[Prediction, None, T]
 """What stops wherever a prediction has to be run, and at last gives something."""
+
+
+def _looking(
+    networks: GraphExecutor, latents: Tensor, step: int, times: TimeTable, given: Conditioning, what: Step,
+    change: Tensor, put: Callable[[Tensor], Tensor], look: Callable[[Tensor], None] | None, rows: slice,
+) -> Generator[None, None, Tensor]:  # fmt: skip
+    """With the first block in any case, and without the others what they changed last."""
+    text = given.text.shape[1]
+    hidden = put(join_tokens(given.text, networks.one("embed", latents, given.image)))
+    yield
+    first = networks.one("block", hidden, times.modulation[step][0], given.cos, given.sin)
+    if look is not None:
+        look(first[rows, text:] - hidden[rows, text:])
+    del hidden
+    tokens = [put(first)]
+    del first
+    yield
+    if not what.trunk:
+        return networks.one("head", tokens.pop()[:, text:] + change, times.out[step])
+    change.copy_(tokens[0][:, text:]).neg_()
+    table = times.modulation[step]
+    video = yield from networks.trunk(tokens, table, given.cos, given.sin, given.keys, given.values, put, begun=True)
+    yield
+    change.add_(video)
+    return networks.one("head", video, times.out[step])
 
 
 def _put(place: Tensor | None, hidden: Tensor) -> Tensor:

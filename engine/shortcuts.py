@@ -4,10 +4,12 @@ Step cache: TeaCache (Liu et al., arXiv:2411.19108) skips the trunk of a step, f
 the trunk has changed in the last step that was computed. Its rule for ConsisID depends on the time embedding alone, so
 which steps are computed is known from the schedule. Guidance window: classifier-free guidance between two steps only
 (Kynkaanniemi et al., arXiv:2404.07724). Reused guidance: the unconditional half is computed at every n-th step.
+First-block cache (ParaAttention, github.com/chengzeyi/ParaAttention) is adaptive: see first_block.py.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +31,9 @@ class Shortcuts:
     cache: the threshold of the step cache, such as 0.1, 0.15 or 0.2: the larger, the fewer steps are computed; or the
         factor that is aimed at, such as "2x": a threshold at which no more than steps / 2 are computed, before what
         guidance needs besides. None or 0 computes all.
+    first_block: the threshold of the first-block cache, such as 0.1, instead of `cache`: the first block runs in every
+        step, and where what it changes has moved by less since the last computed step, the others are left out. Which
+        steps that are the content decides, while the loop runs.
     guidance_window: (first, end): only the steps first <= i < end have classifier-free guidance; others compute the
         prompt's half alone, as with a guidance_scale of 1.
     guidance_every: the unconditional half is computed at every n-th step with guidance, and its last prediction used
@@ -38,6 +43,7 @@ class Shortcuts:
     cache: float | str | None = None
     guidance_window: tuple[int, int] | None = None
     guidance_every: int = 1
+    first_block: float | None = None
 
     @classmethod
     def of(cls, value: Any) -> "Shortcuts":
@@ -64,6 +70,7 @@ class Shortcuts:
             threshold if factor is None else f"{factor:g}x",
             None if window is None else (int(window[0]), int(window[1])),
             int(value.guidance_every),
+            float(value.first_block) if value.first_block else None,
         )
 
     def check(self) -> None:
@@ -74,6 +81,11 @@ class Shortcuts:
             pair = isinstance(window, list | tuple) and len(window) == 2
             if not pair or not 0 <= whole("guidance_window", window[0]) <= whole("guidance_window", window[1]) <= MOST:
                 raise InputError(f"guidance_window={shown(window)} is no (first, end) of steps from 0 on.")
+        first = self.first_block
+        if first is not None and (isinstance(first, bool) or not isinstance(first, Real) or not 0 <= first <= MOST):
+            raise InputError(f"first_block={shown(first)} is no threshold such as 0.1.")
+        if first and any(cache_of(self.cache)):
+            raise InputError("Both cache and first_block were given; give one of the two.")
         if not 1 <= whole("guidance_every", self.guidance_every) <= MOST:
             raise InputError(f"guidance_every={shown(self.guidance_every)} has to be at least 1.")
 
@@ -92,12 +104,15 @@ class Step:
     guided: there are both halves of guidance, else the prompt's alone.
     fresh: the unconditional half is predicted, else its last prediction is used again; True without guidance.
     keep: a later step adds what the trunk changes here.
+    looks: the first block runs in any case, and what it changes is looked at; what is kept, and added where there is no
+        trunk, is what the other blocks change.
     """
 
     trunk: bool = True
     guided: bool = True
     fresh: bool = True
     keep: bool = False
+    looks: bool = False
 
     @property
     def halves(self) -> slice:
@@ -115,20 +130,22 @@ class Loop:
     """A denoising loop that leaves something out.
 
     steps: those that go through the blocks. halves: of guidance, in all of these steps. keeps: it holds what the blocks
-    change of the video tokens of both halves.
+    change of the video tokens of both halves. looks: and what the first block changes of those of the prompt's.
     """
 
     steps: int
     halves: int
     keeps: bool
+    looks: bool = False
 
     @classmethod
     def of(cls, steps: Sequence[Step], guided: bool) -> "Loop | None":
         """Of these steps; None where they leave nothing out."""
-        if all(step.trunk and step.guided and step.fresh for step in steps):
+        looks = any(step.looks for step in steps)
+        if not looks and all(step.trunk and step.guided and step.fresh for step in steps):
             return None
         halves = [step.count if guided else 1 for step in steps if step.trunk]
-        return cls(len(halves), sum(halves), any(step.keep for step in steps))
+        return cls(len(halves), sum(halves), any(step.keep for step in steps), looks)
 
 
 EXACT = Step()
@@ -226,6 +243,8 @@ def plan_steps(shortcuts: Shortcuts, embeddings: Tensor, guided: bool) -> list[S
         trunk = trunks[i] or not needed <= have
         have = needed if trunk else have
         steps.append(Step(trunk, step.guided, step.fresh))
+    if shortcuts.first_block:  # all that can be known before the loop; first_block.FirstBlock decides
+        return [replace(step, keep=True, looks=True) for step in steps]
     kept = [i + 1 < count and not steps[i + 1].trunk for i in range(count)]
     return [
         Step(step.trunk, step.guided, step.fresh, step.trunk and keep) for step, keep in zip(steps, kept, strict=True)
@@ -234,14 +253,16 @@ def plan_steps(shortcuts: Shortcuts, embeddings: Tensor, guided: bool) -> list[S
 
 def may_go_on(steps: Sequence[Step], step: int) -> bool:
     """Whether step `step` needs nothing of earlier ones but the latents, so that a run may go on there."""
-    return step >= len(steps) or (steps[step].trunk and steps[step].fresh)
+    return step >= len(steps) or (steps[step].trunk and steps[step].fresh and not steps[step].looks)
 
 
 def summary(shortcuts: Shortcuts, steps: Sequence[Step], guided: bool) -> list[str]:
     """What is approximated, a line each; empty where nothing is."""
     lines = []
     trunks = sum(step.trunk for step in steps)
-    if trunks < len(steps):
+    if shortcuts.first_block:
+        lines.append(f"first-block cache {shortcuts.first_block}: {trunks} of {len(steps)} steps computed")
+    elif trunks < len(steps):
         lines.append(f"step cache {shortcuts.cache}: {trunks} of {len(steps)} steps computed")
     with_guidance = sum(step.guided for step in steps)
     if guided and with_guidance < len(steps):

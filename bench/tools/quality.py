@@ -29,6 +29,7 @@ def approximations(steps: int) -> dict[str, dict[str, Any]]:
     """Arguments of generate by name; the first is exact."""
     end = max(1, round(0.6 * steps))
     ways: dict[str, dict[str, Any]] = {f"cache {x}": {"cache": x} for x in (0.1, 0.15, 0.2, "2x")}
+    ways["first block 0.1"] = {"first_block": 0.1}
     ways |= {f"guidance 0:{end}": {"guidance_window": (0, end)}, "guidance every 2": {"guidance_every": 2}}
     ways["cache 2x, guidance every 2"] = {"cache": "2x", "guidance_every": 2}
     return {"exact": {}} | {name: {"shortcuts": way} for name, way in ways.items()} | {"tiles": {"decode": "tiled"}}

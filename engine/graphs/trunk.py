@@ -24,6 +24,7 @@ def join_tokens(text: Tensor, video: Tensor) -> Tensor:
 def blocks(
     call: Call, config: TransformerConfig, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor,
     keys: Sequence[Tensor], values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+    begun: bool = False,
 ) -> Generator[None, None, Tensor]:  # fmt: skip
     """Video tokens [B, V, C] after all blocks and the face attentions between them. It stops after every call, so that
     others can make the same call before the next one.
@@ -33,11 +34,13 @@ def blocks(
         modulation: [layers, 2, 2, 3, C].
         keys, values: of each face attention.
         put: where the hidden state is while others make their call.
+        begun: the first block has run already, not what follows it.
     """
     hidden, last = tokens.pop(), config.num_layers - 1
     for layer in range(last):
-        hidden = put(call("block", hidden, modulation[layer], cos, sin, layer=layer))
-        yield
+        if layer or not begun:
+            hidden = put(call("block", hidden, modulation[layer], cos, sin, layer=layer))
+            yield
         face = config.face_index(layer)
         if face is not None:
             hidden = put(call("face", hidden, keys[face], values[face], layer=face))

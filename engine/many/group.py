@@ -264,8 +264,9 @@ def _alike(one: Run, other: Run) -> bool:
     return one.request.shape == other.request.shape and one.loras == other.loras
 
 
-def _keeps(run: Run) -> bool:
-    return run.loop_costs is not None and run.loop_costs.keeps
+def _keeps(run: Run) -> int:
+    """How much a run's loop keeps from step to step."""
+    return 0 if run.loop_costs is None else run.loop_costs.keeps + run.loop_costs.looks
 
 
 def _watcher(job: Job) -> Callable[[int, Tensor], None]:

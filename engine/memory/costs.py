@@ -150,7 +150,7 @@ def video_costs(
     table = {name: graph for name, graph in graph_table(variant, shape).items() if parts is None or graph.part in parts}
     if loop is None:
         loop = Loop(steps, steps * (2 if guided else 1), keeps=False)
-    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda", loop.keeps, beside)
+    data = _data(variant, shape, dtype.itemsize, batch, steps, guided, device == "cuda", loop, beside)
     present = {name: [graph for graph in table.values() if graph.stage == name] for name in STAGES}
     stages = [
         _stage(
@@ -268,7 +268,7 @@ def _tiles(latent: tuple[int, int], events: Sequence[Event], frames: int, fused:
 
 
 def _data(
-    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool, keeps: bool,
+    variant: Variant, shape: VideoShape, width: int, batch: int, steps: int, guided: bool, fused: bool, loop: Loop,
     runs: int,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes of what stages hand on, by the stage in which they are alive: of all runs."""
@@ -280,7 +280,8 @@ def _data(
     given = [halves * batch * tokens * dim * width, batch * shape.video_tokens * dim * width, *face, *rotary]
     pixels = shape.loop_frames * variant.vae.latent_channels * shape.latent_height * shape.latent_width
     latents = 8 * [batch * pixels * 4]  # noise, prediction and what a scheduler keeps of both, in float32
-    kept = [halves * batch * shape.video_tokens * dim * width] if keeps else []
+    kept = [halves * batch * shape.video_tokens * dim * width] if loop.keeps else []
+    kept += [batch * shape.video_tokens * dim * width] if loop.looks else []
     table = [*kept, steps * t.num_layers * 12 * dim * width]
     before = [*text, *latents, *given]
     found = {

@@ -161,7 +161,8 @@ class Options:
             raise InputError(f'tile={shown(self.tile)} goes with decode="tiled", "exact" or "tiled-reference".')
         if self.checkpoint is not None:
             as_path(self.checkpoint)
-        Shortcuts.of(self.shortcuts)
+        if self.left_out.first_block and self.checkpoint is not None:
+            raise InputError("With first_block a run cannot go on from a step; leave out the checkpoint, or use cache.")
         self._check_callback()
         self._check_attention()
         self._check_schedule()

@@ -68,6 +68,9 @@ class Request:
         prompts = len(embeds if embeds is not None else texts or [])
         options.check_negative(prompts)
         batch = prompts * options.num_videos_per_prompt
+        layers, grouped = engine.variant.transformer.num_layers, engine.manifest.spec.layers_per_shard
+        if options.left_out.first_block and (grouped or layers < 2):
+            raise InputError("first_block needs two blocks at least, with a graph each; use cache with this engine.")
         check_scheduler(engine.scheduler, options.num_inference_steps, options.schedule)
         asked_length = options.max_sequence_length
         if asked_length is not None and whole("max_sequence_length", asked_length) != length:

@@ -12,6 +12,7 @@ from ..conditioning import time_embeddings
 from ..decode.tile import Tile, check_tile
 from ..denoise import LoopState, guidance_weight, not_finite
 from ..engine import Engine
+from ..first_block import first_block_of
 from ..lora.weights import Active
 from ..memory.budget import Budget, chosen
 from ..memory.device import DeviceMemory
@@ -26,7 +27,7 @@ from .clock import Clock
 from .holder import Holder
 from .request import Request
 from .resume import RunFile, Snapshot, states
-from .settings import modes_of
+from .settings import stats_of
 
 LOG = logging.getLogger("consisid")
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
@@ -45,7 +46,7 @@ class Run(Holder):
         progress: called after each denoising step with its index.
         look: called after each denoising step with its index and latents [b, F, 16, h, w].
         table: computes the adaptive norms of every step.
-        apart: its hidden states are kept apart, see denoise.
+        apart, decides: as denoise takes them.
         scheduler: its own copy.
         guidance_scale: the weight of the prompt at the present step.
         num_timesteps: steps of its schedule.
@@ -153,7 +154,8 @@ class Run(Holder):
         self.networks.calls.clear()
         self.clock = Clock(self.engine.device)
         self.copied, self.peaks, self.stalls, self.mark = 0, dict[str, int](), [0.0], self.engine.weights.copied
-        self._loop_stalls: list[float] = []
+        self.loop_stalls: list[float] = []
+        self.decides = first_block_of(self.options.left_out.first_block, self.loop_steps)
         self.enter()
 
     def stepper(self) -> Stepper:
@@ -191,7 +193,7 @@ class Run(Holder):
             yield
         if name == "denoise":
             self.owner.suspend()
-            self._loop_stalls = self.stalls[:-1] if self.owner is self else []
+            self.loop_stalls = self.stalls[:-1] if self.owner is self else []
 
     def guidance(self, step: int, timestep: float) -> float:
         """The weight of the prompt at a step; see denoise.guidance_weight."""
@@ -239,21 +241,20 @@ class Run(Holder):
             self.file.write(self.snapshot)
 
     @property
-    def keeps(self) -> bool:
-        return self.file.path is not None or self.options.on_oom == "replan"
+    def looping(self) -> dict[str, Any]:
+        """How its loop goes, as denoise takes it."""
+        remembers = self.file.path is not None or self.options.on_oom == "replan"
+        return {
+            "cfg": self.cfg, "guidance": self.guidance, "watch": self.watch, "stop": self.stopping,
+            "keep": self.keep if remembers else None, "what": self.steps_at, "table": self.table, "apart": self.apart,
+            "decides": self.decides,
+        }  # fmt: skip
 
     def stats(self) -> Stats:
         """Times and peaks of the run, its last attempt where there were several."""
-        stats = self.clock.stats(modes_of(self), dict(self.networks.calls))
         if self.engine.active is self.owner:
             self.owner.suspend()
-        others = self.engine.share.others
-        stats.streamed_bytes, stats.stalls = self.copied, self._loop_stalls
-        stats.allocated_bytes = max(0, stats.allocated_bytes - self.engine.share.others_allocated)
-        stats.peak_bytes = max(stats.peak_bytes, *self.peaks.values(), 0) - others
-        stats.stage_bytes = {name: peak - others for name, peak in self.peaks.items()}
-        stats.predicted_bytes = self.plan.reserved if self.plan is not None else None
-        return stats
+        return stats_of(self, self.clock)
 
     def stream(self, streams: Collection[Hashable]) -> None:
         """The run lasts until each of these has ended."""

@@ -7,6 +7,8 @@ from consisid.kernels import describe
 
 from ..shortcuts import summary
 from ..util.cli import installed_version
+from ..video import Stats
+from .clock import Clock
 
 APPROXIMATE = {"tiled": "the decoder in tiles", "tiled-reference": "encoder and decoder in diffusers' tiles"}
 SAME = ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "eta", "seed", "num_videos_per_prompt")
@@ -52,7 +54,8 @@ def settings_of(run: Any) -> list[dict[str, Any]]:
 
 def approximations_of(run: Any) -> list[str]:
     """What the loop leaves out, a line each."""
-    return summary(run.options.left_out, run.loop_steps, run.request.guided)
+    steps = run.loop_steps if run.decides is None else run.decides.steps
+    return summary(run.options.left_out, steps, run.request.guided)
 
 
 def number(value: Any) -> Any:
@@ -85,3 +88,14 @@ def modes_of(run: Any) -> dict[str, str]:
     if engine.weights.source:
         modes["weights from"] = engine.weights.source
     return modes
+
+
+def stats_of(run: Any, clock: Clock) -> Stats:
+    """Times and peaks of a run."""
+    stats, others = clock.stats(modes_of(run), dict(run.networks.calls)), run.engine.share.others
+    stats.streamed_bytes, stats.stalls = run.copied, run.loop_stalls
+    stats.allocated_bytes = max(0, stats.allocated_bytes - run.engine.share.others_allocated)
+    stats.peak_bytes = max(stats.peak_bytes, *run.peaks.values(), 0) - others
+    stats.stage_bytes = {name: peak - others for name, peak in run.peaks.items()}
+    stats.predicted_bytes = run.plan.reserved if run.plan is not None else None
+    return stats

@@ -152,10 +152,11 @@ class GraphExecutor(ABC):
     @abstractmethod
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden, begun: bool = False,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
         """Video tokens [B, V, C] after all blocks, from one hidden state [B, S, C], which is taken out of `tokens`, and
-        modulation [layers, 2, 2, 3, C]; it stops after every call, see graphs.trunk.blocks."""
+        modulation [layers, 2, 2, 3, C]; it stops after every call, see graphs.trunk.blocks. `begun` is for a graph per
+        layer only."""
 
 
 class PerLayer(GraphExecutor):
@@ -183,9 +184,9 @@ class PerLayer(GraphExecutor):
 
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden, begun: bool = False,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
-        return blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values, put)
+        return blocks(self.one, self.variant.transformer, tokens, modulation, cos, sin, keys, values, put, begun)
 
 
 class PerGroup(GraphExecutor):
@@ -212,7 +213,7 @@ class PerGroup(GraphExecutor):
 
     def trunk(
         self, tokens: list[Tensor], modulation: Tensor, cos: Tensor, sin: Tensor, keys: Sequence[Tensor],
-        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+        values: Sequence[Tensor], put: Callable[[Tensor], Tensor] = lambda hidden: hidden, begun: bool = False,
     ) -> Generator[None, None, Tensor]:  # fmt: skip
         config, hidden = self.variant.transformer, tokens.pop()
         for i, layers in enumerate(spread(config.num_layers, self.layers_per_group)):

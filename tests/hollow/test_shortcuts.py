@@ -59,3 +59,18 @@ def test_what_is_kept_is_part_of_the_plan(hollow, wide_folder, person, options, 
     assert stats.predicted_bytes is not None
     assert stats.peak_bytes <= stats.predicted_bytes
     assert max(stats.stage_bytes.values(), default=0) <= stats.predicted_bytes
+
+
+@pytest.mark.parametrize("cfg", ["batched", "sequential"])
+@pytest.mark.parametrize("memory", ["1GiB", "4GiB"])
+def test_the_first_block_decides_within_the_plan(hollow, wide_folder, person, options, memory, cfg):
+    """In each step the host waits once at most: for what the step before has told, not for the device."""
+    engine = ConsisID.open(wide_folder, device="cuda", memory=memory)
+    given = {**options, "shortcuts": {"first_block": 0.1}, "cfg": cfg}
+    stats = engine.generate(person, PROMPT, **{**OPTIONS, **given}).stats
+    assert stats.predicted_bytes is not None
+    assert stats.peak_bytes <= stats.predicted_bytes
+    steps = record_steps(hollow, engine, person, **given)
+    for step in steps.calls[1:]:
+        assert {call.kind for call in step.calls if call.waits} <= {Kind.EVENT_SYNC}
+        assert len([call for call in step.calls if call.waits]) <= 1

@@ -25,7 +25,7 @@ ENGINE = (
     ("lora", "runtime"),
     ("weights", "face", "decode", "text"),
     ("conditioning",),
-    ("prediction",),
+    ("first_block", "prediction"),
     ("denoise", "engine"),
     ("run",),
     ("many",),
