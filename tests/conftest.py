@@ -55,6 +55,11 @@ def shallow_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> 
 
 
 @pytest.fixture(scope="session")
+def shallow_checkpoint(shallow_folder: Path) -> Path:
+    return shallow_folder.with_name("shallow-checkpoint")
+
+
+@pytest.fixture(scope="session")
 def shallow(shallow_folder: Path) -> ConsisID:
     return ConsisID.open(shallow_folder)
 

@@ -1,4 +1,5 @@
-"""The compiled engine against eager, the same weights and seed; one compiled engine per session."""
+"""The compiled engine against eager, the same weights and seed; one compiled engine per session, of the graphs of which
+Inductor makes something. `make test-all` compiles all of them."""
 
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.drawn import random_weights
-from support.engines import PHOTO, SHALLOW, build_in_part, kept
+from support.engines import FUSED, PHOTO, SHALLOW, build_in_part, kept
 from support.loras import both, lora
 from support.people import random_identity
 from support.reference import compare, reference_pipeline
@@ -30,22 +31,12 @@ pytestmark = [pytest.mark.order(-9), pytest.mark.slow]
 PROMPT = "A person walks."
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(SHALLOW, tmp_path_factory.mktemp("shallow") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def eager(checkpoint):
-    build(checkpoint, checkpoint.parent / "eager", backend="eager")
-    return ConsisID.open(checkpoint.parent / "eager")
-
-
-@pytest.fixture(scope="module")
-def compiled_folder(checkpoint):
-    """Every graph but those of photographs, in float32: minutes, where no earlier run has left it."""
-    folder = checkpoint.parent / "compiled"
-    kept(folder, lambda place: build_in_part(checkpoint, place, lambda name: name not in PHOTO, bundle=True))
+@pytest.fixture(scope="module", params=["fused", pytest.param("whole", marks=pytest.mark.full)])
+def compiled_folder(shallow_checkpoint, tmp_path_factory, request):
+    """Graphs in float32, whole: every one but those of photographs. Minutes, where no earlier run has left it."""
+    folder = tmp_path_factory.mktemp("shallow") / f"compiled-{request.param}"
+    chosen = FUSED.__contains__ if request.param == "fused" else lambda name: name not in PHOTO
+    kept(folder, lambda place: build_in_part(shallow_checkpoint, place, chosen, bundle=True))
     return folder
 
 
@@ -54,33 +45,28 @@ def compiled(compiled_folder):
     return ConsisID.open(compiled_folder)
 
 
+# The graphs that TINY_1_5 has otherwise than TINY, of which more is compiled above.
 OTHERS_1_5 = ("time_embed", "image_embed", "embed", "head")
 
 
-@pytest.fixture(scope="module")
-def packages_1_5(tmp_path_factory):
-    """The graphs that TINY_1_5 has otherwise than TINY, of which the whole engine is compiled above."""
-    table = graph_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FUSED else [pytest.mark.full]) for name in OTHERS_1_5]
+)
+def test_compiled_graphs_of_patches_over_time(name, tmp_path):
+    graph = graph_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None))[name]
+    folder = tmp_path / f"compiled-1.5-{name}"
 
     def make(place):
         place.mkdir()
-        for name in OTHERS_1_5:
-            inductor.compile(table[name], place / f"{name}.pt2", torch.device("cpu"), torch.float32)
+        inductor.compile(graph, place / f"{name}.pt2", torch.device("cpu"), torch.float32)
 
-    folder = tmp_path_factory.mktemp("1.5") / "compiled-1.5"
     kept(folder, make)
-    return {name: (table[name], folder / f"{name}.pt2") for name in OTHERS_1_5}
-
-
-@pytest.mark.parametrize("name", OTHERS_1_5)
-def test_compiled_graphs_of_patches_over_time(packages_1_5, name):
-    graph, package = packages_1_5[name]
     weights, names = random_weights(graph), list(weight_shapes(graph.module()))
     inputs = [spec.example({"B": 2, "N": 3}, torch.float32, "cpu") for spec in graph.specs().values()]
     device = torch.device("cpu")
     with torch.no_grad():
         right = backend("eager").load(graph, None, device, names)(inputs, weights)
-        found = backend("inductor").load(graph, package, device, names)(inputs, weights)
+        found = backend("inductor").load(graph, folder / f"{name}.pt2", device, names)(inputs, weights)
     assert (found - right).abs().max() < 1e-5
 
 
@@ -88,19 +74,19 @@ PREVIEW_GRAPHS = graph_table(PREVIEW, VideoShape.of(PREVIEW, None, None, None))
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"cfg": "sequential"}])
-def test_compiled_equals_eager(eager, compiled, options):
+def test_compiled_equals_eager(shallow, compiled, options):
     """Whole loop and decode in float32: only the order of additions differs."""
     person, options = random_identity(TINY), {"seed": 5, "num_inference_steps": 3, **options}
     right, found = (
-        engine.generate(person, PROMPT, output_type="latent", **options).latents for engine in (eager, compiled)
+        engine.generate(person, PROMPT, output_type="latent", **options).latents for engine in (shallow, compiled)
     )
     assert (found - right).abs().max() < 1e-4
-    frames = [engine.generate(person, PROMPT, **options).frames.astype(int) for engine in (eager, compiled)]
+    frames = [engine.generate(person, PROMPT, **options).frames.astype(int) for engine in (shallow, compiled)]
     assert abs(frames[0] - frames[1]).max() <= 1
 
 
-def test_compiled_graphs_take_other_weights(compiled, checkpoint):
-    pipeline, state = reference_pipeline(checkpoint), lora(compiled.checkpoint)
+def test_compiled_graphs_take_other_weights(compiled, shallow_checkpoint):
+    pipeline, state = reference_pipeline(shallow_checkpoint), lora(compiled.checkpoint)
     both(compiled, pipeline, lambda owner: owner.load_lora_weights(state))
     try:
         compare(compiled, pipeline, random_identity(TINY), num_frames=17)

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def engine(tiny_folder) -> ConsisID:
-    return ConsisID.open(tiny_folder)
+def engine(shallow_folder) -> ConsisID:
+    return ConsisID.open(shallow_folder)
 
 
 @pytest.fixture
-def pipeline(tiny_checkpoint):
-    return reference_pipeline(tiny_checkpoint)
+def pipeline(shallow_checkpoint):
+    return reference_pipeline(shallow_checkpoint)
 
 
 def test_a_lora_changes_the_video_and_goes_again(engine, pipeline):

@@ -34,11 +34,17 @@ def latents(engine: ConsisID) -> torch.Tensor:
     return engine.generate(random_identity(TINY), "A man in a dark coat.", **SHORT).latents
 
 
+@pytest.fixture(scope="module")
+def built(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundled") / "engine"
+    build(tiny_checkpoint, folder, backend="eager", bundle=True)
+    return folder
+
+
 @pytest.fixture
-def bundled(tiny_checkpoint, tmp_path):
-    """An engine with a checkpoint of its own."""
-    build(tiny_checkpoint, tmp_path / "engine", backend="eager", bundle=True)
-    return tmp_path / "engine"
+def bundled(built, tmp_path):
+    """An engine with a checkpoint of its own, to be changed."""
+    return shutil.copytree(built, tmp_path / "engine")
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -25,7 +25,7 @@ def attempt(budget, *arguments, **options):
         return error
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     budgets=st.tuples(BUDGETS, BUDGETS).map(sorted),
     kind=st.sampled_from(sorted(KINDS)),

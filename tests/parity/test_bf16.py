@@ -13,7 +13,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from support.autoencoders import without_posterior_noise
 from support.drawn import random_variant
-from support.engines import SHALLOW, build_in_part, kept
+from support.engines import FUSED, LOOP, SHALLOW, build_in_part, kept
 from support.loras import lora
 from support.people import random_identity
 from support.reference import reference_pipeline, run_reference
@@ -28,31 +28,26 @@ pytestmark = pytest.mark.slow
 FACTOR = 1.1
 
 
-# Those that run here and in which Inductor makes one loop of several operators; what else runs are single products,
-# which it leaves to oneDNN.
-FUSED = frozenset({"vae_encode", "face_extract", "face", "embed", "block", "last_block", "head", "decode_first"})
 # One chunk of frames, which decode_first decodes.
 SHORT = replace(SHALLOW, num_frames=9, transformer=replace(SHALLOW.transformer, sample_frames=9))
 
 
-@pytest.fixture(scope="module")
-def compiled_bf16(tmp_path_factory) -> Path:
-    """SHORT in bf16, its loop and decode compiled by AOTInductor, with its checkpoint."""
-    folder = tmp_path_factory.mktemp("bf16")
-    checkpoint = without_posterior_noise(write_checkpoint(SHORT, folder / "checkpoint"))
+@pytest.mark.parametrize(
+    "names", [pytest.param(LOOP, id="loop"), pytest.param(FUSED, id="fused", marks=pytest.mark.full)]
+)
+def test_compiled_bf16_error_is_within_the_reference_own(names, tmp_path):
+    """SHORT with these graphs compiled by AOTInductor."""
+    checkpoint = without_posterior_noise(write_checkpoint(SHORT, tmp_path / "checkpoint"))
+    folder = tmp_path / f"compiled-bf16-{len(names)}"
 
     def make(place: Path) -> None:
-        build_in_part(checkpoint, place, FUSED.__contains__, dtype="bfloat16", bundle=True)
+        build_in_part(checkpoint, place, names.__contains__, dtype="bfloat16", bundle=True)
 
-    kept(folder / "compiled-bf16", make)
-    return folder
-
-
-def test_compiled_bf16_error_is_within_the_reference_own(compiled_bf16):
-    engine = ConsisID.open(compiled_bf16 / "compiled-bf16")
-    assert {name for name, entry in engine.manifest.graphs.items() if entry.backend == "inductor"} == FUSED
-    compare(engine, compiled_bf16 / "checkpoint")
-    assert {name for name in FUSED if engine.networks().calls[name]} == FUSED
+    kept(folder, make)
+    engine = ConsisID.open(folder)
+    assert {name for name, entry in engine.manifest.graphs.items() if entry.backend == "inductor"} == names
+    compare(engine, checkpoint)
+    assert {name for name in names if engine.networks().calls[name]} == names
 
 
 @pytest.mark.parametrize("seed", [None, 0, 2, 5])

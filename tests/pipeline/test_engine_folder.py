@@ -201,8 +201,10 @@ def test_compile_lets_the_modules_go_before_it_opens_the_folder(loaded, tmp_path
     assert call(loaded).equal(expected)
 
 
-@pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize(
+    ("held", "changed"),
+    [(False, True), (True, False), *(pytest.param(both, both, marks=pytest.mark.full) for both in (False, True))],
+)
 def test_where_the_folder_does_not_open_the_modules_are_back(loaded, tmp_path, monkeypatch, held, changed):
     """Read again, or those that somebody else holds."""
     if changed:
