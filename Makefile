@@ -86,7 +86,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # Compile every kernel for every architecture, with no GPU, and write kernels/aot/resources.json, and what attention's loop
-# executes with each option, kernels/aot/instructions.json; CI compares.
+# executes with each option, kernels/aot/instructions.json; tests compare, three of five architectures in CI.
 kernels: $(READY)
 	$(BIN)/python -m consisid.kernels.aot.resources
 	$(BIN)/python -m consisid.kernels.aot.instructions
