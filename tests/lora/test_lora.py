@@ -167,6 +167,24 @@ def test_a_change_that_was_cut_off_is_made_again(engine, monkeypatch):
     assert torch.equal(latents(engine), expected_without)
 
 
+def test_what_a_change_that_was_cut_off_should_have_taken_out_goes_with_the_next(engine, monkeypatch):
+    """One LoRA is in the weights, another of other modules was to take its place, and then neither is wanted."""
+    without = latents(engine)
+    engine.load_lora_weights(lora(engine.checkpoint, modules=MODULES[::2]), adapter_name="a")
+    latents(engine)
+    engine.load_lora_weights(lora(engine.checkpoint, modules=MODULES[1::2]), adapter_name="b")
+
+    def interrupted(changed):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.weights._store, "renew", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            latents(engine)
+    engine.unload_lora_weights()
+    assert torch.equal(latents(engine), without)
+
+
 @pytest.mark.parametrize("form", ["alphas", "rslora", "old names", "kohya", "bias", "PEFT", "no prefix"])
 def test_forms_of_files(engine, pipeline, tmp_path, form):
     """What diffusers and PEFT write, and have written; what only we take is said beside what it means."""
