@@ -6,9 +6,10 @@ import sys
 
 import diffusers
 import pytest
+import torch
 
 from consisid.engine.errors import CheckpointError
-from consisid.engine.sampling import load_scheduler
+from consisid.engine.sampling import Stepper, load_scheduler
 
 CLASSES = ("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
 LOAD = "import sys; from pathlib import Path; from consisid.engine.sampling import load_scheduler as load; "
@@ -41,6 +42,18 @@ def test_loading_one_imports_no_other(tmp_path):
     given = [sys.executable, "-c", command, str(tmp_path)]
     result = subprocess.run(given, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_eta_and_the_generator_reach_a_scheduler_that_takes_them():
+    """DDIM's step, which adds noise of that size."""
+    config = diffusers.DDIMScheduler().config
+    ours, theirs = (diffusers.DDIMScheduler.from_config(config) for _ in range(2))
+    stepper = Stepper(ours, 5, 0.7, torch.Generator().manual_seed(3))
+    theirs.set_timesteps(5)
+    output, latents = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    options = {"eta": 0.7, "generator": torch.Generator().manual_seed(3)}
+    right = theirs.step(output, theirs.timesteps[1], latents, **options).prev_sample
+    assert torch.equal(stepper.step(output, 1, latents), right)
 
 
 def test_what_is_none_is_refused(tmp_path):

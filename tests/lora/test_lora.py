@@ -73,6 +73,8 @@ def test_several_loras_with_weights(engine, pipeline):
     for seed, name in enumerate("ab"):
         state = lora(engine.checkpoint, seed)
         both(engine, pipeline, lambda owner, name=name, state=state: owner.load_lora_weights(state, adapter_name=name))
+    both(engine, pipeline, lambda owner: owner.set_adapters(["a", "b"], [0.7, -0.4]))  # of the same modules
+    compare(engine, pipeline, random_identity(TINY))
     both(engine, pipeline, lambda owner: owner.delete_adapters("b"))
     same_names()
     compare(engine, pipeline, random_identity(TINY))

@@ -182,6 +182,15 @@ def test_out_of_memory_in_any_stage(engine, shallow, monkeypatch, graph):
         assert torch.equal(video.latents, plain.latents)
 
 
+def test_another_error_is_not_taken_for_memory(engine, monkeypatch):
+    def broken(inputs, weights):
+        raise RuntimeError("The shapes do not match.")
+
+    monkeypatch.setitem(engine.networks(SHAPE).runners, "head", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        latents(engine, random_identity(TINY), on_oom="replan")
+
+
 def test_replanned_from_the_last_finished_step(engine, expected, monkeypatch):
     fail_once(engine, monkeypatch, "head", nth=2)
     video = engine.generate(

@@ -9,11 +9,13 @@ from support.residency import OPTIONS, PROMPT, SHAPE, LateCopies, forced, latent
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import MemoryBudgetError
+from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
+from consisid.engine.weights.device import DeviceWeights
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +44,25 @@ def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, b
     assert torch.equal(latents(engine), expected[cfg])
     # A second video, whose first stages find their results; then one that passes over a stage's first calls.
     assert torch.equal(latents(engine), expected[cfg])
+
+
+def test_packed_tensors_begin_where_the_allocator_would_let_them(shallow):
+    """In bfloat16, which a file of float32 cannot give in place."""
+    table = graph_table(SHALLOW, shallow.shape)
+    shapes = {name: weight_shapes(graph.module()) for name, graph in table.items()}
+    store, pieces = DeviceWeights(shallow.weights.tensors, shallow.device, torch.bfloat16), list[torch.Tensor]()
+
+    def buffer(size):
+        pieces.append(torch.empty(size, dtype=torch.uint8))
+        return pieces[-1]
+
+    store.pack(
+        {name: (table[name], list(shapes[name])) for name in ("head", "embed")}, lambda g: shapes[g.name], buffer
+    )
+    (piece,) = pieces
+    places = [tensor.data_ptr() - piece.data_ptr() for tensor in store._held.values()]
+    assert len(places) > 3
+    assert not [place for place in places if place % aligned(1)]
 
 
 @pytest.mark.parametrize(("streamed", "pinned"), [(0, False), (3, False), (4, True), (2, True)])
