@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 SITE = yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text())
 # Flags that the manual names and that belong to other programs.
-OTHERS = {"--gpus"}
+OTHERS = {"--gpus", "--budget"}  # of docker, of consisid.bench.tools.throughput
 
 
 @pytest.fixture(scope="module")
