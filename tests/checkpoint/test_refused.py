@@ -171,6 +171,14 @@ def test_numbers_that_are_none(folder, tmp_path, monkeypatch, number):
     refused(folder, tmp_path, monkeypatch, r"vae/config.json cannot be (used|read)")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_none_where_nothing_reads_them(folder, tmp_path, monkeypatch, number):
+    """JSON has none of these."""
+    file = folder / "vae/config.json"
+    replace(file, file.read_text().replace('"scaling_factor"', f'"other": {number}, "scaling_factor"', 1).encode())
+    refused(folder, tmp_path, monkeypatch, r"vae/config.json cannot be read")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -3,7 +3,9 @@
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from consisid.engine.decode.image import sample_posterior
+from consisid.engine.decode.image import first_frames, sample_posterior
+from consisid.engine.shapes import VideoShape
+from consisid.engine.variants import TINY_1_5
 
 
 def test_a_draw_is_that_of_diffusers_however_large_the_variance_is_said_to_be():
@@ -16,3 +18,15 @@ def test_a_draw_is_that_of_diffusers_however_large_the_variance_is_said_to_be():
     found = sample_posterior(moments, 2, torch.Generator().manual_seed(1))
     assert found.isfinite().all()
     assert torch.equal(found, expected.expand(2, -1, -1, -1, -1).transpose(1, 2))
+
+
+def test_key_points_are_scaled_as_latents_where_the_photo_is_scaled_inversely():
+    """As the authors' pipeline has it for 1.5. The posteriors are as narrow as they can be."""
+    shape, vae = VideoShape.of(TINY_1_5, None, None, None), TINY_1_5.vae
+    means = torch.ones(2, 1, 16, 1, shape.latent_height, shape.latent_width)
+    moments = [torch.cat((mean, torch.full_like(mean, -100.0)), dim=1) for mean in means]
+    found = first_frames([moments], [1], torch.Generator().manual_seed(0), shape, vae)
+    assert vae.scaling_factor != 1
+    assert (found[:, 0] - 1 / vae.scaling_factor).abs().max() < 1e-5
+    assert (found[:, 1] - vae.scaling_factor).abs().max() < 1e-5
+    assert not found[:, 2:].any()
