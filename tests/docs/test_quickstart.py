@@ -1,5 +1,5 @@
 """A transcript of the manual's first hour: every command of docs/quickstart.md runs as it is printed and in its order,
-on TINY; those that need a checkpoint or a GPU, and those of the other pages, are read by the parsers of their commands.
+on TINY; those that need a checkpoint or a GPU, and those of the other pages, are read by their parsers.
 README's is in test_readme.py."""
 
 import os

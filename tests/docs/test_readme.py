@@ -1,6 +1,5 @@
 """The first hour with README alone, as a transcript: every command and every script of it runs as it is printed and in
-its order, in one folder, with TINY in the place of the checkpoint that it names. That of the manual is in
-test_quickstart.py."""
+its order, in one folder, with TINY in the place of the checkpoint that it names. The manual's is test_quickstart.py."""
 
 import os
 import re
