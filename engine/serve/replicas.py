@@ -1,0 +1,7 @@
+"""Ray (to come)."""
+
+from typing import Any
+
+
+def run(*given: Any) -> None:
+    """To come."""
