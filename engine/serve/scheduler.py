@@ -138,7 +138,7 @@ class Scheduler:
             if deadline <= time.time():
                 allowed = deadline - self._accepted.get(id, deadline)
                 self._deadlines.pop(id, None)
-                self.end(id, Failed("deadline_exceeded", TOO_LATE.format(allowed)))
+                self.end(id, Failed("deadline_exceeded", TOO_LATE.format(round(allowed, 1))))
         with self._changed:
             if self._closed:
                 return True

@@ -20,7 +20,10 @@ class Waiting:
         return sum(map(len, self._queues.values()))
 
     def add(self, id: str, owner: str, first: bool = False) -> None:
-        queue = self._queues.setdefault(owner, deque())
+        if owner not in self._queues:
+            self._queues[owner] = deque()
+            self._queues.move_to_end(owner, last=False)  # it was never served
+        queue = self._queues[owner]
         if first:
             queue.appendleft(id)
         else:
@@ -49,8 +52,6 @@ class Waiting:
         owner = min(waiting, key=busy.count)  # the first of several
         id = self._queues[owner].popleft()
         self._queues.move_to_end(owner)
-        for idle in [name for name, queue in self._queues.items() if not queue and name not in busy and name != owner]:
-            del self._queues[idle]
         self._in_work[id] = self._owners.pop(id)
         return id
 

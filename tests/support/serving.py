@@ -11,11 +11,13 @@ import openai
 import uvicorn
 
 from consisid.engine.serve.app import create_app
-from consisid.engine.serve.keys import Keys
+from consisid.engine.serve.keys import Keys, digest
 from consisid.engine.serve.local import LocalWorker
 from consisid.engine.serve.process import listen
-from consisid.engine.serve.service import Service
+from consisid.engine.serve.service import Person, Service
 from consisid.engine.serve.settings import Settings
+from consisid.engine.serve.wanted import VideoFields
+from consisid.engine.serve.worker import Begun, Cancelled, Listener, Made, Model, Report, Stepped, Task
 
 KEY = "a key of the tests"
 
@@ -69,3 +71,73 @@ def wait_until(true, seconds: float = 60.0) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"it did not become true within {seconds:g} seconds")
         time.sleep(0.01)
+
+
+class StandIn:
+    """A worker that computes nothing: tests say what becomes of each task.
+
+    Attributes:
+        tasks: by id, what was started, with who listens.
+        started, cancelled: ids, in order.
+    """
+
+    def __init__(self, slots: int = 1):
+        self.slots = slots
+        self.tasks: dict[str, tuple[Task, Listener]] = {}
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self.well = True
+
+    def model(self) -> Model:
+        return Model("toy", 96, 144, 17, 8, "cpu", ())
+
+    def check(self, prompt, options, loras):
+        return 96, 144, options.get("num_frames", 17)
+
+    def start(self, task: Task, listen: Listener) -> None:
+        self.tasks[task.id] = task, listen
+        self.started.append(task.id)
+
+    def cancel(self, id: str) -> None:
+        self.cancelled.append(id)
+        self.report(id, Cancelled())
+
+    def report(self, id: str, *reports: Report) -> None:
+        for report in reports:
+            self.tasks[id][1](report)
+
+    def finish(self, id: str, size: int = 1000) -> None:
+        """The task is done, and its file has so many bytes."""
+        Path(self.tasks[id][0].video).write_bytes(bytes(size))
+        self.report(id, Begun(1), Stepped(1, 1), Made({"denoise": 1.0}, {"frames": 17}))
+
+    def identify(self, photos, face):
+        return b"an identity", b"a picture"
+
+    def faces(self, photo):
+        return []
+
+    def healthy(self) -> bool:
+        return self.well
+
+    def close(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def scheduled(data: Path, worker: StandIn, people: int = 1, **changes) -> Iterator[Service]:
+    """A service without HTTP over a stand-in."""
+    settings = replace(Settings(Path("nowhere"), data, page=False), **changes)
+    keys = Keys({digest(f"{KEY} {i}"): f"person {i}" for i in range(people)})
+    service = Service(settings, keys, [worker])
+    service.start()
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def ask(service: Service, owner: str = "person 0", **fields) -> str:
+    """The id of a video that was accepted."""
+    person = Person(photo=b"a photo")
+    return service.create(owner, VideoFields(prompt="A woman.", **fields), person).id
