@@ -1,7 +1,7 @@
 """Whose video is next: fair between API keys."""
 
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 
 
 class Waiting:
@@ -12,7 +12,9 @@ class Waiting:
     """
 
     def __init__(self) -> None:
-        self._queues: OrderedDict[str, deque[str]] = OrderedDict()  # the key that was served longest ago is first
+        self._queues: dict[str, deque[str]] = {}
+        self._served: dict[str, int] = {}  # when each key was served last, counted in videos; also of keys that left
+        self._count = itertools.count(1)
         self._owners: dict[str, str] = {}
         self._in_work: dict[str, str] = {}
 
@@ -20,10 +22,7 @@ class Waiting:
         return sum(map(len, self._queues.values()))
 
     def add(self, id: str, owner: str, first: bool = False) -> None:
-        if owner not in self._queues:
-            self._queues[owner] = deque()
-            self._queues.move_to_end(owner, last=False)  # it was never served
-        queue = self._queues[owner]
+        queue = self._queues.setdefault(owner, deque())
         if first:
             queue.appendleft(id)
         else:
@@ -49,9 +48,9 @@ class Waiting:
         if not waiting:
             return None
         busy = list(self._in_work.values())
-        owner = min(waiting, key=busy.count)  # the first of several
+        owner = min(waiting, key=lambda owner: (busy.count(owner), self._served.get(owner, 0)))
         id = self._queues[owner].popleft()
-        self._queues.move_to_end(owner)
+        self._served[owner] = next(self._count)
         self._in_work[id] = self._owners.pop(id)
         return id
 
