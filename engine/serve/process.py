@@ -12,6 +12,7 @@ from .local import open_workers
 from .service import Service
 from .settings import Settings
 
+BACKLOG = 2048  # connections
 GRACE = 5  # seconds in which answers that are under way may end
 
 
@@ -25,6 +26,7 @@ def run(settings: Settings, host: str, port: int) -> None:
     listening = listen(host, port)
     with listening:
         service = Service(settings, keys, open_workers(settings))
+        listening.listen(BACKLOG)  # who comes from now on waits until the server is there
         address = listening.getsockname()
         name = f"[{address[0]}]" if ":" in address[0] else address[0]
         print(f"consisid-serve: http://{name}:{address[1]}/ serves {service.name}", file=sys.stderr, flush=True)
@@ -36,7 +38,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, taken before the engine is opened, which takes long."""
+    """A socket at a place, taken before the engine is opened, which takes long."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -42,7 +42,7 @@ def test_who_asks_for_one_video_at_a_time_gets_every_second_one():
         for _ in range(2):
             order.append(waiting.next())
             waiting.done(order[-1])
-    assert order == ["b0", "a0", "b1", "a1", "b2", "a2"]
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
 
 def test_a_key_with_fewer_videos_in_work_goes_first():

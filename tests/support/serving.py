@@ -1,6 +1,10 @@
 """A server of a test: in a thread of this process, at a free port of this machine."""
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -141,3 +145,33 @@ def ask(service: Service, owner: str = "person 0", **fields) -> str:
     """The id of a video that was accepted."""
     person = Person(photo=b"a photo")
     return service.create(owner, VideoFields(prompt="A woman.", **fields), person).id
+
+
+class Process:
+    """consisid-serve in a process of its own. `address`: once it listens."""
+
+    def __init__(self, folder: Path, data: Path, *arguments: str, port: int = 0):
+        script = "import sys; from consisid.engine.serve.entry import serve; sys.exit(serve())"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), "--data", str(data), "--port", str(port), "--no-page",
+             "--checkpoint-every", "1", *arguments],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.address: str | None = None
+        threading.Thread(target=self._read, daemon=True).start()
+        wait_until(lambda: self.address or self.process.poll() is not None, 120)
+        assert self.address, self.lines
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "http://" in line:
+                self.address = line.split()[1].rstrip("/")
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key="x", max_retries=0)
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(60)
