@@ -4,12 +4,14 @@ import io
 import logging
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Any, TypeVar
+from threading import RLock, Thread
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,18 +22,17 @@ from ..face.detection import detect_retinaface
 from ..face.identity import Identity
 from ..face.photo import load_photo
 from ..face.selection import join
+from ..many.jobs import Job, VideoRequest
+from ..many.queue import VideoQueue
 from ..run.options import Options
 from ..run.recovery import outside_runs
 from ..run.request import Request
-from .errands import Errands
 from .previews import Preview
-from .queueing import VideoJob, VideoQueue, VideoRequest, generate_many
 from .refusals import code_of, sentence
 from .settings import Settings
 from .worker import Begun, Cancelled, FaceBox, Failed, Listener, Lost, Made, Model, Report, Stepped, Task
 
 LOG = logging.getLogger("consisid.serve")
-T = TypeVar("T")
 MARGIN = 0.35  # of a face's size around it, in a picture of it
 
 
@@ -41,14 +42,24 @@ class Entry:
 
     task: Task
     listen: Listener
-    job: VideoJob | None = None
+    job: Job | None = None
     cancelled: bool = False
-    begun: bool = False
-    lock: Lock = field(default_factory=Lock)
+
+
+class Waiting(VideoQueue):
+    """A queue that says which job begins. The service bounds what it accepts."""
+
+    def __init__(self, begins: Callable[[Job], None]):
+        super().__init__()
+        self._begins = begins
+
+    def take(self, job: Job) -> None:
+        super().take(job)
+        self._begins(job)
 
 
 class LocalWorker:
-    """An engine, opened on one device.
+    """An engine, opened on one device. Looking at photos takes turns with the steps of videos.
 
     Raises:
         ConsisIDError: it cannot be opened, or a LoRA not be loaded.
@@ -59,14 +70,15 @@ class LocalWorker:
         self.engine = ConsisID.open(settings.folder, device, memory=settings.memory)
         for name, source in settings.loras.items():
             self.engine.load_lora_weights(source, adapter_name=name)
-        if settings.loras:
-            self.engine.disable_lora()
+        self._loras: Mapping[str, float] | None = None  # of the videos under way
         self.preview = Preview.fit(self.engine)
-        self.queue = VideoQueue(limit=2**20)  # the service bounds what it accepts
+        self.queue = Waiting(self._begins)
+        self._lock = RLock()
         self._entries: dict[str, Entry] = {}
-        self._lock = Lock()
+        self._ready = deque[tuple[Entry, Identity]]()  # for their turn, behind videos with other LoRAs
+        self._jobs: dict[Job, Entry] = {}
         self._fault: Exception | None = None
-        self._errands = Errands(self.engine.turn)
+        self._people = ThreadPoolExecutor(1, thread_name_prefix="people")
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")  # encoding an mp4 holds no device
         self._thread = Thread(target=self._make_videos, name="engine", daemon=True)
         self._thread.start()
@@ -95,94 +107,94 @@ class LocalWorker:
         entry = Entry(task, listen)
         with self._lock:
             self._entries[task.id] = entry
-        person = Path(task.person)
-        if task.identified:
-            found: Future[Any] = Future()
-            self._settle(found, lambda: Identity.load(person))
-        else:
-            found = self._errands.do(lambda: self._identified(person.read_bytes(), task.face))
-        found.add_done_callback(lambda future: self._enqueue(entry, future))
+        self._people.submit(self._prepare, entry)
 
-    @staticmethod
-    def _settle(future: "Future[T]", work: Callable[[], T]) -> None:
-        try:
-            future.set_result(work())
-        except ConsisIDError as error:
-            future.set_exception(error)
-
-    def _enqueue(self, entry: Entry, person: "Future[Any]") -> None:
-        """The person is known, or will not be."""
+    def _prepare(self, entry: Entry) -> None:
+        """Who is meant; then it is ready."""
         task = entry.task
-        if person.cancelled():
-            return self._end(entry, Lost("The server was stopped."))
-        unknown = person.exception()
-        if unknown is not None:
-            return self._end(entry, failed(unknown))
-        with entry.lock:
-            if not entry.cancelled:
+        try:
+            file = Path(task.person)
+            person = Identity.load(file) if task.identified else self._identified(file.read_bytes(), task.face)
+        except Exception as error:
+            self._end(entry, failed(error))
+            return
+        with self._lock:
+            self._ready.append((entry, person))
+        self._feed()
+
+    def _feed(self) -> None:
+        """Hand what is ready to the engine, as far as its LoRAs are those of the videos under way."""
+        dropped = []
+        with self._lock:
+            while self._ready:
+                entry, person = self._ready[0]
+                loras = entry.task.loras
+                if self._jobs and loras != self._loras:
+                    break
+                self._ready.popleft()
+                if entry.cancelled:
+                    dropped.append(entry)
+                    continue
+                if loras != self._loras:
+                    self.engine.set_adapters(list(loras), list(loras.values()))
+                    self._loras = loras
+                task = entry.task
                 request = VideoRequest(
-                    person.result(), task.prompt, **task.options, checkpoint=task.checkpoint,
+                    person, task.prompt, **task.options, checkpoint=task.checkpoint,
                     checkpoint_every=self.settings.checkpoint_every,
                 )  # fmt: skip
-                try:
-                    entry.job = self.queue.submit(request)
-                except ConsisIDError as error:
-                    return self._end(entry, failed(error))
-                entry.job.on_step = lambda job, step, latents: self._stepped(entry, job, step, latents)
-                return None
-        return self._end(entry, Cancelled())
+                entry.job = job = Job(request)
+                job.on_step = partial(self._stepped, entry)
+                self._jobs[job] = entry
+                self.queue.put(job)
+        for entry in dropped:
+            self._end(entry, Cancelled())
 
-    def _stepped(self, entry: Entry, job: VideoJob, step: int, latents: Any) -> None:
+    def _begins(self, job: Job) -> None:
+        entry = self._jobs[job]
+        entry.listen(Begun(entry.task.options.get("num_inference_steps", 0)))
+
+    def _stepped(self, entry: Entry, job: Job, step: int, latents: Any) -> None:
         """After a step, in the engine's thread."""
-        if not entry.begun:
-            entry.begun = True
-            entry.listen(Begun(job.steps))
         wanted = (step + 1) % self.settings.preview_every == 0
         entry.listen(Stepped(step + 1, job.steps, self.preview.jpeg(latents) if wanted else None))
-        self._errands.run_waiting()
 
     def cancel(self, id: str) -> None:
         with self._lock:
             entry = self._entries.get(id)
-        if entry is None:
-            return
-        with entry.lock:
+            if entry is None:
+                return
             entry.cancelled = True
-            job = entry.job
-        if job is not None:
-            job.cancel()
+            if entry.job is not None:
+                entry.job.cancel()
+        self._feed()
 
     def _make_videos(self) -> None:
         try:
-            for job in generate_many(self.engine, self.queue):
-                entry = self._entry_of(job)
-                if entry is None:
-                    continue
+            for job in self.engine.generate_many(self.queue):
+                with self._lock:
+                    entry = self._jobs.pop(job)
                 if job.state == "done":
-                    self._files.submit(self._save, entry, job)
+                    self._files.submit(self._save, entry, job.video)
                 elif job.state == "failed" and job.error is not None:
                     self._end(entry, failed(job.error))
                 else:
                     self._end(entry, Cancelled())
+                self._feed()
         except Exception as error:
             LOG.exception("the engine's thread ended")
             self._fault = error
             for entry in list(self._entries.values()):
                 self._end(entry, Lost(f"The engine stopped ({type(error).__name__})."))
 
-    def _entry_of(self, job: VideoJob) -> Entry | None:
-        with self._lock:
-            return next((entry for entry in self._entries.values() if entry.job is job), None)
-
-    def _save(self, entry: Entry, job: VideoJob) -> None:
+    def _save(self, entry: Entry, video: Any) -> None:
         """Write the files of a video, in a thread of their own."""
-        task, video = entry.task, job.video
+        task = entry.task
         try:
             video.save(task.thumbnail)
             video.save(task.video, task.fps)
             frames, height, width = video.shape
-            facts = {"frames": frames, "height": height, "width": width, "fps": task.fps or video.fps,
-                     "peak_bytes": video.stats.peak_bytes}  # fmt: skip
+            facts = {"frames": frames, "height": height, "width": width, "peak_bytes": video.stats.peak_bytes}
             report: Report = Made(dict(video.stats.seconds), facts)
         except Exception as error:
             report = failed(error)
@@ -192,8 +204,6 @@ class LocalWorker:
         with self._lock:
             if self._entries.pop(entry.task.id, None) is None:
                 return
-        if entry.job is not None:
-            entry.job.on_step = None
         entry.listen(report)
 
     def _identified(self, content: Any, face: Any) -> Identity:
@@ -206,13 +216,13 @@ class LocalWorker:
         found, last = list[bytes](), None
         for photo in photos:
             try:
-                self._errands.do(lambda photo=photo: self._identified(photo, face)).result()  # type: ignore[misc]
+                self._identified(photo, face)
                 found.append(photo)
             except FaceError as error:
                 last = error
         if not found:
             raise last or InputError("There is no photo; give at least one.")
-        person = self._errands.do(lambda: self._identified(found, face)).result()
+        person = self._identified(found, face)
         with tempfile.TemporaryDirectory() as folder:
             content = person.save(Path(folder) / "person.safetensors").read_bytes()
         return content, jpeg(person.preview())
@@ -220,14 +230,12 @@ class LocalWorker:
     def faces(self, photo: bytes) -> list[FaceBox]:
         pixels = load_photo(photo)
         height, width = pixels.shape[:2]
-        models, image = self.engine.faces, np.ascontiguousarray(pixels[..., ::-1])
-
-        def detect() -> Any:
-            with outside_runs(self.engine, "looking at the photo", "Give a smaller photo."):
-                return join(detect_retinaface(models.retinaface, image), models.scrfd(image), height, width)
-
+        image = np.ascontiguousarray(pixels[..., ::-1])
+        with outside_runs(self.engine, "looking at the photo", "Give a smaller photo."):
+            models = self.engine.faces
+            people = join(detect_retinaface(models.retinaface, image), models.scrfd(image), height, width)
         found = []
-        for person in self._errands.do(detect).result():
+        for person in people:
             x0, y0, x1, y1 = (float(side) for side in person.box)
             around = MARGIN * max(x1 - x0, y1 - y0)
             corners = (max(0, x0 - around), max(0, y0 - around), min(width, x1 + around), min(height, y1 + around))
@@ -241,9 +249,9 @@ class LocalWorker:
     def close(self) -> None:
         for id in list(self._entries):
             self.cancel(id)
+        self._people.shutdown()
         self.queue.close()
         self._thread.join()
-        self._errands.close()
         self._files.shutdown()
 
 

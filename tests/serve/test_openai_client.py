@@ -81,16 +81,16 @@ def test_lists_go_on_behind_the_last(client, character):
 
 def test_deleting_ends_a_video_at_its_next_step(client, server, character):
     """Measured in steps: none begins after the one in which it was deleted."""
-    engine, steps = server.worker.engine, []
+    engine, steps, worker = server.worker.engine, [], server.worker
     video = client.videos.create(prompt="Long.", extra_body={**LONG, "character": character})
     wait_until(lambda: client.videos.retrieve(video.id).step >= 2)
-    job = next(iter(server.worker._entries.values())).job
+    (job,) = [entry.job for entry in worker._entries.values()]
     watched = job.on_step
     job.on_step = lambda *given: (steps.append(given[1]), watched(*given))
     wait_until(lambda: steps)
     assert client.videos.delete(video.id).deleted
     after = len(steps)
-    wait_until(lambda: not server.worker._entries)
+    wait_until(lambda: not worker._entries)
     assert len(steps) - after <= 1
     assert engine.active is None
     with pytest.raises(openai.NotFoundError, match="There is no such video"):
