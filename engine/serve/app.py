@@ -78,10 +78,17 @@ def add_own(app: FastAPI, service: Service) -> None:
             raise Refusal(404, "model_not_found", f"The model here is called {service.name}.", "model")
         return model()
 
+    def nothing(rest: str) -> None:
+        """What is not there is not the page's either."""
+        raise HTTPException(404)
+
     app.get("/health", tags=["server"], responses={503: {"description": "No engine can make videos."}})(health)
     app.get("/metrics", tags=["server"])(metrics)
     app.get("/v1/models", tags=["server"])(models)
     app.get("/v1/models/{name}", tags=["server"], responses={404: ERRORS[404]})(one_model)
+    app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)(
+        nothing
+    )
 
 
 def add_errors(app: FastAPI, service: Service) -> None:
