@@ -45,12 +45,14 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
         "--checkpoint-every", type=int, default=5, metavar="N", help="steps that may be lost (default 5)"
     )
     machine.add_argument("--preview-every", type=int, default=1, metavar="N", help="steps between previews (default 1)")
-    ray = p.add_argument_group("several machines")
-    ray.add_argument("--ray", action="store_true", help="as a Ray Serve application, with a replica for each GPU")
-    ray.add_argument("--replicas", type=int, default=1, metavar="N", help="of --ray (default 1)")
+    ray = p.add_argument_group("several GPUs or machines")
     ray.add_argument(
-        "--gpus", type=float, metavar="N", help="of each replica (default 1; 0 where it was built for a CPU)"
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="as a Ray Serve application, here or in a cluster"
     )
+    ray.add_argument(
+        "--replicas", type=int, nargs="+", default=[1], metavar="N", help="of --ray, or the least and most"
+    )
+    ray.add_argument("--gpus", type=float, metavar="N", help="of each replica (default 1; 0 for a CPU)")
     access = p.add_argument_group("access")
     access.add_argument("--api-key-file", type=Path, metavar="FILE", help="an API key on each line, or NAME KEY")
     access.add_argument("--allow-host", nargs="+", default=[], metavar="NAME", help="photos may be fetched from there")
@@ -71,7 +73,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Raises InputError for what cannot be."""
     from ..memory.budget import parse as size
 
-    for name in ("ahead", "checkpoint_every", "preview_every", "queue", "max_pixels", "replicas"):
+    for name in ("ahead", "checkpoint_every", "preview_every", "queue", "max_pixels"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} has to be at least 1.")
     for name in ("max_seconds", "keep_days"):
@@ -108,13 +110,15 @@ def serve(options: argparse.Namespace) -> None:
             f"--host {options.host} is reached from other machines; give --api-key-file, or listen at 127.0.0.1."
         )
     try:
-        from . import process, replicas
-    except ImportError as error:
+        if options.ray is not None:
+            from . import replicas
+
+            scale = replicas.scale_of(settings, options.replicas, options.gpus)
+            return replicas.run(settings, options.host, options.port, options.ray, scale)
+        from . import process
+    except ModuleNotFoundError as error:
         raise BackendError(f"{error.name} is not installed; pip install 'consisid[serve]'.") from None
-    if options.ray:
-        replicas.run(settings, options.host, options.port, options.replicas, options.gpus)
-    else:
-        process.run(settings, options.host, options.port)
+    return process.run(settings, options.host, options.port)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

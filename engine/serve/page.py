@@ -72,7 +72,8 @@ class Page:
 
     def make(
         self, upload: str | None, face: int, character: str | None, prompt: str | None, negative: str | None,
-        steps: float, guidance: float, seed: int | None, frames: int | None, cache: str | None, lora: str | None, request: gr.Request,
+        steps: float, guidance: float, seed: int | None, frames: int | None, cache: str | None, lora: str | None,
+        request: gr.Request,
     ) -> Iterator[tuple[Any, Any, str | None]]:  # fmt: skip
         """The progress of a new video, what is seen of it, and its id."""
         owner, photo = owner_of(request), content_of(upload)
@@ -155,8 +156,8 @@ class Page:
                     )  # fmt: skip
                     told = gr.HTML(elem_id="told")
                     faces = gr.Gallery(
-                        label="Faces", visible=False, columns=4, height=160, allow_preview=False, elem_id="faces",
-                        object_fit="contain", buttons=[], interactive=False,
+                        label="Faces", visible=False, columns=4, height=200, allow_preview=False, elem_id="faces",
+                        object_fit="contain", buttons=[], interactive=False, fit_columns=False,
                     )  # fmt: skip
                     prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder=EXAMPLES[0])
                     gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples", cache_examples=False)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -44,17 +45,17 @@ class Running:
 @contextlib.contextmanager
 def served(service: Service) -> Iterator[Running]:
     """Serve until the end of the block."""
-    with listen("127.0.0.1", 0) as socket:
+    with listen("127.0.0.1", 0) as listening:
         config = uvicorn.Config(create_app(service), log_level="error", timeout_graceful_shutdown=1, lifespan="on")
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
             if not thread.is_alive():
                 raise RuntimeError("the server did not start")
             time.sleep(0.01)
         try:
-            yield Running(f"http://127.0.0.1:{socket.getsockname()[1]}", service)
+            yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
         finally:
             server.should_exit = True
             thread.join(60)
@@ -147,6 +148,13 @@ def ask(service: Service, owner: str = "person 0", **fields) -> str:
     return service.create(owner, VideoFields(prompt="A woman.", **fields), person).id
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Process:
     """consisid-serve in a process of its own. `address`: once it listens."""
 
@@ -166,7 +174,7 @@ class Process:
     def _read(self) -> None:
         for line in self.process.stderr:
             self.lines.append(line)
-            if "http://" in line:
+            if line.startswith("consisid-serve: http://"):
                 self.address = line.split()[1].rstrip("/")
 
     def client(self) -> openai.OpenAI:
