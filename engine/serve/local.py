@@ -27,12 +27,14 @@ from ..many.queue import VideoQueue
 from ..run.options import Options
 from ..run.recovery import outside_runs
 from ..run.request import Request
+from ..util.files import sha256
 from .previews import Preview
 from .refusals import code_of, sentence
 from .settings import Settings
 from .worker import Begun, Cancelled, FaceBox, Failed, Listener, Lost, Made, Model, Report, Stepped, Task
 
 LOG = logging.getLogger("consisid.serve")
+KEPT = 32  # people that were loaded
 MARGIN = 0.35  # of a face's size around it, in a picture of it
 
 
@@ -77,6 +79,7 @@ class LocalWorker:
         self._entries: dict[str, Entry] = {}
         self._ready = deque[tuple[Entry, Identity]]()  # for their turn, behind videos with other LoRAs
         self._jobs: dict[Job, Entry] = {}
+        self._known = dict[str, Identity]()  # by the hash of their files, the one that was used last at the end
         self._fault: Exception | None = None
         self._people = ThreadPoolExecutor(1, thread_name_prefix="people")
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")  # encoding an mp4 holds no device
@@ -113,14 +116,24 @@ class LocalWorker:
         """Who is meant; then it is ready."""
         task = entry.task
         try:
-            file = Path(task.person)
-            person = Identity.load(file) if task.identified else self._identified(file.read_bytes(), task.face)
+            person = self._person(Path(task.person), task)
         except Exception as error:
             self._end(entry, failed(error))
             return
         with self._lock:
             self._ready.append((entry, person))
         self._feed()
+
+    def _person(self, file: Path, task: Task) -> Identity:
+        """The same object for the same person, whose features the engine then has already."""
+        if not task.identified:
+            return self._identified(file.read_bytes(), task.face)
+        known = sha256(file)
+        person = self._known.pop(known, None) or Identity.load(file)
+        self._known[known] = person
+        while len(self._known) > KEPT:
+            del self._known[next(iter(self._known))]
+        return person
 
     def _feed(self) -> None:
         """Hand what is ready to the engine, as far as its LoRAs are those of the videos under way."""

@@ -160,10 +160,11 @@ class Process:
 
     def __init__(self, folder: Path, data: Path, *arguments: str, port: int = 0):
         script = "import sys; from consisid.engine.serve.entry import serve; sys.exit(serve())"
+        # Fewer arenas, so that what grows is what is held, and not what each thread's allocator keeps.
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, str(folder), "--data", str(data), "--port", str(port), "--no-page",
              "--checkpoint-every", "1", *arguments],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
         )  # fmt: skip
         self.lines: list[str] = []
         self.address: str | None = None
