@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ..errors import ConsisIDError, InputError
 from ..manifest import Manifest
 from .app import create_app
+from .flags import parser, settings_of
 from .keys import Keys
 from .local import LocalWorker
 from .service import Service
@@ -217,8 +218,6 @@ def scale_of(settings: Settings, replicas: Sequence[int], gpus: float | None) ->
 
 def application(arguments: dict[str, Any]) -> Any:
     """For `serve deploy`: the application from the flags of consisid-serve, by their names; `engine` is the folder."""
-    from .cli import parser, settings_of
-
     words = [str(arguments["engine"])]
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"

@@ -12,8 +12,9 @@ from support.serving import running
 
 from consisid.engine.errors import InputError
 from consisid.engine.face import download
-from consisid.engine.serve.cli import main, parser, settings_of
+from consisid.engine.serve.cli import main
 from consisid.engine.serve.files import Files
+from consisid.engine.serve.flags import parser, settings_of
 from consisid.engine.serve.keys import Keys
 from consisid.engine.serve.refusals import Refusal
 from consisid.engine.serve.settings import Limits
