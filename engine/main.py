@@ -14,6 +14,7 @@ COMMANDS = {
     "build": "an engine folder from a checkpoint",
     "generate": "a video from an engine folder, a photo and a prompt",
     "bench": "a report of an engine folder on this machine",
+    "serve": "an HTTP service with OpenAI's video API, and a page",
 }
 
 

@@ -49,11 +49,13 @@ def download(
     allowed: Callable[[Address], bool] = is_public,
     timeout: float = TIMEOUT,
     max_bytes: int = MAX_BYTES,
+    hosts: Callable[[str], bool] = lambda name: True,
 ) -> bytes:
     """The content of an http(s) address, directly: settings of proxies are not used.
 
     Args:
         allowed: whether a host may be asked, by its address.
+        hosts: whether a host may be asked, by its name; also those that a redirect leads to.
         timeout: seconds for everything together.
         max_bytes: of the content.
 
@@ -64,7 +66,7 @@ def download(
 
     def work() -> None:
         try:
-            found.set_result(_fetch(address, allowed, deadline, max_bytes, opened))
+            found.set_result(_fetch(address, allowed, hosts, deadline, max_bytes, opened))
         except BaseException as error:  # it is raised where the result is asked for
             found.set_exception(error)
 
@@ -89,6 +91,7 @@ def download(
 def _fetch(
     address: str,
     allowed: Callable[[Address], bool],
+    hosts: Callable[[str], bool],
     deadline: float,
     max_bytes: int,
     opened: list[socket.socket],
@@ -98,6 +101,8 @@ def _fetch(
         parts = urlsplit(address)
         if not is_address(address) or not parts.hostname:
             raise InputError(f"{asked}: leads to {address}, which is no http address; {REMEDY}")
+        if not hosts(parts.hostname):
+            raise InputError(f"{asked}: leads to {parts.hostname}, which may not be asked; {REMEDY}")
         connection = _connect(asked, parts, allowed, deadline, opened)
         path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~") + (
             "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?") if parts.query else ""

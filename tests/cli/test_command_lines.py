@@ -32,11 +32,13 @@ MODULES = {
     "consisid-generate": "consisid.engine.cli",
     "consisid-build": "consisid.export.cli",
     "consisid-bench": "consisid.bench.cli",
+    "consisid-serve": "consisid.engine.serve.cli",
 }
 ARGUMENTS = {
     "consisid-generate": ["engine", "--image", "me.png", "--prompt", "A man.", "--output", "out.mp4"],
     "consisid-build": ["tiny", "--output", "engine"],
     "consisid-bench": ["engine", "--output", "report"],
+    "consisid-serve": ["engine", "--port", "0"],
 }
 
 

@@ -16,17 +16,19 @@ from consisid.bench import cli as bench_cli
 from consisid.engine import __version__, cli, main
 from consisid.engine.backends import BACKENDS
 from consisid.engine.graphs.grouped import LAYERS
+from consisid.engine.serve import cli as serve_cli
 from consisid.engine.util.cli import REFUSED
 from consisid.engine.util.video_files import read_settings
 from consisid.engine.variants import VARIANTS
 from consisid.export import cli as build_cli
 from consisid.export.compile import AUTO
 
-COMMANDS = {"build": build_cli, "generate": cli, "bench": bench_cli}
+COMMANDS = {"build": build_cli, "generate": cli, "bench": bench_cli, "serve": serve_cli}
 GIVEN = {
     "build": ["tiny", "--output", "engine"],
     "generate": ["engine", "--image", "me.png", "--prompt", "A man.", "--output", "out.mp4"],
     "bench": ["engine", "--output", "report"],
+    "serve": ["engine"],
 }
 
 

@@ -32,6 +32,7 @@ ENGINE = (
     ("api",),
     ("flags",),
     ("pipeline", "cli"),
+    ("serve",),
     ("main",),
     ("entry",),
     ("__main__",),
