@@ -11,6 +11,7 @@ import torch
 from consisid.engine import ConsisID, Identity
 from consisid.engine.checkpoint.random_weights import RandomWeights as RandomCheckpoint
 from consisid.engine.errors import ConsisIDError
+from consisid.engine.util.progress import without_bars
 
 from .inputs import GUIDANCE, prompt_of
 from .samples import Sample
@@ -131,7 +132,7 @@ def open_pipeline(engine: ConsisID, dtype: torch.dtype) -> Any:
 
     if needs_own_module(engine.variant.to_dict()["transformer"]):
         raise NoBaselineError(f"diffusers has no class for the transformer of the {engine.variant.name} model")
-    with answering():
+    with answering(), without_bars():
         if isinstance(engine.checkpoint, RandomCheckpoint):
             pipeline = ConsisIDPipeline(**_random_parts(engine, engine.checkpoint, dtype))
         else:

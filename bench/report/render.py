@@ -173,8 +173,8 @@ th { text-align: left } td { vertical-align: top } img { max-width: 100% } code 
 
 
 def _marked(text: str) -> str:
-    """A text as HTML, with what stands in backticks as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    """A text as HTML, with what stands in backticks as code; a number and its unit stay in one line."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", re.sub(r"(?<=\d) (?=[A-Za-z/]{1,8}$)", "\u00a0", escape(text)))
 
 
 def html(report: Report) -> str:

@@ -7,8 +7,6 @@ weights are drawn so that mistakes show: norms are not neutral, biases are not z
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import nn
 from ..configs import TransformerConfig
 from ..errors import CheckpointError
 from ..util.files import atomic_dir
+from ..util.progress import without_bars
 from ..variants import Variant, variant_named
 from .tiny_faces.write import write_face_models
 
@@ -48,20 +47,6 @@ def _randomise(module: nn.Module, seed: int) -> None:
                 tensor.copy_(0.1 * noise)
             else:
                 tensor.copy_(noise / math.sqrt(max(1, tensor[0].numel())))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars for three small files."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _transformer(config: TransformerConfig) -> nn.Module:
@@ -122,7 +107,7 @@ def write_checkpoint(
     variant, path = variant_named(variant) if isinstance(variant, str) else variant, Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already; name a folder that does not, or remove it first.")
-    with _quiet(), atomic_dir(path) as folder:
+    with without_bars(), atomic_dir(path) as folder:
         blocks = len(variant.vae.block_out_channels)
         modules = {
             "transformer": _transformer(variant.transformer),
