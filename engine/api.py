@@ -14,12 +14,13 @@ from .face.extractor import Photo
 from .face.identity import Identity
 from .face.selection import Choice
 from .many.several import Several
-from .prediction import Work
+from .prediction import Work, alone
 from .run.callbacks import step_callback
 from .run.frames import decoded
 from .run.options import Options
 from .run.person import identified, person_of
-from .run.recovery import outside_runs
+from .run.recovery import outside_runs, run_with_oom_retry
+from .run.request import Request
 from .run.run import Run
 from .run.settings import settings_of
 from .shortcuts import Shortcuts
@@ -62,14 +63,13 @@ class ConsisID(Several):
         num_inference_steps: int = 50, guidance_scale: float = 6.0, use_dynamic_cfg: bool | str = False,
         num_videos_per_prompt: int = 1, eta: float = 0.0, seed: int | None = None, latents: Tensor | None = None,
         sigmas: Sequence[float] | None = None, generator: torch.Generator | list[torch.Generator] | None = None,
-        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None, best_of: str | None = None,
         callback_on_step_end: Callable[..., Mapping[str, Tensor] | None] | None = None, output_type: str = "uint8",
         callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",), max_sequence_length: int | None = None,
         attention_kwargs: Mapping[str, Any] | None = None, cfg: str | None = None, decode: str | None = None,
         tile: tuple[int, int] | None = None, checkpoint: str | Path | None = None, checkpoint_every: int = 5,
-        on_oom: str = "raise", timesteps: Sequence[float] | None = None,
-        shortcuts: Shortcuts | Mapping[str, Any] | None = None, seeds: Sequence[int] | None = None,
-        best_of: str | None = None, good_enough: float | None = None,
+        on_oom: str = "raise", timesteps: Sequence[float] | None = None, seeds: Sequence[int] | None = None,
+        shortcuts: Shortcuts | Mapping[str, Any] | None = None, good_enough: float | None = None,
     ) -> Any:  # fmt: skip
         """A Video of the person doing what the prompt says; a list of them for a list of prompts.
 
@@ -99,7 +99,11 @@ class ConsisID(Several):
             callback_on_step_end, callback_on_step_end_tensor_inputs, attention_kwargs, max_sequence_length,
             output_type, cfg, decode, tile, checkpoint, checkpoint_every, on_oom, timesteps, sigmas, shortcuts,
         )  # fmt: skip
-        made = self.called(person, options, aligned, seeds, best_of, good_enough)
+        made: Any = self.of_seeds(person, options, aligned, seeds, best_of, good_enough)
+        if made is None:
+            run = Run(self, Request.check(self, options))
+            videos = run_with_oom_retry(run, lambda run: alone(self.make(run, [person], aligned)))
+            made = videos[0] if run.request.single else videos
         return made if return_dict else (made,)
 
     def make(self, run: Run, people: Sequence[Identity | Photo], aligned: bool = False) -> Work[list[Video]]:
@@ -123,7 +127,6 @@ class ConsisID(Several):
         with run.stage("text"):
             embeds, negative = request.embeds(lambda prompts: self.text_encoder(networks, prompts))
         with run.stage("prepare"):
-            stepper = run.stepper()
             videos = [request.batch // len(people)] * len(people)
             image = first_frames(images, videos, request.generator, shape, self.variant.vae)
             noise = request.noise(channels=image.shape[2])
@@ -131,7 +134,7 @@ class ConsisID(Several):
             given = condition_people(networks, positions, embeds, image, faces, videos)
         with run.stage("denoise"):
             return (yield from denoise(
-                run.loop, stepper, noise * run.scheduler.init_noise_sigma, embeds, given, positions, **run.looping,
-                on_step=step_callback(run, negative),
+                run.loop, run.stepper(), noise * run.scheduler.init_noise_sigma, embeds, given, positions,
+                on_step=step_callback(run, negative), **run.looping,
                 state=run.resume(embeds, image, noise, *(x for each in people for x in each.embeddings)),
             ))  # fmt: skip

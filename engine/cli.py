@@ -107,7 +107,7 @@ def generate(options: argparse.Namespace) -> None:
     text = f"{options.output}: {width}x{height}, {frames} frames at {video.fps} per second"
     if options.fps is not None:
         text += f", {'interpolated to' if options.interpolate else 'played at'} {options.fps:g}"
-    text += f", seed {video.settings['seed']}" + "".join(
+    text += f", seed {video.settings.get('seed', seed)}" + "".join(
         f"\n  approximation: {line}" for line in video.settings.get("approximations", [])
     )
     for each, score in video.stats.scores.items():

@@ -9,12 +9,10 @@ from ..engine import Engine
 from ..errors import InputError, shown
 from ..face.identity import Identity
 from ..face.similarity import similarity
-from ..prediction import Work, alone
+from ..prediction import Work
 from ..run.options import MOST_VIDEOS, Options, is_finite
 from ..run.person import identified
-from ..run.recovery import outside_runs, run_with_oom_retry
-from ..run.request import Request
-from ..run.run import Run
+from ..run.recovery import outside_runs
 from ..shapes import whole
 from ..video import Video, as_uint8
 from .group import SIZES, Group, check_together
@@ -49,23 +47,14 @@ class Several(Engine):
         most = check_together(together)
         return Group(self, self.make, queue_of(requests, most or SIZES[-1]), most).jobs()
 
-    def called(
+    def of_seeds(
         self, person: Any, options: Options, aligned: bool, seeds: Sequence[int] | None, best_of: str | None,
         good_enough: float | None,
-    ) -> Video | list[Video]:  # fmt: skip
-        """What a call of generate gives."""
-        if seeds is not None or best_of is not None or good_enough is not None:
-            return self._of_seeds(person, options, aligned, _checked(options, seeds, best_of, good_enough), best_of,
-                                  good_enough)  # fmt: skip
-        run = Run(self, Request.check(self, options))
-        videos = run_with_oom_retry(run, lambda run: alone(self.make(run, [person], aligned)))
-        return videos[0] if run.request.single else videos
-
-    def _of_seeds(
-        self, person: Any, options: Options, aligned: bool, seeds: Sequence[int], best_of: str | None,
-        good_enough: float | None,
-    ) -> list[Video]:  # fmt: skip
-        """A video of each seed, see generate: in their order, or the best first."""
+    ) -> list[Video] | None:  # fmt: skip
+        """A video of each seed, see generate: in their order, or the best first; None where nobody asks for that."""
+        if seeds is None and best_of is None and good_enough is None:
+            return None
+        seeds = _checked(options, seeds, best_of, good_enough)
         if best_of is not None:
             with outside_runs(self, "looking at the photo", "Open the engine with more memory."):
                 (person,) = identified(self, self.networks(), [person], aligned)

@@ -26,6 +26,8 @@ def test_quality(shallow_folder, tmp_path, capsys):
     assert (exact["psnr_db"], exact["ssim"], exact["approximations"]) == (None, 1.0, [])
     assert (exact["passes"], halves["passes"]) == (6, 6)
     assert 2 <= cached["passes"] <= 3
+    first_block = rows.pop("first block 0.1")  # with these weights it may compute every step
+    assert (first_block["psnr_db"] is None) == (first_block["passes"] == 6)
     assert all(0 < row["psnr_db"] < 100 and row["ssim"] < 1 for row in rows.values() if row is not exact)
     assert cached["approximations"] == [f"step cache 2x: {cached['passes']} of 6 steps computed"]
     assert all(row["identity"] is None for row in rows.values())  # random weights show nobody

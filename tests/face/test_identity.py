@@ -150,7 +150,13 @@ def test_sessions_leave_before_the_loop(tiny_folder, monkeypatch):
     order = []
     monkeypatch.setattr(type(engine), "release_faces", lambda self: order.append("released"))
     latents = torch.zeros(1, 5, 16, 12, 18)
-    monkeypatch.setattr("consisid.engine.api.denoise", lambda *a, **k: order.append("loop") or latents)
+
+    def loop(*given, **options):
+        order.append("loop")
+        return latents
+        yield
+
+    monkeypatch.setattr("consisid.engine.api.denoise", loop)
     engine.generate(random_identity(TINY), "A man.", seed=1, output_type="latent")
     assert order == ["released", "loop"]
     monkeypatch.undo()
