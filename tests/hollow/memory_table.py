@@ -79,6 +79,42 @@ def ours(model: str, budget: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# Several videos at once, with loops of other lengths: a budget in GiB, and how many.
+SEVERAL = ((24, 4), (8, 4), (5, 2))
+
+
+def several(case: Sequence[Any]) -> dict[str, Any]:
+    """Videos of the preview that go through the weights together; the first is decoded while the others wait."""
+    import torch
+    from hollow.calls import Device, Kind
+    from support.people import random_identity
+
+    from consisid.engine import ConsisID
+    from consisid.export import build
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    device, (budget, count) = Device(), case
+    with tempfile.TemporaryDirectory() as place:
+        build("preview", Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
+        torch.cuda.empty_cache()
+        engine = ConsisID.open(Path(place) / "engine", device="cuda", memory=int(budget * GIB))
+        person = random_identity(engine.variant)
+        requests = [
+            {
+                "identity": person, "prompt": f"{PROMPT} {i}", "seed": i, "num_inference_steps": STEPS + 2 * (i > 0),
+                "output_type": "latent" if i else "uint8",
+            }
+            for i in range(count)
+        ]  # fmt: skip
+        device.reset()
+        made = [job.result().stats for job in engine.generate_many(requests, together=count)]
+    return {
+        "case": list(case), "mode": made[0].modes["memory"], "cfg": made[0].modes["cfg"],
+        "predicted": made[0].predicted_bytes, "reserved": max(stats.peak_bytes for stats in made),
+        "faults": device.count(Kind.FAULT), "torch": torch.__version__,
+    }  # fmt: skip
+
+
 def theirs(mode: str) -> dict[str, Any]:
     """One video by diffusers' pipeline with empty weights: what its modes keep where does not depend on them."""
     import diffusers
@@ -164,16 +200,19 @@ def _pipeline(tiny: Path, variant: Any) -> Any:
 
 def run_row(kind: str, value: Any, environment: Mapping[str, str]) -> dict[str, Any]:
     """A row in a process of its own; one that fails is a row that says so."""
-    fill = {"HOLLOW_FILL": "1"} if kind in MODELS else {}  # diffusers' scheduler indexes with what it reads
+    fill = {"HOLLOW_FILL": "1"} if kind != "theirs" else {}  # diffusers' scheduler indexes with what it reads
     command = [sys.executable, __file__, "--row", json.dumps([kind, value])]
     done = subprocess.run(
         command, env={**os.environ, **environment, **GPU, **fill}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-        return {("budget" if kind in MODELS else "mode"): value, "failed": last}
+        return {KEYS.get(kind, "budget"): value, "failed": last}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
+
+
+KEYS = {"theirs": "mode", "several": "case"}
 
 
 def gib(count: int | None) -> str:
@@ -206,6 +245,7 @@ def render(table: Mapping[str, Any]) -> str:
             if run.get(kind):
                 title = f"### Ours within budgets: ConsisID-{model}, commit {run[kind][0]['commit']}"
                 lines += ["", title, "", *_within_budgets(run[kind])]
+        lines += _several(run.get("several", []))
         lines += _beside(run)
     return "\n".join([*lines, "", *NOTES]) + "\n"
 
@@ -236,6 +276,26 @@ def _within_budgets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             for stage in row["stages"].values()
         ]
         lines.append(f"| {'none' if row['budget'] is None else format(row['budget'], 'g')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _several(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "", f"### Several videos at once: ConsisID-preview, commit {rows[0]['commit']}", "",
+        "| budget | at once | predicted | reserved | of it | weights | CFG |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        budget, count = row["case"]
+        if "reserved" not in row:
+            lines.append(f"| {budget:g} | {count} | failed: {row['failed']} | | | | |")
+            continue
+        share = f"{row['reserved'] / row['predicted'] * 100:.1f} %"
+        lines.append(
+            f"| {budget:g} | {count} | {gib(row['predicted'])} | {gib(row['reserved'])} | {share} | {row['mode']} | "
+            f"{row['cfg']} |"
+        )
     return lines
 
 
@@ -280,7 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = p.parse_args(arguments)
     if options.row:
         kind, value = json.loads(options.row)
-        print(json.dumps(ours(MODELS[kind], value) if kind in MODELS else theirs(value)))
+        made = ours(MODELS[kind], value) if kind in MODELS else several(value) if kind == "several" else theirs(value)
+        print(json.dumps(made))
         return 0
     file = options.output.with_suffix(".json")
     table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"runs": {}}
@@ -297,23 +358,25 @@ def fill(table: dict[str, Any], file: Path, again: bool) -> None:
     from hollow.build import environment
 
     run = table["runs"].setdefault(version("torch").partition("+")[0], {"ours": [], "theirs": []})
-    for kind in MODELS:
+    for kind in (*MODELS, "several"):
         run.setdefault(kind, [])
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if again:
-        run |= {kind: [] for kind in MODELS}
+        run |= {kind: [] for kind in (*MODELS, "several")}
     table["runs"] = dict(sorted(table["runs"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
     wanted = [(kind, "budget", value) for kind in MODELS for value in BUDGETS]
+    wanted += [("several", "case", list(value)) for value in SEVERAL]
     wanted += [("theirs", "mode", value) for value in STATED]
     for kind, key, value in wanted:
         if any(row[key] == value and "failed" not in row for row in run[kind]):
             continue
         made = run_row(kind, value, environment()) | {"commit": head.stdout.strip() or "unknown"}
         print(json.dumps(made), flush=True)
-        rows = {row[key]: row for row in run[kind]} | {value: made}
-        run[kind] = [rows[each] for of, _, each in wanted if of == kind and each in rows]
+        rows = [*(row for row in run[kind] if row[key] != value), made]
+        order = [each for of, _, each in wanted if of == kind]
+        run[kind] = sorted((row for row in rows if row[key] in order), key=lambda row: order.index(row[key]))
         file.write_text(json.dumps(table, indent=1) + "\n")
 
 
