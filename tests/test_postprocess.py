@@ -279,3 +279,10 @@ def test_a_stream_that_breaks_leaves_no_pictures(tmp_path):
 def test_other_endings(name, tmp_path):
     with pytest.raises(InputError, match=r"ends in none of \.mp4, \.gif, \.webp, \.png, \.jpg, \.jpeg"):
         video().save(tmp_path / name)
+
+
+def test_a_factor_is_lanczos():
+    frame = moving(1)[0]
+    height, width = frame.shape[:2]
+    expected = Image.fromarray(frame).resize((2 * width, 2 * height), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(enlarging(2)(frame), np.asarray(expected))

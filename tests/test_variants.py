@@ -128,3 +128,9 @@ def test_tiny_has_the_sizes_of_the_contract():
 def test_a_variant_survives_json():
     for variant in VARIANTS.values():
         assert Variant.from_dict(variant.to_dict()) == variant
+
+
+@pytest.mark.parametrize("variant", [PREVIEW, V1_5], ids=lambda variant: variant.name)
+def test_the_usual_video(variant):
+    shape = VideoShape.of(variant, None, None, None)
+    assert (shape.num_frames, shape.width, shape.height) == (49, 720, 480)

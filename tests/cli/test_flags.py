@@ -15,6 +15,7 @@ from support.people import random_identity
 from consisid.bench import cli as bench_cli
 from consisid.engine import __version__, cli, main
 from consisid.engine.backends import BACKENDS
+from consisid.engine.errors import InputError
 from consisid.engine.graphs.grouped import LAYERS
 from consisid.engine.serve import cli as serve_cli
 from consisid.engine.util.cli import REFUSED
@@ -348,3 +349,49 @@ def test_the_best_of_some_seeds(shallow_folder, tmp_path, capsys):
     ):
         assert cli.main([*given, *sizes, *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_verify_reaches_the_engine(monkeypatch, tmp_path):
+    asked = []
+
+    def opened(*_, **named):
+        asked.append(named["verify"])
+        raise InputError("no further")
+
+    monkeypatch.setattr("consisid.engine.ConsisID.open", opened)
+    for flags in ([], ["--verify"]):
+        cli.main(["engine", "--image", "a.png", "--prompt", "A.", "--output", str(tmp_path / "a.mp4"), *flags])
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize(("loud", "stages", "plan"), [([], True, False), (["-q"], False, False), (["-v"], True, True)])
+def test_how_much_is_said(loud, stages, plan, shallow_folder, tmp_path, capsys):
+    person = tmp_path / "me.safetensors"
+    random_identity(SHALLOW).save(person)
+    given = ["--image", str(person), "--prompt", "A.", "--steps", "1", "--memory", "1GiB", "--num-frames", "9"]
+    assert cli.main([str(shallow_folder), *given, "--output", str(tmp_path / "a.mp4"), *loud]) == 0
+    said = capsys.readouterr().err
+    assert [f"consisid-generate: {name}: " in said for name in ("text", "denoise", "decode")] == [stages] * 3
+    assert ("predicted peak" in said) is plan
+
+
+def test_a_file_of_python_wants_the_photo(shallow, shallow_folder, tmp_path, capsys):
+    video = shallow.generate(random_identity(shallow.variant), "A man.", seed=1, num_inference_steps=1, num_frames=9)
+    file = video.save(tmp_path / "a.mp4")
+    with pytest.raises(SystemExit):
+        cli.main([str(shallow_folder), "--like", str(file), "--output", str(tmp_path / "b.mp4")])
+    assert "the following arguments are required: --image" in capsys.readouterr().err
+
+
+def test_frames_in_between_and_larger(made, shallow_folder, tmp_path):
+    file, more = tmp_path / "b.mp4", ["--fps", "16", "--interpolate", "--upscale", "2"]
+    assert cli.main([str(shallow_folder), "--like", str(made), "--output", str(file), "-q", *more]) == 0
+    with av.open(str(file)) as found:
+        stream = found.streams.video[0]
+        assert (sum(1 for _ in found.decode(video=0)), stream.average_rate) == (33, 16)
+        assert (stream.width, stream.height) == (288, 192)
+
+
+def test_a_report_counts_three_runs_of_ten_steps(monkeypatch):
+    found = parsed("bench", GIVEN["bench"], monkeypatch)
+    assert (found["runs"], found["steps"]) == (3, 10)

@@ -83,3 +83,11 @@ def test_what_is_printed_runs(shell, hub):
     assert "load_lora_weights" in code
     done = subprocess.run([sys.executable, "-c", code], timeout=600, **shell)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_figures_of_the_h200_are_those_of_its_report():
+    report = (ROOT / "bench" / "reports" / "h200.md").read_text()
+    (row,) = [line for line in README.splitlines() if line.startswith("| NVIDIA H200")]
+    figures = re.findall(r"\| (\d+\.\d+) (?=\|)", row)
+    assert len(figures) == 3
+    assert [figure for figure in figures if f" {figure} " not in report] == []

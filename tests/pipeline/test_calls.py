@@ -10,7 +10,7 @@ from support.components import small_components
 from support.people import random_face, random_identity
 from support.reference import FRAMES, LATENTS
 
-from consisid.engine import ConsisIDPipeline, errors
+from consisid.engine import ConsisID, ConsisIDPipeline, errors
 from consisid.engine.variants import TINY
 
 from .conftest import quiet
@@ -228,3 +228,10 @@ def test_tiny_at_its_own_size(tiny_reference, arguments, form):
     right = tiny_reference.video_processor.postprocess_video(video, output_type="np")
     frames = ours(**arguments(**given | fresh(FORMS[form]) | {"output_type": "np"})).frames
     assert np.abs(frames - right).max() <= FRAMES
+
+
+def test_generate_has_the_names_of_diffusers():
+    ours, theirs = (
+        set(inspect.signature(each).parameters) for each in (ConsisID.generate, diffusers.ConsisIDPipeline.__call__)
+    )
+    assert theirs <= ours
