@@ -372,7 +372,7 @@ def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
     def noted(name, result):
         return lambda self, *arguments, **keywords: asked.update({name: (arguments, keywords)}) or result
 
-    video = Video(np.zeros((1, 32, 48, 3), np.uint8), 8, Stats(), shape=(1, 32, 48))
+    video = Video(np.zeros((1, 32, 48, 3), np.uint8), 8, Stats(), shape=(1, 32, 48), settings={"seed": 5})
     monkeypatch.setattr(ConsisID, "identify", noted("identify", random_identity(TINY)))
     monkeypatch.setattr(ConsisID, "generate", noted("generate", video))
     text = """--image a.png b.png --face 0.1,0.2,0.5,0.9 --mode whole --key-points reference --negative-prompt dull
