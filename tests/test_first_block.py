@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from support.people import random_identity
-from test_shortcuts import NeverWaits, difference
+from test_shortcuts import NeverWaits, difference, forbid_waiting
 
 from consisid.engine import denoise
 from consisid.engine.errors import InputError
@@ -144,21 +144,6 @@ def test_several_at_once_decide_for_themselves(shallow, make):
 
 def test_the_loop_waits_for_nothing(make, monkeypatch):
     """No operation does; what the step before has told the host is read from memory of its own."""
-    people = denoise._of_people
-
-    def strictly(*given):
-        work = people(*given)
-        while True:
-            try:
-                with NeverWaits():
-                    made = next(work)
-            except StopIteration as end:
-                return end.value
-            yield made
-
-    def advance(prediction, own=Prediction.advance):
-        with NeverWaits():
-            return own(prediction)
 
     def strict(own):
         def called(*given):
@@ -167,8 +152,7 @@ def test_the_loop_waits_for_nothing(make, monkeypatch):
 
         return called
 
-    monkeypatch.setattr(Prediction, "advance", advance)
-    monkeypatch.setattr(denoise, "_of_people", strictly)
+    forbid_waiting(monkeypatch)
     monkeypatch.setattr(FirstBlock, "step", strict(FirstBlock.step))
     monkeypatch.setattr(FirstBlock, "tell", strict(FirstBlock.tell))
     assert 3 <= make(0.1).stats.calls["last_block"] <= STEPS

@@ -439,12 +439,8 @@ def has_mask(indices):
     return any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in indices if x is not None)
 
 
-@pytest.mark.parametrize(
-    "shortcuts", [None, {"cache": 0.1}, {"cache": 0.1, "guidance_window": (1, 5), "guidance_every": 2}], ids=str
-)
-@pytest.mark.parametrize("cfg", ["batched", "sequential"])
-def test_the_loop_waits_for_nothing(make, skipping, cfg, shortcuts, monkeypatch):
-    """The networks and the guidance of every step; schedulers are diffusers' and read their own tables on the host."""
+def forbid_waiting(monkeypatch):
+    """Predictions, and what is between them, fail where they would wait; gives a list with an entry for each step."""
     from consisid.engine import denoise
 
     predict, watched = denoise._of_people, []
@@ -466,6 +462,16 @@ def test_the_loop_waits_for_nothing(make, skipping, cfg, shortcuts, monkeypatch)
 
     monkeypatch.setattr(denoise.Prediction, "advance", advance)
     monkeypatch.setattr(denoise, "_of_people", strictly)
+    return watched
+
+
+@pytest.mark.parametrize(
+    "shortcuts", [None, {"cache": 0.1}, {"cache": 0.1, "guidance_window": (1, 5), "guidance_every": 2}], ids=str
+)
+@pytest.mark.parametrize("cfg", ["batched", "sequential"])
+def test_the_loop_waits_for_nothing(make, skipping, cfg, shortcuts, monkeypatch):
+    """The networks and the guidance of every step; schedulers are diffusers' and read their own tables on the host."""
+    watched = forbid_waiting(monkeypatch)
     skipping(2, 4)
     make(shortcuts=shortcuts, cfg=cfg)
     assert len(watched) == STEPS
