@@ -15,7 +15,7 @@ from .checkpoint.reading import Checkpoint
 from .conditioning import Conditioner
 from .errors import EngineError, InputError
 from .face.extractor import Faces
-from .graphs.graph import in_ff_chunks, weight_shapes
+from .graphs.graph import Graph, in_ff_chunks, weight_shapes
 from .lora.mixin import Adapters
 from .manifest import DTYPES, Manifest, open_checkpoint
 from .memory.budget import check_mode, parse
@@ -230,7 +230,7 @@ class Engine(Adapters):
             )
         runners, captures = {}, self.weights.captures
         for name, graph in self.manifest.spec.graphs(shape).items():
-            if not self.checkpoint.has_part(graph.part):
+            if not self.wants(graph):
                 continue
             entry = entries.get(name)
             names = entry.weights if entry else list(weight_shapes(graph.module()))
@@ -253,6 +253,14 @@ class Engine(Adapters):
                 names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
                 runners[name] = backend("eager").load(in_ff_chunks(graph, rows), None, self.device, names)
         return networks.under(runners)
+
+    def loop_of(self, networks: GraphExecutor, shape: VideoShape, holder: Any) -> GraphExecutor:
+        """What the denoising loop of a holder calls, given the graphs for its shape and plan."""
+        return networks
+
+    def wants(self, graph: Graph) -> bool:
+        """Whether a graph is loaded."""
+        return self.checkpoint.has_part(graph.part)
 
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:

@@ -62,5 +62,9 @@ class MemoryBudgetError(ConsisIDError, ValueError):
     """A memory budget that cannot be met; the message names the smallest that can."""
 
 
+class RankError(ConsisIDError, RuntimeError):
+    """A process of an engine on several devices that failed, ended or does not answer; the message names its rank."""
+
+
 class DeviceMemoryError(ConsisIDError, MemoryError):
     """The device ran out of memory; the message names the plan, the stage and the next smaller plan."""

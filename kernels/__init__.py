@@ -15,6 +15,7 @@ from .functions import (
     qk_norm_rope,
 )
 from .joint_attention import describe
+from .partial_attention import merge, partial_attention
 from .workspace import workspace
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "group_norm_silu",
     "joint_attention",
     "linear_gelu",
+    "merge",
     "modulated_norm",
+    "partial_attention",
     "qk_norm_rope",
     "whole",
     "workspace",

@@ -5,10 +5,10 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from ..engine import Engine
 from ..errors import InputError, shown
 from ..face.identity import Identity
 from ..face.similarity import similarity
+from ..parallel.devices import OnDevices
 from ..prediction import Work
 from ..run.options import MOST_VIDEOS, Options, is_finite
 from ..run.person import identified
@@ -20,7 +20,7 @@ from .jobs import Job, VideoRequest
 from .queue import VideoQueue, queue_of
 
 
-class Several(Engine):
+class Several(OnDevices):
     """What ConsisID does for more than one video."""
 
     make: Callable[..., Work[list[Video]]]

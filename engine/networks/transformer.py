@@ -167,14 +167,18 @@ class _Attention(nn.Module):
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=config.attention_bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def forward(self, qkv: Tensor, cos: Tensor, sin: Tensor, skip: int = 0) -> Tensor:
-        """Attention of [B, S, 3 * C], from the fused projection -> [B, S - skip, C] before the output projection: the
-        first `skip` tokens are read but not asked."""
+    def queries(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each [B, S, H, D], of [B, S, 3 * C] from the fused projection."""
         q, k = qk_norm_rope(
             qkv, self.norm_q.weight, self.norm_q.bias, self.norm_k.weight, self.norm_k.bias,
             cos, sin, self.heads, QK_NORM_EPS,
         )  # fmt: skip
-        v = qkv.unflatten(-1, (3, self.heads, -1))[:, :, 2]
+        return q, k, qkv.unflatten(-1, (3, self.heads, -1))[:, :, 2]
+
+    def forward(self, qkv: Tensor, cos: Tensor, sin: Tensor, skip: int = 0) -> Tensor:
+        """Attention of [B, S, 3 * C], from the fused projection -> [B, S - skip, C] before the output projection: the
+        first `skip` tokens are read but not asked."""
+        q, k, v = self.queries(qkv, cos, sin)
         return joint_attention(q[:, skip:], k, v, q.shape[-1] ** -0.5).flatten(-2)
 
 
@@ -232,15 +236,20 @@ class Block(nn.Module):
         return self._run(hidden, modulation, cos, sin, skip=0)
 
     def _run(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, skip: int) -> Tensor:
+        return self.after(hidden[:, skip:], self.attn1(self.qkv(hidden, modulation), cos, sin, skip), modulation, skip)
+
+    def qkv(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        """The fused projection [B, S, 3 * C] that attention begins with."""
+        norm = self.norm1.norm
+        normed = modulated_norm(hidden, modulation[0], norm.weight, norm.bias, self.text_length, self.eps)
+        return self.attn1.to_qkv(normed)
+
+    def after(self, hidden: Tensor, attended: Tensor, modulation: Tensor, skip: int = 0) -> Tensor:
+        """What follows attention, of hidden and attended [B, S - skip, C] -> [B, S - skip, C]."""
         attention_mod, ff_mod = modulation[0], modulation[1]
-        norm, text = self.norm1.norm, self.text_length
-        attention = self.attn1.to_out[0](
-            self.attn1(
-                self.attn1.to_qkv(modulated_norm(hidden, attention_mod, norm.weight, norm.bias, text, self.eps)),
-                cos, sin, skip,
-            )
-        )  # fmt: skip
-        hidden, norm, text = hidden[:, skip:], self.norm2.norm, text - skip
+        attention = self.attn1.to_out[0](attended)
+        del attended
+        norm, text = self.norm2.norm, self.text_length - skip
         hidden, normed = gated_modulated_norm(
             hidden, attention, attention_mod, ff_mod, norm.weight, norm.bias, text, self.eps
         )

@@ -113,9 +113,10 @@ class Run(Holder):
     @property
     def loop(self) -> GraphExecutor:
         """What the denoising loop calls: blocks as the plan has them."""
-        if self.plan is None or self.plan.rows == 1:
-            return self.networks
-        return self.engine.in_ff_chunks(self.networks, self.request.shape, self.plan.rows)
+        networks, shape, rows = self.networks, self.request.shape, 1 if self.plan is None else self.plan.rows
+        if rows > 1:
+            networks = self.engine.in_ff_chunks(networks, shape, rows)
+        return self.engine.loop_of(networks, shape, self.owner)
 
     @property
     def decoding(self) -> tuple[str | None, Tile | None]:

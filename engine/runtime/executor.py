@@ -44,6 +44,9 @@ class Weights(Protocol):
         """A stage of graphs.table.STAGES that begins from now on goes through its weights so many times, else once; the
         present one so many times more at least."""
 
+    def expected(self, stage: str) -> int:
+        """What was said by `expect`."""
+
     def tidy(self) -> None:
         """Large tensors have been let go of, and small ones that stay are made next."""
 
@@ -68,6 +71,9 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     def expect(self, stage: str, passes: int) -> None:
         """They stay, however often they are used."""
+
+    def expected(self, stage: str) -> int:
+        return 1
 
     def tidy(self) -> None:
         """There is no plan of the memory."""

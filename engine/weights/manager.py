@@ -149,6 +149,14 @@ class WeightManager:
         if stage == self._stage and self._prefetcher is not None:
             self._prefetcher.expect(passes)
 
+    def expected(self, stage: str) -> int:
+        """What was said by `expect`."""
+        return self._passes.get(stage, 1)
+
+    def names(self, name: str) -> Sequence[str]:
+        """The weights of a graph, in the order of its call."""
+        return self._graphs[name][1]
+
     def evict(self) -> None:
         """End the present stage: its weights leave the device, and what was prepared of the next."""
         self.note_peak()

@@ -1,0 +1,228 @@
+"""The processes of the other devices: starting them, telling them what to do, and noticing when one is lost.
+
+Orders and signs of life go through a store of torch.distributed, which this process holds; it listens on the loopback
+interface unless torchrun has made another.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from threading import Event, Thread
+
+import torch
+import torch.distributed as dist
+
+from ..errors import RankError, one_line
+from .exchange import Exchange
+
+FOREVER = timedelta(days=365)
+PULSE = 0.5  # seconds between two signs of life
+LOOK = 0.1  # seconds between two looks at the processes
+GRACE = 5.0  # seconds in which a process that was asked to end does so
+
+
+class Crew:
+    """The others, as rank 0 sees them.
+
+    Attributes:
+        processes: by rank; none where torchrun started and watches them.
+        timeout: seconds after which a rank that does not answer is given up.
+        lost: the sentence about what was lost, None while nothing is.
+    """
+
+    def __init__(self, store: dist.Store, size: int, timeout: float):
+        self.store, self.size, self.timeout = store, size, timeout
+        self.processes: dict[int, "subprocess.Popen[bytes]"] = {}
+        self.lost: str | None = None
+        self._said, self._cleared = 0, 0
+        self._closed = Event()
+        self._exchange: Exchange | None = None
+        self._since = 0.0
+
+    def start(self, module: str, port: int) -> None:
+        """Start a process for each other rank, which runs a module of this package."""
+        for rank in range(1, self.size):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.size, "MASTER_PORT": port}
+            environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+            # In a session of its own: an interrupt of the terminal is this process's, which ends them in its time.
+            self.processes[rank] = subprocess.Popen(
+                [sys.executable, "-m", module], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.watch()
+
+    def watch(self) -> None:
+        """Look after the others until the end."""
+        Thread(target=self._watch, name="consisid crew", daemon=True).start()
+
+    def say(self, order: bytes) -> None:
+        """The next order, for all of them."""
+        self.store.set(f"order/{self._said}", order)
+        self._said += 1
+        if self._said % 256 == 0:
+            done = min(self._pulse(rank)[1] for rank in range(1, self.size))
+            for number in range(self._cleared, done):
+                self.store.delete_key(f"order/{number}")
+            self._cleared = max(done, self._cleared)
+
+    def answers(self, what: str, rank: int) -> bytes:
+        """What a rank has put into the store under a name; waits for it.
+
+        Raises:
+            RankError: it has ended, failed or not answered in time.
+        """
+        key, end = f"{what}/{rank}", time.monotonic() + self.timeout
+        while not self.store.check([key]):
+            self._look()
+            if self.lost is None and time.monotonic() > end:
+                self._lose(f"rank {rank} of {self.size} has not answered for {self.timeout:g} s")
+            if self.lost is not None:
+                raise RankError(self.lost)
+            time.sleep(LOOK / 5)
+        return bytes(self.store.get(key))
+
+    @contextmanager
+    def watching(self, exchange: Exchange) -> Iterator[None]:
+        """Exchanges with the others.
+
+        Raises:
+            RankError: instead of what an exchange raises when another rank is lost.
+        """
+        if self.lost is not None:
+            raise RankError(f"{self.lost} Open the engine again.")
+        self._exchange, self._since = exchange, time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if exchange.doing is None:  # of this rank's own computing
+                self.end()
+                raise
+            self._explain(error)
+            raise RankError(self.lost) from None
+        except BaseException:  # an interrupt in the midst of what the others have begun
+            self.lost = "The engine on several devices was interrupted."
+            self.end()
+            raise
+        finally:
+            self._exchange = None
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Find out why an exchange failed: the sentence, whoever is first to know."""
+        end = time.monotonic() + 4 * PULSE
+        while self.lost is None and time.monotonic() < end:
+            self._look()
+            time.sleep(LOOK)
+        if self.lost is None:
+            self._lose(self._slowest() if "timed out" in str(error).lower() else f"an exchange failed ({error})")
+
+    def _watch(self) -> None:
+        """Until the end: a rank that is lost ends the others, so that nobody waits for it."""
+        while not self._closed.wait(LOOK):
+            self._look()
+            exchange = self._exchange
+            if exchange is not None and exchange.doing is not None:
+                count = exchange.count
+                if count != self._counted:
+                    self._counted, self._since = count, time.monotonic()
+                elif time.monotonic() - self._since > self.timeout + 2 * PULSE:
+                    self._lose(self._slowest())
+
+    _counted = -1
+
+    def _look(self) -> None:
+        """Whether a process has ended or says that it failed."""
+        if self.lost is not None:
+            return
+        for rank in range(1, self.size):
+            if self.store.check([f"failed/{rank}"]):
+                said = self.store.get(f"failed/{rank}").decode()
+                self._lose(f"rank {rank} of {self.size} failed: {said}")
+                return
+        for rank, process in self.processes.items():
+            status = process.poll()
+            if status is not None and not self._closed.is_set():
+                time.sleep(2 * LOOK)  # for what it may have said
+                if self.store.check([f"failed/{rank}"]):
+                    return self._look()
+                ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+                self._lose(f"rank {rank} of {self.size} {ended}")
+                return
+
+    def _pulse(self, rank: int) -> tuple[int, int]:
+        """How many exchanges a rank has begun, and how many orders it has heard."""
+        if not self.store.check([f"pulse/{rank}"]):
+            return -1, 0
+        begun, heard = self.store.get(f"pulse/{rank}").decode().split()
+        return int(begun), int(heard)
+
+    def _slowest(self) -> str:
+        """Who has begun the fewest exchanges."""
+        begun = {rank: self._pulse(rank)[0] for rank in range(1, self.size)}
+        least = min(begun.values())
+        ranks = [str(rank) for rank, count in begun.items() if count == least]
+        who = f"rank {ranks[0]} of {self.size} has" if len(ranks) == 1 else f"ranks {', '.join(ranks)} of {self.size} have"
+        return f"{who} not answered for {self.timeout:g} s"
+
+    def _lose(self, why: str) -> None:
+        why = one_line(why)
+        self.lost = f"The engine on {self.size} devices has ended: {why}{'' if why.endswith('.') else '.'}"
+        self.end()
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.group.WORLD.abort()  # type: ignore[union-attr]  # kernels that wait for a rank that is gone
+
+    def end(self) -> None:
+        """End the processes, and wait until they have."""
+        self._closed.set()
+        for process in self.processes.values():
+            process.terminate()
+        end = time.monotonic() + GRACE
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Pulse:
+    """Another rank's sign of life: how far it is, twice a second. Where the store is gone, so is rank 0, and the
+    process ends: it may be waiting for what will never come.
+
+    Attributes:
+        heard: orders so far.
+    """
+
+    def __init__(self, store: dist.Store, exchange: Exchange):
+        self.heard = 0
+        self._store, self._exchange = store, exchange
+        Thread(target=self._beat, name="consisid pulse", daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._store.set(f"pulse/{self._exchange.rank}", f"{self._exchange.count} {self.heard}")
+            except RuntimeError:
+                os._exit(1)
+            time.sleep(PULSE)
+
+
+@contextmanager
+def processors(rank: int, size: int, device: torch.device) -> Iterator[None]:
+    """On a CPU: a part of the processors for each rank, so that none waits for another's threads."""
+    if device.type != "cpu":
+        yield
+        return
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    mine = sorted(before)[rank * len(before) // size : (rank + 1) * len(before) // size]
+    if mine:
+        os.sched_setaffinity(0, mine)
+        torch.set_num_threads(max(1, len(mine)))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+        torch.set_num_threads(threads)

@@ -1,0 +1,187 @@
+"""An engine on several devices: opening it, and which of its graphs run on all of them."""
+
+import os
+import pickle
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+from weakref import finalize
+
+import torch
+import torch.distributed as dist
+
+from ..engine import Engine
+from ..errors import EngineError, InputError, RankError, shown
+from ..manifest import Manifest
+from ..run.holder import Holder
+from ..runtime.executor import GraphExecutor
+from ..shapes import VideoShape
+from ..util.device import check_device
+from .crew import Crew
+from .exchange import Exchange
+from .follower import join, trunk_of
+from .mesh import MOST, Mesh
+from .team import Team, TeamExecutor
+
+TIMEOUT = 600.0  # seconds: loading a checkpoint, or compiling the kernels of a first call, are the longest silences
+LAUNCHED = "torchrun"
+
+
+class OnDevices(Engine):
+    """An engine that may have more devices than its own.
+
+    Attributes:
+        team: the devices, None where there is one.
+    """
+
+    team: Team | None = None
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, device: str | torch.device | None = None, *, memory: int | str | None = None,
+        verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False,
+        devices: int | Sequence[str | torch.device] | str | None = None, mesh: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Self:  # fmt: skip
+        """Open an engine folder that consisid-build made; see Engine.open for what is not here.
+
+        Args:
+            memory: of each device.
+            devices: several for each video, as a number or a list such as ["cuda:0", "cuda:1"], the first of which is
+                this process's own; or "torchrun", for the processes that torchrun has started. Each gets a process,
+                which ends with the engine: `close` it, or let go of it.
+            mesh: what they share, such as "cfg=2,ulysses=3"; by default Mesh.choose.
+            timeout: seconds after which a device that does not answer is given up.
+
+        Raises:
+            RankError: a process of another device could not open the engine.
+        """
+        if devices is None:
+            if mesh is not None:
+                raise InputError(f"mesh={shown(mesh)} is about several devices; give devices too.")
+            return super().open(
+                folder, device, memory=memory, verify=verify, warm_up=warm_up, cuda_graphs=cuda_graphs
+            )  # fmt: skip
+        if device is not None:
+            raise InputError("Both device and devices were given; give one of the two.")
+        if cuda_graphs:
+            raise InputError("CUDA graphs cannot record what passes between devices; leave cuda_graphs out.")
+        manifest = Manifest.read(Path(os.path.abspath(folder)))
+        places = list_devices(devices, manifest.spec.device)
+        size = int(os.environ["WORLD_SIZE"]) if places is None else len(places)
+        first = f"cuda:{os.environ['LOCAL_RANK']}" if places is None and manifest.spec.device == "cuda" else None
+        heads = manifest.spec.variant.transformer.num_attention_heads
+        box = Mesh.choose(size, heads) if mesh is None else Mesh.parse(mesh, heads)
+        if box.size != size:
+            raise InputError(f"mesh={shown(mesh)} is of {box.size} devices, and there are {size}.")
+        options = {"memory": memory, "verify": verify, "warm_up": warm_up}
+        if size == 1:
+            return super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
+        place = {
+            "folder": os.path.abspath(folder), "memory": memory, "devices": places, "kind": manifest.spec.device,
+            "mesh": box, "timeout": timeout, "through_host": False,
+        }  # fmt: skip
+        crew = begin_crew(place, size, timeout)
+        try:
+            engine = super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
+            engine.team = _joined(engine, crew, box, timeout, place["through_host"])
+        except BaseException:
+            crew.end()
+            raise
+        finalize(engine, Team.end, engine.team)
+        return engine
+
+    def close(self) -> None:
+        """End the processes of the other devices; the engine can make no more videos. Nothing where there are none."""
+        if self.team is not None:
+            self.team.end()
+
+    def loop_of(self, networks: GraphExecutor, shape: VideoShape, holder: Holder) -> GraphExecutor:
+        if self.team is None:
+            return networks
+        plan, team = holder.plan, self.team
+        trunk = trunk_of(self, networks, shape, team.exchange, team.mesh, 1 if plan is None else plan.rows)
+        begin = partial(team.begin, shape, plan, holder.loras)
+        begin()  # so that the others bring their weights while this device encodes
+        return TeamExecutor(networks, team, trunk, begin)
+
+    def give_back(self) -> None:
+        super().give_back()
+        if self.team is not None:
+            self.team.rest()
+
+
+def list_devices(devices: Any, kind: str) -> list[str] | None:
+    """The names of devices; None for those of torchrun.
+
+    Args:
+        kind: that the engine was built for.
+
+    Raises:
+        InputError: no devices; one that is not there, or twice.
+    """
+    if devices == LAUNCHED:
+        if not dist.is_torchelastic_launched():
+            raise InputError('devices="torchrun" is for processes that torchrun has started, and this is none.')
+        return None
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        if not 1 <= devices <= MOST:
+            raise InputError(f"devices={devices} is not from 1 to {MOST}.")
+        names = [kind if kind == "cpu" else f"{kind}:{i}" for i in range(devices)]
+    else:
+        listed = isinstance(devices, list | tuple) and 0 < len(devices) <= MOST
+        if not listed or not all(isinstance(each, str | torch.device) for each in devices):
+            raise InputError(f'devices={shown(devices)} has to be a number or a list such as ["cuda:0", "cuda:1"].')
+        names = [str(each) for each in devices]
+    found = [str(check_device(name)) for name in names]
+    if found[0] != "cpu" and len(set(found)) < len(found):
+        raise InputError(f"devices={shown(devices)} names a device twice; each rank needs its own.")
+    return found
+
+
+def begin_crew(place: dict[str, Any], size: int, timeout: float) -> Crew:
+    """The other processes, which have been told what to open.
+
+    Raises:
+        InputError: this process has a group of torch.distributed already.
+        RankError: there is no place for the store that they meet at.
+    """
+    if dist.is_initialized():
+        raise InputError(
+            "This process has a process group of torch.distributed already, of another engine on several devices or "
+            "its own; close that first."
+        )
+    wait = timedelta(seconds=timeout)
+    try:
+        if place["devices"] is None:
+            store = next(dist.rendezvous("env://", timeout=wait))[0]
+            crew = Crew(store, size, timeout)
+            crew.watch()
+        else:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=wait)
+            crew = Crew(store, size, timeout)
+            crew.start(f"{__package__}.follower", store.port)
+    except RuntimeError as error:
+        raise RankError(f"The processes of several devices found no place to meet ({error}).") from None
+    store.set("open", pickle.dumps(place))
+    return crew
+
+
+def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, through_host: bool) -> Team:
+    """The team, once every rank has opened the same engine."""
+    for rank in range(1, mesh.size):
+        if crew.answers("ready", rank).decode() != engine.manifest.spec.key:
+            raise EngineError(
+                f"Rank {rank} has opened another engine than rank 0; give every rank the same folder, {engine.folder}."
+            )
+    exchange = Exchange(0, mesh.size, engine.device, timedelta(seconds=timeout), through_host)
+    crew.store.set("go", b"")
+    with crew.watching(exchange):
+        exchange.doing = "group"
+        join(crew.store, exchange)
+        exchange.doing = None
+    return Team(exchange, mesh, crew)
+
+

@@ -1,0 +1,75 @@
+"""Sending tensors between the processes of several devices: everything goes through `swap`, which counts."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Parcel = tuple[Tensor, int]
+"""A tensor, and the rank that it goes to or comes from."""
+
+
+@dataclass
+class Exchange:
+    """This process among those of a group that torch.distributed has made.
+
+    Tensors travel as bytes: no number changes on the way, and every dtype can. Where the group has no backend for the
+    device's tensors (gloo between GPUs), they pass through the host.
+
+    Attributes:
+        sent: bytes that this rank has sent, by what they were for.
+        count: exchanges that this rank has begun, which tells who lags behind.
+        doing: what the present one is for, None between two.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    timeout: timedelta
+    through_host: bool = False
+    sent: Counter[str] = field(default_factory=Counter)
+    count: int = 0
+    doing: str | None = None
+
+    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = ()) -> None:
+        """Send and receive at once; between two ranks tensors arrive in the order in which they were sent.
+
+        Args:
+            what: they are for.
+            gives: contiguous tensors to other ranks.
+            takes: contiguous tensors to be filled by other ranks.
+
+        Raises:
+            RuntimeError: a rank has gone, or not answered in time.
+        """
+        if not gives and not takes:
+            return
+        self.count, self.doing = self.count + 1, what
+        self.sent[what] += sum(tensor.nbytes for tensor, _ in gives)
+        sources = [(self._bytes(tensor.cpu() if self.through_host else tensor), rank) for tensor, rank in gives]
+        places = [(torch.empty_like(x, device="cpu") if self.through_host else x, rank) for x, rank in takes]
+        work = [dist.P2POp(dist.isend, tensor, rank) for tensor, rank in sources]
+        work += [dist.P2POp(dist.irecv, self._bytes(place), rank) for place, rank in places]
+        for each in dist.batch_isend_irecv(work):
+            each.wait(self.timeout) if self.device.type == "cpu" or self.through_host else each.wait()
+        if self.through_host:
+            for (tensor, _), (place, _) in zip(takes, places, strict=True):
+                tensor.copy_(place)
+        self.doing = None
+
+    @staticmethod
+    def _bytes(tensor: Tensor) -> Tensor:
+        assert tensor.is_contiguous()
+        return tensor.view(-1).view(torch.uint8)
+
+    def share(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """From rank 0 to all others; rank 0 gives them, the others have them filled."""
+        tensors = [tensor for tensor in tensors if tensor.numel()]
+        if self.rank:
+            self.swap(what, takes=[(tensor, 0) for tensor in tensors])
+        else:
+            self.swap(what, gives=[(tensor, rank) for rank in range(1, self.size) for tensor in tensors])

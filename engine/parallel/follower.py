@@ -1,0 +1,208 @@
+"""The process of another device: does what rank 0 orders until it ends."""
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..backends import backend
+from ..engine import Engine
+from ..errors import ConsisIDError, one_line
+from ..graphs.graph import Graph
+from ..manifest import Manifest
+from ..memory.planner import MemoryPlan
+from ..run.holder import Holder
+from ..runtime.executor import GraphExecutor
+from ..shapes import VideoShape
+from ..util.device import check_device, current
+from .crew import FOREVER, Pulse, processors
+from .exchange import Exchange
+from .mesh import Mesh
+from .trunk import SpreadTrunk
+
+STAGES = ("denoise", "decode")
+
+
+class PartEngine(Engine):
+    """An engine's graphs that run on every device."""
+
+    def wants(self, graph: Graph) -> bool:
+        return graph.stage in STAGES
+
+
+class Follower:
+    """One of the others. Its methods are orders.
+
+    Attributes:
+        holder: what the weights of this device are prepared for.
+    """
+
+    def __init__(self, engine: PartEngine, exchange: Exchange, mesh: Mesh):
+        self.engine, self.exchange, self.mesh = engine, exchange, mesh
+        self.holder = Holder(engine)
+        self.known: dict[int, list[Tensor]] = {}
+        self.spread: SpreadTrunk | None = None
+
+    def begin(self, shape: tuple[int, int, int], plan: MemoryPlan | None, loras: int) -> None:
+        """A run begins, or goes on under another plan.
+
+        Args:
+            shape: height, width and frames.
+            loras: bytes in which they come, 0 for none.
+        """
+        engine = self.engine
+        self.holder = Holder(engine)
+        self.holder.plan, self.holder.stage_name = plan, "denoise"
+        if loras:
+            packed = torch.empty(loras, dtype=torch.uint8, device=engine.device)
+            self.exchange.share("loras", [packed])
+            self.holder.loras = pickle.loads(packed.cpu().numpy().tobytes())  # noqa: S301
+        self.holder.enter()
+        found = VideoShape.of(engine.variant, *shape, any_frames=True)
+        rows, networks = 1 if plan is None else plan.rows, engine.networks(found)
+        if rows > 1 and self.mesh.sequence == 1:
+            networks = engine.in_ff_chunks(networks, found, rows)
+        self.spread = trunk_of(engine, networks, found, self.exchange, self.mesh, rows)
+
+    def rest(self) -> None:
+        """Nobody computes now."""
+        self.known.clear()
+        self.engine.give_back()
+
+    def learn(self, number: int, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """Positions, keys and values, for calls that name the number."""
+        made = [torch.empty(shape, dtype=dtype, device=self.engine.device) for shape, dtype in shapes]
+        self.exchange.share("known", made)
+        assert self.spread is not None
+        self.known[number] = [*self.spread.positions(*made[:2]), *made[2:]]
+
+    def forget(self, number: int) -> None:
+        """Nobody will name the number again."""
+        self.known.pop(number, None)
+
+    def trunk(self, size: int, count: int, number: int, begun: bool, passes: int, dtype: torch.dtype) -> None:
+        """The blocks, on this device's tokens of `size` of `count` samples."""
+        weights, trunk = self.engine.weights, self.spread
+        assert trunk is not None
+        if self._idle(size, count):
+            return
+        weights.expect("denoise", passes)
+        with weights.scratch("denoise"):
+            layers = self.engine.variant.transformer.num_layers
+            hidden, modulation = self._taken(size, layers, dtype)
+            cos, sin, *faces = self.known[number]
+            half = len(faces) // 2
+            tokens = trunk.run(hidden, modulation, cos, sin, faces[:half], faces[half:], begun)
+            del hidden
+            self.exchange.swap("gather", [(x.contiguous(), 0) for x in trunk.real(tokens, video=True)])
+
+    def block(self, size: int, count: int, number: int, dtype: torch.dtype) -> None:
+        """The first block, on this device's tokens."""
+        weights, trunk = self.engine.weights, self.spread
+        assert trunk is not None
+        if self._idle(size, count):
+            return
+        with weights.scratch("denoise"):
+            hidden, modulation = self._taken(size, 0, dtype)
+            hidden = trunk.block(hidden, modulation, *self.known[number][:2])
+            self.exchange.swap("gather", [(x.contiguous(), 0) for x in trunk.real(hidden, video=False)])
+
+    def _idle(self, size: int, count: int) -> bool:
+        return self.mesh.coordinates(self.exchange.rank)[0] * size >= count
+
+    def _taken(self, size: int, layers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """This device's hidden state [B, s, C] and the modulation, of all layers or of one."""
+        assert self.spread is not None
+        config, device = self.engine.variant.transformer, self.engine.device
+        hidden = torch.empty(size, self.spread.share.rows, config.inner_dim, dtype=dtype, device=device)
+        rows = (layers,) if layers else ()
+        modulation = torch.empty(*rows, 2, 2, 3, config.inner_dim, dtype=dtype, device=device)
+        self.exchange.swap("scatter", takes=[(hidden, 0), (modulation, 0)])
+        return hidden, modulation
+
+
+def trunk_of(
+    engine: Engine, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int
+) -> SpreadTrunk:
+    """The trunk of a device, with the graphs of its engine, which has the blocks of a single one in `rows` pieces."""
+    entries = engine.manifest.graphs
+
+    def load(graph: Graph, like: str) -> Any:
+        entry, names = entries.get(graph.name), engine.weights.names(like)
+        module = backend(entry.backend if entry else "eager")
+        file = engine.folder / entry.file if entry and entry.file else None
+        return module.load(graph, file, engine.device, names)
+
+    return SpreadTrunk(networks, shape, exchange, mesh, rows, load)
+
+
+def opened(place: dict[str, Any], device: torch.device) -> PartEngine:
+    """The engine folder that rank 0 opens, on this device."""
+    folder = Path(place["folder"])
+    manifest = Manifest.read(folder)
+    manifest.verify(folder, device)
+    return PartEngine(folder, manifest, device, place["memory"])
+
+
+def work(store: dist.Store, rank: int, size: int) -> None:
+    """Until rank 0 orders the end."""
+    place = pickle.loads(store.get("open"))  # noqa: S301  # from rank 0, which started this
+    mesh, timeout = place["mesh"], timedelta(seconds=place["timeout"])
+    name = place["devices"][rank] if place["devices"] else place["kind"]
+    if name == "cuda":
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = check_device(name)
+    exchange = Exchange(rank, size, device, timeout, place["through_host"])
+    pulse = Pulse(second(), exchange)
+    with current(device), torch.no_grad(), processors(rank, size, device):
+        engine = opened(place, device)
+        store.set(f"ready/{rank}", engine.manifest.spec.key)
+        store.wait(["go"], FOREVER)
+        join(store, exchange)
+        follower = Follower(engine, exchange, mesh)
+        while True:
+            order, values = pickle.loads(store.get(f"order/{pulse.heard}"))  # noqa: S301
+            pulse.heard += 1
+            if order == "end":
+                return
+            getattr(follower, order)(**values)
+
+
+def join(store: dist.Store, exchange: Exchange) -> None:
+    """Make the group of all ranks."""
+    backend_name = "nccl" if exchange.device.type == "cuda" and not exchange.through_host else "gloo"
+    # NCCL ends the process of whoever waits longer than this; the crew notices before.
+    wait = exchange.timeout * (4 if backend_name == "nccl" else 1)
+    hook, group = sys.excepthook, dist.PrefixStore("group", store)
+    dist.init_process_group(
+        backend_name, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
+    )  # fmt: skip
+    sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line
+
+
+def second() -> dist.Store:
+    """Another way to the store of rank 0: one that waits for an order says nothing."""
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=FOREVER)
+
+
+def main() -> int:
+    """Rank, number of ranks and the place of the store are torch.distributed's environment variables."""
+    store, rank, size = next(dist.rendezvous("env://", timeout=FOREVER))
+    try:
+        work(store, rank, size)
+    except BaseException as error:  # whatever it is, rank 0 says it
+        said = str(error) if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {error}"
+        store.set(f"failed/{rank}", one_line(said))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
