@@ -13,6 +13,7 @@ import torch
 from .backends import backend
 from .checkpoint.reading import Checkpoint
 from .conditioning import Conditioner
+from .decode.frames import MODES, Modes
 from .errors import EngineError, InputError
 from .face.extractor import Faces
 from .graphs.graph import Graph, in_ff_chunks, weight_shapes
@@ -257,6 +258,10 @@ class Engine(Adapters):
     def loop_of(self, networks: GraphExecutor, shape: VideoShape, holder: Any) -> GraphExecutor:
         """What the denoising loop of a holder calls, given the graphs for its shape and plan."""
         return networks
+
+    def decoders(self, shape: VideoShape, holder: Any) -> Modes:
+        """The ways in which the latents of a holder become frames."""
+        return MODES
 
     def wants(self, graph: Graph) -> bool:
         """Whether a graph is loaded."""

@@ -27,12 +27,17 @@ def _fade(span: Span, ratio: int, like: Tensor) -> Tensor:
     return weight
 
 
-def tiled(networks: GraphExecutor, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
+def tiled(
+    networks: GraphExecutor, latents: Tensor, tile: Tile, convert: Convert, decoder: TileDecoder | None = None
+) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w] in overlapping tiles.
 
     On the device are one tile's features and caches, and the border that it shares with the tile beside it.
+
+    Args:
+        decoder: that decodes the tiles; None for one on this device.
     """
-    decode, ratio = TileDecoder(networks, latents), networks.variant.vae.spatial_ratio
+    decode, ratio = decoder or TileDecoder(networks, latents), networks.variant.vae.spatial_ratio
     rows, columns = cut(latents.shape[3], tile[0]), cut(latents.shape[4], tile[1])
     for span in spans(latents.shape[1]):
         out = None

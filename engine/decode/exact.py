@@ -20,12 +20,19 @@ from ..shapes import spans
 from .chunks import Convert, Host, empty_module, named
 from .tile import Tile
 
+Rows = tuple[int, int]
+"""[begin, end) of the rows of the latents."""
+
 
 class Moments:
     """Mean and variance per group of what has been added, by Chan, Golub and LeVeque's formula in float64."""
 
     def __init__(self, groups: int):
         self.groups = groups
+        self.clear()
+
+    def clear(self) -> None:
+        """As if nothing had been added."""
         self.count = 0
         self.mean: Tensor | float = 0.0
         self.square: Tensor | float = 0.0  # sum of squared deviations
@@ -34,10 +41,14 @@ class Moments:
         """x [1, C, F, H, W]."""
         variance, mean = torch.var_mean(x.reshape(self.groups, -1).float(), dim=1, correction=0)
         new = x.numel() // self.groups
+        self.join(new, mean.double(), variance.double() * new)
+
+    def join(self, new: int, mean: Tensor, square: Tensor) -> None:
+        """`new` values more in each group, with their mean and sum of squared deviations."""
         total = self.count + new
-        delta = mean.double() - self.mean
+        delta = mean - self.mean
         self.mean = self.mean + delta * (new / total)
-        self.square = self.square + variance.double() * new + delta * delta * (self.count * new / total)
+        self.square = self.square + square + delta * delta * (self.count * new / total)
         self.count = total
 
     def of_channels(self, channels: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -51,11 +62,17 @@ class Moments:
 
 @dataclass
 class Map:
-    """Features [1, C, F, H, W] on the host, `scale` pixels to a latent pixel, and their moments."""
+    """Features [1, C, F, H, W] on the host, `scale` pixels to a latent pixel, and their moments; `top` is the row of
+    the frame that `data` begins with."""
 
     data: Tensor
     scale: int
     moments: Moments
+    top: int = 0
+
+    def part(self, rows: slice, columns: slice) -> Tensor:
+        """Of the frame's rows and columns."""
+        return self.data[..., rows.start - self.top : rows.stop - self.top, columns]
 
 
 @dataclass(frozen=True)
@@ -87,11 +104,12 @@ class Area:
         return int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3])
 
 
-def areas(height: int, width: int, tile: Tile, scale: int) -> Iterator[Area]:
-    """The tiles of latents of height x width, at `scale`."""
-    for y in range(0, height, tile[0]):
+def areas(height: int, width: int, tile: Tile, scale: int, rows: Rows | None = None) -> Iterator[Area]:
+    """The tiles of latents of height x width, or of some of their rows, at `scale`."""
+    begin, end = rows or (0, height)
+    for y in range(begin, end, tile[0]):
         for x in range(0, width, tile[1]):
-            y1, x1 = min(height, y + tile[0]), min(width, x + tile[1])
+            y1, x1 = min(end, y + tile[0]), min(width, x + tile[1])
             yield Area(y * scale, y1 * scale, x * scale, x1 * scale, height * scale, width * scale)
 
 
@@ -122,15 +140,32 @@ def normalise(norm: SpatialNorm, x: Tensor, source: Map, latents: Tensor, rows: 
 
 
 class ExactDecoder:
-    """The decoder over maps on the host."""
+    """The decoder over maps on the host, for latents of height x width in chunks of time.
 
-    def __init__(self, decoder: Decoder, groups: int, host: Host, size: Tile, tile: Tile):
-        self.decoder, self.groups, self.host, self.size, self.tile = decoder, groups, host, size, tile
-        self._caches: dict[nn.Module, Tensor] = {}
+    Args:
+        rows: of the latents whose frames are made; None for all.
+    """
+
+    def __init__(self, networks: GraphExecutor, host: Host, size: Tile, tile: Tile, rows: Rows | None = None):
+        self._networks, self._module = networks, empty_module(networks, FirstChunk)
+        self.decoder, self.groups = self._module.decoder, networks.variant.vae.norm_num_groups
+        self.host, self.size, self.tile, self.rows = host, size, tile, rows or (0, size[0])
+        self._caches: dict[nn.Module, Map] = {}
         self.latents = torch.empty(0)
 
-    def __call__(self, latents: Tensor, last: bool, convert: Convert) -> Tensor:
-        """Frames [n, H, W, 3] on the host, from latents [1, 16, n, h, w] of the next chunk."""
+    def decode(self, latents: Tensor, last: bool, convert: Convert) -> Tensor:
+        """Frames [n, H, W, 3] on the host, of its rows, from latents [1, 16, n, h, w] of the next chunk."""
+
+        def chunk(inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+            self._module.load_state_dict(named(self._module, weights), assign=True)
+            return self._frames(inputs[0], last, convert)
+
+        return self._networks.under({"decode_first": chunk}).one("decode_first", latents)
+
+    def meet(self, features: Map) -> None:
+        """A map is complete as far as the rows of this decoder go."""
+
+    def _frames(self, latents: Tensor, last: bool, convert: Convert) -> Tensor:
         decoder, self.latents = self.decoder, latents
         x = self._gather(self._convolve(decoder.conv_in, Map(latents, 1, Moments(1)), None, last), 1)
         for block in (decoder.mid_block, *decoder.up_blocks):
@@ -142,9 +177,10 @@ class ExactDecoder:
         frames: list[Tensor] = []
         for area, y in self._convolve(decoder.conv_out, x, decoder.norm_out, last):
             part = convert(y[0].transpose(0, 1))
+            begin, end = (row * x.scale for row in self.rows)
             if not frames:
-                frames.append(self.host.empty((len(part), area.height, area.width, 3), part.dtype))
-            self.host.put(frames[0][:, *area.inside], part)
+                frames.append(self.host.empty((len(part), end - begin, area.width, 3), part.dtype))
+            self.host.put(frames[0][:, area.top - begin : area.bottom - begin, area.inside[1]], part)
         return frames[0]
 
     def _gather(self, pieces: Iterator[tuple[Area, Tensor]], scale: int) -> Map:
@@ -152,11 +188,17 @@ class ExactDecoder:
         found: list[Map] = []
         for area, y in pieces:
             if not found:
-                data = self.host.empty((*y.shape[:3], area.height, area.width), y.dtype)
-                found.append(Map(data, scale, Moments(self.groups)))
-            self.host.put(found[0].data[..., *area.inside], y)
+                found.append(self._map(y, scale, area))
+            self.host.put(found[0].part(*area.inside), y)
             found[0].moments.add(y)
+        self.meet(found[0])
         return found[0]
+
+    def _map(self, like: Tensor, scale: int, area: Area) -> Map:
+        """An empty map of the decoder's rows, and of one more on each side where the frame goes on."""
+        top, bottom = max(0, self.rows[0] * scale - 1), min(area.height, self.rows[1] * scale + 1)
+        data = self.host.empty((*like.shape[:3], bottom - top, area.width), like.dtype)
+        return Map(data, scale, Moments(self.groups), top)
 
     def _convolve(
         self,
@@ -168,42 +210,34 @@ class ExactDecoder:
     ) -> Iterator[tuple[Area, Tensor]]:
         """Tile by tile a causal convolution of the normalised source, plus a residual."""
         lead, host, old, new = conv.lead, self.host, self._caches.pop(conv, None), None
-        if not last:
-            size = source.data.shape
-            new = self._caches[conv] = host.empty((1, size[1], lead, *size[3:]), source.data.dtype)
-        for area in areas(*self.size, self.tile, source.scale):
-            x = host.take(source.data[..., *area.outside])
+        for area in areas(*self.size, self.tile, source.scale, self.rows):
+            x = host.take(source.part(*area.outside))
+            if new is None and not last:
+                new = self._caches[conv] = self._map(x[:, :, :1].expand(-1, -1, lead, -1, -1), source.scale, area)
             if norm is not None:
                 x = normalise(norm, x, source, self.latents, *area.outside)
-            before = x[:, :, :1].expand(-1, -1, lead, -1, -1) if old is None else host.take(old[..., *area.outside])
-            x = F.pad(torch.cat((before, x), dim=2), area.zeros)  # one pixel more than the tile on every side
-            if new is not None:
-                host.put(new[..., *area.inside], x[:, :, -lead:, 1:-1, 1:-1])
+            before = x[:, :, :1].expand(-1, -1, lead, -1, -1) if old is None else host.take(old.part(*area.outside))
+            x = torch.cat((before, x), dim=2)
+            if new is not None:  # with the border: what is beyond the rows of this decoder no other tile writes
+                host.put(new.part(*area.outside), x[:, :, -lead:])
+            x = F.pad(x, area.zeros)  # one pixel more than the tile on every side
             y = conv3d(x, conv.conv.weight, conv.conv.bias)
             if residual is not None:
-                y += residual[0].shortcut(host.take(residual[1].data[..., *area.inside]))
+                y += residual[0].shortcut(host.take(residual[1].part(*area.inside)))
             yield area, y
 
     def _upsample(self, upsample: Upsample, source: Map) -> Iterator[tuple[Area, Tensor]]:
-        small, large = (areas(*self.size, self.tile, source.scale * factor) for factor in (1, 2))
+        small, large = (areas(*self.size, self.tile, source.scale * factor, self.rows) for factor in (1, 2))
         for area, result in zip(small, large, strict=True):
-            yield result, upsample.padded(F.pad(self.host.take(source.data[..., *area.outside]), area.zeros))
+            yield result, upsample.padded(F.pad(self.host.take(source.part(*area.outside)), area.zeros))
 
 
 def exact(networks: GraphExecutor, latents: Tensor, tile: Tile, convert: Convert) -> Iterator[Tensor]:
     """Frames [n, H, W, 3] on the host, chunk by chunk, from latents [1, F, 16, h, w]."""
     count, size = latents.shape[1], (latents.shape[3], latents.shape[4])
-    module = empty_module(networks, FirstChunk)
-    run = ExactDecoder(module.decoder, networks.variant.vae.norm_num_groups, Host(latents.device), size, tile)
+    run = ExactDecoder(networks, Host(latents.device), size, tile)
     for begin, end in spans(count):
-        last = end == count
-
-        def chunk(inputs: Sequence[Tensor], weights: Sequence[Tensor], last: bool = last) -> Tensor:
-            module.load_state_dict(named(module, weights), assign=True)
-            return run(inputs[0], last, convert)
-
-        part = latents[:, begin:end].transpose(1, 2).contiguous()
-        yield networks.under({"decode_first": chunk}).one("decode_first", part)
+        yield run.decode(latents[:, begin:end].transpose(1, 2).contiguous(), end == count, convert)
 
 
 def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, width: int) -> int:
@@ -211,7 +245,7 @@ def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, wid
 
     A map of C channels, F frames and P pixels is written once (C F P) and read once for each convolution of it, with
     the borders (C F R), where R is the pixels of all tiles with a border of one where the frame goes on; a residual is
-    read once more (C F P). What a convolution hands on is written (2 C P) and read by the next chunk (2 C R). The
+    read once more (C F P). What a convolution hands on is written and read by the next chunk (2 C R each). The
     arithmetic is the untiled decode's. 49 frames of 480x720 in bfloat16, tiles of 30x45: 194 GB.
     """
 
@@ -228,7 +262,7 @@ def host_bytes(decoder: Decoder, size: Tile, latent_frames: int, tile: Tile, wid
         def step(conv: CausalConv, residual: int = 0) -> int:
             inputs, outputs = conv.conv.in_channels, conv.conv.out_channels
             plain, bordered = pixels(scale)  # noqa: B023
-            moved = inputs * (frames + handed[0]) * bordered + inputs * handed[1] * plain  # noqa: B023
+            moved = inputs * (frames + sum(handed)) * bordered  # noqa: B023
             return moved + (outputs + residual) * frames * plain  # noqa: B023
 
         total += step(decoder.conv_in)

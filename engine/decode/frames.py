@@ -33,8 +33,10 @@ def whole(networks: GraphExecutor, latents: Tensor, tile: Tile, convert: Convert
     return (convert(frames).cpu() for frames in decode_chunks(networks, latents))
 
 
-# The ways to decode; each yields chunks in order. `tile` is (height, width) in latent pixels.
-MODES: Mapping[str, Callable[[GraphExecutor, Tensor, Tile, Convert], Iterator[Tensor]]] = {
+Modes = Mapping[str, Callable[[GraphExecutor, Tensor, Tile, Convert], Iterator[Tensor]]]
+"""The ways to decode; each yields chunks in order. `tile` is (height, width) in latent pixels."""
+
+MODES: Modes = {
     "whole": whole,
     "tiled": tiled,
     "tiled-reference": tiled_reference,
@@ -54,10 +56,11 @@ OUTPUT_TYPES: Mapping[str, tuple[Convert, Callable[[Iterator[Tensor]], Any]]] = 
 
 @torch.no_grad()
 def frames_in_order(
-    networks: GraphExecutor, latents: Tensor, convert: Convert, mode: str | None = None, tile: Tile | None = None
-) -> Iterator[Tensor]:
+    networks: GraphExecutor, latents: Tensor, convert: Convert, mode: str | None = None, tile: Tile | None = None,
+    modes: Modes = MODES,
+) -> Iterator[Tensor]:  # fmt: skip
     """Frames [n, H, W, 3] on the host, in order, from latents [1, F, 16, h, w] (unscaled)."""
-    frames = MODES[mode or "whole"](networks, latents, check_tile(tile, networks.variant.vae), convert)
+    frames = modes[mode or "whole"](networks, latents, check_tile(tile, networks.variant.vae), convert)
     while True:
         with networks.weights.scratch("decode"):
             chunk = next(frames, None)
@@ -67,8 +70,9 @@ def frames_in_order(
 
 
 def finish(
-    networks: GraphExecutor, latents: Tensor, output_type: str, mode: str | None = None, tile: Tile | None = None
-) -> Any:
+    networks: GraphExecutor, latents: Tensor, output_type: str, mode: str | None = None, tile: Tile | None = None,
+    modes: Modes = MODES,
+) -> Any:  # fmt: skip
     """Frames of `output_type` from latents [b, F, 16, h, w] (unscaled), one entry per video; None for "latent".
 
     Videos are decoded one by one, and each chunk is converted and leaves the device as soon as it is decoded. "stream"
@@ -77,4 +81,4 @@ def finish(
     if output_type == "latent":
         return None
     convert, join = OUTPUT_TYPES[output_type]
-    return [join(frames_in_order(networks, video[None], convert, mode, tile)) for video in latents]
+    return [join(frames_in_order(networks, video[None], convert, mode, tile, modes)) for video in latents]

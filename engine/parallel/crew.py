@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Thread
 
@@ -36,7 +36,7 @@ class Crew:
 
     def __init__(self, store: dist.Store, size: int, timeout: float):
         self.store, self.size, self.timeout = store, size, timeout
-        self.processes: dict[int, "subprocess.Popen[bytes]"] = {}
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._said, self._cleared = 0, 0
         self._closed = Event()
@@ -98,7 +98,8 @@ class Crew:
         try:
             yield
         except RuntimeError as error:
-            if exchange.doing is None:  # of this rank's own computing
+            if exchange.doing is None:  # of this rank's own computing, in the midst of what the others have begun
+                self.lost = f"The engine on {self.size} devices has ended: rank 0 failed ({one_line(error, 200)})."
                 self.end()
                 raise
             self._explain(error)
@@ -164,7 +165,11 @@ class Crew:
         begun = {rank: self._pulse(rank)[0] for rank in range(1, self.size)}
         least = min(begun.values())
         ranks = [str(rank) for rank, count in begun.items() if count == least]
-        who = f"rank {ranks[0]} of {self.size} has" if len(ranks) == 1 else f"ranks {', '.join(ranks)} of {self.size} have"
+        who = (
+            f"rank {ranks[0]} of {self.size} has"
+            if len(ranks) == 1
+            else f"ranks {', '.join(ranks)} of {self.size} have"
+        )
         return f"{who} not answered for {self.timeout:g} s"
 
     def _lose(self, why: str) -> None:

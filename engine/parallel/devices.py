@@ -12,6 +12,7 @@ from weakref import finalize
 import torch
 import torch.distributed as dist
 
+from ..decode.frames import MODES, Modes
 from ..engine import Engine
 from ..errors import EngineError, InputError, RankError, shown
 from ..manifest import Manifest
@@ -20,6 +21,7 @@ from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from ..util.device import check_device
 from .crew import Crew
+from .decode import dealt_tiles, slabs
 from .exchange import Exchange
 from .follower import join, trunk_of
 from .mesh import MOST, Mesh
@@ -107,6 +109,15 @@ class OnDevices(Engine):
         begin()  # so that the others bring their weights while this device encodes
         return TeamExecutor(networks, team, trunk, begin)
 
+    def decoders(self, shape: VideoShape, holder: Holder) -> Modes:
+        if self.team is None:
+            return MODES
+        begin = partial(self.team.begin, shape, holder.plan, holder.loras)
+        return {
+            **MODES, "whole": partial(slabs, self.team, begin, False), "exact": partial(slabs, self.team, begin, True),
+            "tiled": partial(dealt_tiles, self.team, begin),
+        }  # fmt: skip
+
     def give_back(self) -> None:
         super().give_back()
         if self.team is not None:
@@ -183,5 +194,3 @@ def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, through_host
         join(crew.store, exchange)
         exchange.doing = None
     return Team(exchange, mesh, crew)
-
-

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import backend
+from ..decode.chunks import Convert, TileDecoder
+from ..decode.tile import Tile
 from ..engine import Engine
 from ..errors import ConsisIDError, one_line
 from ..graphs.graph import Graph
@@ -23,6 +25,7 @@ from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from ..util.device import check_device, current
 from .crew import FOREVER, Pulse, processors
+from .decode import SlabDecoder, dealt, slabs_of
 from .exchange import Exchange
 from .mesh import Mesh
 from .trunk import SpreadTrunk
@@ -48,6 +51,7 @@ class Follower:
         self.engine, self.exchange, self.mesh = engine, exchange, mesh
         self.holder = Holder(engine)
         self.known: dict[int, list[Tensor]] = {}
+        self.decoders: dict[int, SlabDecoder | TileDecoder] = {}
         self.spread: SpreadTrunk | None = None
 
     def begin(self, shape: tuple[int, int, int], plan: MemoryPlan | None, loras: int) -> None:
@@ -63,17 +67,19 @@ class Follower:
         if loras:
             packed = torch.empty(loras, dtype=torch.uint8, device=engine.device)
             self.exchange.share("loras", [packed])
-            self.holder.loras = pickle.loads(packed.cpu().numpy().tobytes())  # noqa: S301
+            self.holder.loras = pickle.loads(packed.cpu().numpy().tobytes())
         self.holder.enter()
         found = VideoShape.of(engine.variant, *shape, any_frames=True)
         rows, networks = 1 if plan is None else plan.rows, engine.networks(found)
         if rows > 1 and self.mesh.sequence == 1:
             networks = engine.in_ff_chunks(networks, found, rows)
+        self.networks = engine.networks(found)
         self.spread = trunk_of(engine, networks, found, self.exchange, self.mesh, rows)
 
     def rest(self) -> None:
         """Nobody computes now."""
         self.known.clear()
+        self.decoders.clear()
         self.engine.give_back()
 
     def learn(self, number: int, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> None:
@@ -86,6 +92,7 @@ class Follower:
     def forget(self, number: int) -> None:
         """Nobody will name the number again."""
         self.known.pop(number, None)
+        self.decoders.pop(number, None)
 
     def trunk(self, size: int, count: int, number: int, begun: bool, passes: int, dtype: torch.dtype) -> None:
         """The blocks, on this device's tokens of `size` of `count` samples."""
@@ -113,6 +120,37 @@ class Follower:
             hidden, modulation = self._taken(size, 0, dtype)
             hidden = trunk.block(hidden, modulation, *self.known[number][:2])
             self.exchange.swap("gather", [(x.contiguous(), 0) for x in trunk.real(hidden, video=False)])
+
+    def slab(
+        self, number: int, shape: tuple[int, ...], dtype: torch.dtype, last: bool, tile: Tile | None, convert: Convert
+    ) -> None:
+        """This device's rows of the frames of a chunk of latents."""
+        latents = torch.empty(shape, dtype=dtype, device=self.engine.device)
+        self.exchange.share("latents", [latents])
+        size, rank = (shape[3], shape[4]), self.exchange.rank
+        if rank >= len(slabs_of(size, self.exchange.size)):
+            return
+        if number not in self.decoders:
+            self.decoders[number] = SlabDecoder(self.networks, self.exchange, size, tile)
+        run = self.decoders[number]
+        assert isinstance(run, SlabDecoder)
+        with self.engine.weights.scratch("decode"):
+            frames = run.decode(latents, last, convert)
+            self.exchange.swap("frames", [(frames.to(self.engine.device), 0)])
+
+    def tiles(
+        self, number: int, span: tuple[int, int], tile: Tile, shape: tuple[int, ...], dtype: torch.dtype, first: bool
+    ) -> None:
+        """This device's tiles of a chunk."""
+        if first:
+            latents = torch.empty(shape, dtype=dtype, device=self.engine.device)
+            self.exchange.share("latents", [latents])
+            self.decoders[number] = TileDecoder(self.networks, latents)
+        run = self.decoders[number]
+        assert isinstance(run, TileDecoder)
+        for rows, columns in dealt(tile, shape, self.exchange.rank, self.exchange.size):
+            with self.engine.weights.scratch("decode"):
+                self.exchange.swap("tile", [(run(span, rows, columns).contiguous(), 0)])
 
     def _idle(self, size: int, count: int) -> bool:
         return self.mesh.coordinates(self.exchange.rank)[0] * size >= count
@@ -153,7 +191,7 @@ def opened(place: dict[str, Any], device: torch.device) -> PartEngine:
 
 def work(store: dist.Store, rank: int, size: int) -> None:
     """Until rank 0 orders the end."""
-    place = pickle.loads(store.get("open"))  # noqa: S301  # from rank 0, which started this
+    place = pickle.loads(store.get("open"))  # from rank 0, which started this
     mesh, timeout = place["mesh"], timedelta(seconds=place["timeout"])
     name = place["devices"][rank] if place["devices"] else place["kind"]
     if name == "cuda":
@@ -168,7 +206,7 @@ def work(store: dist.Store, rank: int, size: int) -> None:
         join(store, exchange)
         follower = Follower(engine, exchange, mesh)
         while True:
-            order, values = pickle.loads(store.get(f"order/{pulse.heard}"))  # noqa: S301
+            order, values = pickle.loads(store.get(f"order/{pulse.heard}"))
             pulse.heard += 1
             if order == "end":
                 return

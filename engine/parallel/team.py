@@ -35,7 +35,7 @@ class Team:
 
     def __init__(self, exchange: Exchange, mesh: Mesh, crew: Crew):
         self.exchange, self.mesh, self.crew = exchange, mesh, crew
-        self._known: dict[int, "ref[Tensor]"] = {}
+        self._known: dict[int, ref[Any]] = {}
         self._next = 0
         self._said: tuple[Any, ...] | None = None
         self._ended = False
@@ -85,18 +85,23 @@ class Team:
 
     def known(self, cos: Tensor, sin: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> int:
         """The number under which the others have these; they are sent where they have not."""
-        mark = keys[0] if keys else cos
+        before, number = self._next, self.number(keys[0] if keys else cos)
+        if number > before:
+            given = [x.contiguous() for x in (cos, sin, *keys, *values)]
+            self.order("learn", number=number, shapes=[(tuple(x.shape), x.dtype) for x in given])
+            self.exchange.share("known", given)
+        return number
+
+    def number(self, thing: Any) -> int:
+        """By which orders name something that the others have too, for as long as it lives here; rising."""
         for number, place in list(self._known.items()):
-            if place() is mark:
+            if place() is thing:
                 return number
             if place() is None:
                 del self._known[number]
                 self.order("forget", number=number)
         self._next += 1
-        self._known[self._next] = ref(mark)
-        shapes = [(tuple(x.shape), x.dtype) for x in (cos, sin, *keys, *values)]
-        self.order("learn", number=self._next, shapes=shapes)
-        self.exchange.share("known", [cos, sin, *(x.contiguous() for x in (*keys, *values))])
+        self._known[self._next] = ref(thing)
         return self._next
 
     def trunk(

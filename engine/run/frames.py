@@ -28,7 +28,8 @@ def decoded(run: Run, latents: Tensor) -> Any:
 
 
 def _finish(run: Run, latents: Tensor) -> Any:
-    return finish(run.networks, latents, run.options.output_type, *run.decoding)
+    modes = run.engine.decoders(run.request.shape, run.owner)
+    return finish(run.networks, latents, run.options.output_type, *run.decoding, modes)
 
 
 def _entry(run: Run, latents: Tensor, index: int) -> Iterator[Any]:

@@ -159,14 +159,13 @@ def test_blending_is_where_the_tiles_meet():
 def test_the_stated_cost_of_exact(size, tile):
     """host_bytes is what the host store counted."""
     config, latents = SMALL, random_latents(SMALL, *size)
-    decoder = decoding(config).modules["decode_first"].decoder
-    host = Host(torch.device("cpu"))
-    run = ExactDecoder(decoder, config.norm_num_groups, host, size[1:], tile)
+    networks, host = decoding(config), Host(torch.device("cpu"))
+    run = ExactDecoder(networks, host, size[1:], tile)
     frames = 0
     for begin, end in spans(size[0]):
-        out = run(latents[:, begin:end].transpose(1, 2).contiguous(), end == size[0], plain)
+        out = run.decode(latents[:, begin:end].transpose(1, 2).contiguous(), end == size[0], plain)
         frames += out.nbytes
-    assert host.bytes - frames == host_bytes(decoder, size[1:], size[0], tile, 4)
+    assert host.bytes - frames == host_bytes(networks.modules["decode_first"].decoder, size[1:], size[0], tile, 4)
 
 
 def test_the_stated_cost_of_exact_at_full_size():
