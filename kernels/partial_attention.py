@@ -1,5 +1,5 @@
-"""Attention over a part of the keys, with what is needed to add the other parts (Milakov and Gimelshein, arXiv:1805.02867;
-Liu et al., Ring Attention, arXiv:2310.01889): the weights' sum is given as the logarithm of the sum of exponentials.
+"""Attention over a part of the keys, with what is needed to add the other parts (Milakov and Gimelshein,
+arXiv:1805.02867; Liu et al., arXiv:2310.01889): the sum of the weights, as its logarithm.
 
 On a GPU it is PyTorch's FlashAttention or memory-efficient attention, whose operators give that logarithm; only devices
 whose number does not divide the heads need this, so there is no kernel of ours.

@@ -97,5 +97,5 @@ class SpreadAttention:
             after, before = self.ring[(self.turn + 1) % count], self.ring[(self.turn - 1) % count]
             self.exchange.swap("ring", [(keys, after)], [(came, before)])
             keys = came
-            found = merge(found, partial_attention(q, *keys.unbind(0), scale))
+            found = merge(found, partial_attention(q, keys[0], keys[1], scale))
         return found[0].to(q.dtype)

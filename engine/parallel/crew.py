@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Event, Thread
+from threading import Event, Lock, Thread
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -39,9 +40,8 @@ class Crew:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._said, self._cleared = 0, 0
-        self._closed = Event()
+        self._closed, self._lock = Event(), Lock()
         self._exchange: Exchange | None = None
-        self._since = 0.0
 
     def start(self, module: str, port: int) -> None:
         """Start a process for each other rank, which runs a module of this package."""
@@ -61,7 +61,7 @@ class Crew:
 
     def say(self, order: bytes) -> None:
         """The next order, for all of them."""
-        self.store.set(f"order/{self._said}", order)
+        put(self.store, f"order/{self._said}", order)
         self._said += 1
         if self._said % 256 == 0:
             done = min(self._pulse(rank)[1] for rank in range(1, self.size))
@@ -94,64 +94,58 @@ class Crew:
         """
         if self.lost is not None:
             raise RankError(f"{self.lost} Open the engine again.")
-        self._exchange, self._since = exchange, time.monotonic()
+        self._exchange = exchange
         try:
             yield
         except RuntimeError as error:
             if exchange.doing is None:  # of this rank's own computing, in the midst of what the others have begun
-                self.lost = f"The engine on {self.size} devices has ended: rank 0 failed ({one_line(error, 200)})."
-                self.end()
+                self._lose(f"rank 0 failed: {one_line(error, 200)}")
                 raise
             self._explain(error)
             raise RankError(self.lost) from None
         except BaseException:  # an interrupt in the midst of what the others have begun
-            self.lost = "The engine on several devices was interrupted."
-            self.end()
+            self._lose("rank 0 was interrupted")
             raise
         finally:
             self._exchange = None
 
     def _explain(self, error: RuntimeError) -> None:
-        """Find out why an exchange failed: the sentence, whoever is first to know."""
+        """Find out why an exchange failed: whose process has ended, or else who is behind."""
         end = time.monotonic() + 4 * PULSE
         while self.lost is None and time.monotonic() < end:
             self._look()
             time.sleep(LOOK)
         if self.lost is None:
-            self._lose(self._slowest() if "timed out" in str(error).lower() else f"an exchange failed ({error})")
+            self._lose(self._slowest() if self.timed_out(error) else f"an exchange failed ({error})")
+
+    def timed_out(self, error: RuntimeError) -> bool:
+        """Whether an exchange has waited too long, or another rank has, which then leaves."""
+        left = any(self.store.check([f"left/{rank}"]) for rank in range(1, self.size))
+        return left or "timed out" in str(error).lower()
 
     def _watch(self) -> None:
         """Until the end: a rank that is lost ends the others, so that nobody waits for it."""
+        count, since = -1, time.monotonic()
         while not self._closed.wait(LOOK):
             self._look()
             exchange = self._exchange
-            if exchange is not None and exchange.doing is not None:
-                count = exchange.count
-                if count != self._counted:
-                    self._counted, self._since = count, time.monotonic()
-                elif time.monotonic() - self._since > self.timeout + 2 * PULSE:
-                    self._lose(self._slowest())
-
-    _counted = -1
+            if exchange is None or exchange.doing is None or exchange.count != count:
+                count, since = -1 if exchange is None else exchange.count, time.monotonic()
+            elif time.monotonic() - since > self.timeout + 4 * PULSE:
+                self._lose(self._slowest())
 
     def _look(self) -> None:
-        """Whether a process has ended or says that it failed."""
-        if self.lost is not None:
-            return
+        """Whether a rank says that it failed, or a process has ended that does not say that another made it."""
         for rank in range(1, self.size):
-            if self.store.check([f"failed/{rank}"]):
-                said = self.store.get(f"failed/{rank}").decode()
-                self._lose(f"rank {rank} of {self.size} failed: {said}")
-                return
+            if self.lost is None and self.store.check([f"failed/{rank}"]):
+                self._lose(f"rank {rank} of {self.size} failed: {self.store.get(f'failed/{rank}').decode()}")
         for rank, process in self.processes.items():
-            status = process.poll()
-            if status is not None and not self._closed.is_set():
-                time.sleep(2 * LOOK)  # for what it may have said
-                if self.store.check([f"failed/{rank}"]):
-                    return self._look()
+            if self.lost is not None or self._closed.is_set() or process.poll() is None:
+                continue
+            if not any(self.store.check([f"{said}/{rank}"]) for said in ("failed", "left")):
+                status = process.returncode
                 ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
                 self._lose(f"rank {rank} of {self.size} {ended}")
-                return
 
     def _pulse(self, rank: int) -> tuple[int, int]:
         """How many exchanges a rank has begun, and how many orders it has heard."""
@@ -161,36 +155,38 @@ class Crew:
         return int(begun), int(heard)
 
     def _slowest(self) -> str:
-        """Who has begun the fewest exchanges."""
-        begun = {rank: self._pulse(rank)[0] for rank in range(1, self.size)}
-        least = min(begun.values())
-        ranks = [str(rank) for rank, count in begun.items() if count == least]
-        who = (
-            f"rank {ranks[0]} of {self.size} has"
-            if len(ranks) == 1
-            else f"ranks {', '.join(ranks)} of {self.size} have"
-        )
+        """Who has begun the fewest exchanges, of those that have not left because they waited too long."""
+        ranks = [rank for rank in range(1, self.size) if not self.store.check([f"left/{rank}"])]
+        begun = {rank: self._pulse(rank)[0] for rank in ranks or range(1, self.size)}
+        names = [str(rank) for rank, count in begun.items() if count == min(begun.values())]
+        who = f"rank {names[0]} has" if len(names) == 1 else f"one of the ranks {', '.join(names)} has"
         return f"{who} not answered for {self.timeout:g} s"
 
     def _lose(self, why: str) -> None:
-        why = one_line(why)
-        self.lost = f"The engine on {self.size} devices has ended: {why}{'' if why.endswith('.') else '.'}"
-        self.end()
+        with self._lock:
+            if self.lost is not None or self._closed.is_set():
+                return
+            why = one_line(why)
+            self.lost = f"The engine on {self.size} devices has ended: {why}{'' if why.endswith('.') else '.'}"
+        self.end(0.0)
         if dist.is_initialized() and dist.get_backend() == "nccl":
             dist.group.WORLD.abort()  # type: ignore[union-attr]  # kernels that wait for a rank that is gone
 
-    def end(self) -> None:
-        """End the processes, and wait until they have."""
+    def end(self, grace: float = GRACE) -> None:
+        """End the processes, and wait until they have; they have `grace` seconds to do it themselves."""
         self._closed.set()
-        for process in self.processes.values():
-            process.terminate()
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + grace
         for process in self.processes.values():
             try:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def put(store: dist.Store, name: str, data: bytes) -> None:
+    """Bytes into a store, which its type hints do not know."""
+    store.set(name, cast(str, data))
 
 
 class Pulse:

@@ -20,9 +20,9 @@ from ..run.holder import Holder
 from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from ..util.device import check_device
-from .crew import Crew
+from .crew import Crew, put
 from .decode import dealt_tiles, slabs
-from .exchange import Exchange
+from .exchange import TRANSPORTS, Exchange
 from .follower import join, trunk_of
 from .mesh import MOST, Mesh
 from .team import Team, TeamExecutor
@@ -45,7 +45,7 @@ class OnDevices(Engine):
         cls, folder: str | Path, device: str | torch.device | None = None, *, memory: int | str | None = None,
         verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False,
         devices: int | Sequence[str | torch.device] | str | None = None, mesh: str | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT, transport: str | None = None,
     ) -> Self:  # fmt: skip
         """Open an engine folder that consisid-build made; see Engine.open for what is not here.
 
@@ -56,6 +56,8 @@ class OnDevices(Engine):
                 which ends with the engine: `close` it, or let go of it.
             mesh: what they share, such as "cfg=2,ulysses=3"; by default Mesh.choose.
             timeout: seconds after which a device that does not answer is given up.
+            transport: "nccl", by default between GPUs, or "gloo", by default between processes on a CPU; between GPUs
+                that takes the way through the host.
 
         Raises:
             RankError: a process of another device could not open the engine.
@@ -78,19 +80,20 @@ class OnDevices(Engine):
         box = Mesh.choose(size, heads) if mesh is None else Mesh.parse(mesh, heads)
         if box.size != size:
             raise InputError(f"mesh={shown(mesh)} is of {box.size} devices, and there are {size}.")
+        transport = check_transport(transport, manifest.spec.device)
         options = {"memory": memory, "verify": verify, "warm_up": warm_up}
         if size == 1:
             return super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
         place = {
             "folder": os.path.abspath(folder), "memory": memory, "devices": places, "kind": manifest.spec.device,
-            "mesh": box, "timeout": timeout, "through_host": False,
+            "mesh": box, "timeout": timeout, "transport": transport,
         }  # fmt: skip
         crew = begin_crew(place, size, timeout)
         try:
             engine = super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
-            engine.team = _joined(engine, crew, box, timeout, place["through_host"])
+            engine.team = _joined(engine, crew, box, timeout, transport)
         except BaseException:
-            crew.end()
+            crew.end(0.0)
             raise
         finalize(engine, Team.end, engine.team)
         return engine
@@ -152,6 +155,15 @@ def list_devices(devices: Any, kind: str) -> list[str] | None:
     return found
 
 
+def check_transport(transport: str | None, kind: str) -> str:
+    """What tensors are sent by; raises InputError for what cannot be."""
+    if transport is None:
+        return "nccl" if kind == "cuda" else "gloo"
+    if transport not in TRANSPORTS or (transport == "nccl" and kind == "cpu"):
+        raise InputError(f"transport={shown(transport)} is not nccl, which is for GPUs only, or gloo.")
+    return transport
+
+
 def begin_crew(place: dict[str, Any], size: int, timeout: float) -> Crew:
     """The other processes, which have been told what to open.
 
@@ -176,19 +188,19 @@ def begin_crew(place: dict[str, Any], size: int, timeout: float) -> Crew:
             crew.start(f"{__package__}.follower", store.port)
     except RuntimeError as error:
         raise RankError(f"The processes of several devices found no place to meet ({error}).") from None
-    store.set("open", pickle.dumps(place))
+    put(store, "open", pickle.dumps(place))
     return crew
 
 
-def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, through_host: bool) -> Team:
+def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, transport: str) -> Team:
     """The team, once every rank has opened the same engine."""
     for rank in range(1, mesh.size):
         if crew.answers("ready", rank).decode() != engine.manifest.spec.key:
             raise EngineError(
                 f"Rank {rank} has opened another engine than rank 0; give every rank the same folder, {engine.folder}."
             )
-    exchange = Exchange(0, mesh.size, engine.device, timedelta(seconds=timeout), through_host)
-    crew.store.set("go", b"")
+    exchange = Exchange(0, mesh.size, engine.device, timedelta(seconds=timeout), transport)
+    put(crew.store, "go", b"")
     with crew.watching(exchange):
         exchange.doing = "group"
         join(crew.store, exchange)

@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+TRANSPORTS = ("nccl", "gloo")
+"""What of torch.distributed tensors are sent by."""
+
 Parcel = tuple[Tensor, int]
 """A tensor, and the rank that it goes to or comes from."""
 
@@ -17,10 +20,10 @@ Parcel = tuple[Tensor, int]
 class Exchange:
     """This process among those of a group that torch.distributed has made.
 
-    Tensors travel as bytes: no number changes on the way, and every dtype can. Where the group has no backend for the
-    device's tensors (gloo between GPUs), they pass through the host.
+    Tensors travel as bytes: no number changes on the way, and every dtype can.
 
     Attributes:
+        transport: of TRANSPORTS; by gloo what is on GPUs passes through the host.
         sent: bytes that this rank has sent, by what they were for.
         count: exchanges that this rank has begun, which tells who lags behind.
         doing: what the present one is for, None between two.
@@ -30,10 +33,15 @@ class Exchange:
     size: int
     device: torch.device
     timeout: timedelta
-    through_host: bool = False
+    transport: str = "gloo"
     sent: Counter[str] = field(default_factory=Counter)
     count: int = 0
     doing: str | None = None
+
+    @property
+    def through_host(self) -> bool:
+        """Whether tensors are copied to the host to be sent."""
+        return self.transport == "gloo" and self.device.type == "cuda"
 
     def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = ()) -> None:
         """Send and receive at once; between two ranks tensors arrive in the order in which they were sent.
@@ -55,7 +63,7 @@ class Exchange:
         work = [dist.P2POp(dist.isend, tensor, rank) for tensor, rank in sources]
         work += [dist.P2POp(dist.irecv, self._bytes(place), rank) for place, rank in places]
         for each in dist.batch_isend_irecv(work):
-            each.wait(self.timeout) if self.device.type == "cpu" or self.through_host else each.wait()
+            each.wait(self.timeout) if self.transport == "gloo" else each.wait()
         if self.through_host:
             for (tensor, _), (place, _) in zip(takes, places, strict=True):
                 tensor.copy_(place)

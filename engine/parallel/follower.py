@@ -3,7 +3,8 @@
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def opened(place: dict[str, Any], device: torch.device) -> PartEngine:
     return PartEngine(folder, manifest, device, place["memory"])
 
 
-def work(store: dist.Store, rank: int, size: int) -> None:
+def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], None]) -> None:
     """Until rank 0 orders the end."""
     place = pickle.loads(store.get("open"))  # from rank 0, which started this
     mesh, timeout = place["mesh"], timedelta(seconds=place["timeout"])
@@ -197,7 +198,8 @@ def work(store: dist.Store, rank: int, size: int) -> None:
     if name == "cuda":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = check_device(name)
-    exchange = Exchange(rank, size, device, timeout, place["through_host"])
+    exchange = Exchange(rank, size, device, timeout, place["transport"])
+    began(exchange)
     pulse = Pulse(second(), exchange)
     with current(device), torch.no_grad(), processors(rank, size, device):
         engine = opened(place, device)
@@ -215,12 +217,11 @@ def work(store: dist.Store, rank: int, size: int) -> None:
 
 def join(store: dist.Store, exchange: Exchange) -> None:
     """Make the group of all ranks."""
-    backend_name = "nccl" if exchange.device.type == "cuda" and not exchange.through_host else "gloo"
     # NCCL ends the process of whoever waits longer than this; the crew notices before.
-    wait = exchange.timeout * (4 if backend_name == "nccl" else 1)
+    wait = exchange.timeout * (4 if exchange.transport == "nccl" else 1)
     hook, group = sys.excepthook, dist.PrefixStore("group", store)
     dist.init_process_group(
-        backend_name, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
+        exchange.transport, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
     )  # fmt: skip
     sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line
 
@@ -233,11 +234,14 @@ def second() -> dist.Store:
 def main() -> int:
     """Rank, number of ranks and the place of the store are torch.distributed's environment variables."""
     store, rank, size = next(dist.rendezvous("env://", timeout=FOREVER))
+    exchanges: list[Exchange] = []
     try:
-        work(store, rank, size)
+        work(store, rank, size, exchanges.append)
     except BaseException as error:  # whatever it is, rank 0 says it
         said = str(error) if isinstance(error, ConsisIDError) else f"{type(error).__name__}: {error}"
-        store.set(f"failed/{rank}", one_line(said))
+        waited = isinstance(error, RuntimeError) and any(each.doing is not None for each in exchanges)
+        with suppress(RuntimeError):  # rank 0 may be gone
+            store.set(f"left/{rank}" if waited else f"failed/{rank}", one_line(said))
         return 1
     return 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 from ..errors import InputError, shown
@@ -139,4 +140,4 @@ class Mesh:
 def cut(length: int, parts: int) -> list[tuple[int, int]]:
     """Spans of `length` things, as even as can be."""
     ends = [length * i // parts for i in range(parts + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
