@@ -29,6 +29,15 @@ def person_of(engine: Any, options: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
+def devices_of(text: str | None) -> int | list[str] | str | None:
+    """--devices as open() takes it: a number or names; the processes of torchrun where it started this one."""
+    from torch.distributed import is_torchelastic_launched
+
+    if text is None:
+        return "torchrun" if is_torchelastic_launched() else None
+    return int(text) if text.isdecimal() else [name.strip() for name in text.split(",")]
+
+
 def load_loras(engine: Any, options: argparse.Namespace) -> None:
     """--lora and --lora-weight."""
     for source in options.lora:
@@ -57,7 +66,10 @@ def generate(options: argparse.Namespace) -> None:
     if between is not None and rate is None:
         raise InputError("--interpolate makes frames for another frame rate; give --fps too, such as --fps 16.")
     before = None if options.like is None else read_settings(options.like)
-    engine = ConsisID.open(Path(options.engine), options.device, memory=options.memory, verify=options.verify)
+    engine = ConsisID.open(
+        Path(options.engine), options.device, memory=options.memory, verify=options.verify,
+        devices=devices_of(options.devices), mesh=options.mesh,
+    )  # fmt: skip
     larger = None if options.upscale is None else enlarging(options.upscale, str(engine.device))
     if between is not None and rate is not None:
         between(iter(()), frame_rate(engine.variant.fps), rate)  # refused before anything is computed
@@ -176,6 +188,10 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK") != "0":  # torchrun started this for a device
+        from .parallel.follower import main as follow
+
+        return follow()
     options = parse(parser, "generate", "engine", NEEDS, arguments, {"like": like})
     imports = ("tqdm", "consisid.engine.api")
     return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports, options)

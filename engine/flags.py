@@ -91,6 +91,10 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     lora.add_argument("--lora-weight", type=float, nargs="+", metavar="W", help="of --lora: one for all, or one each")
     machine = p.add_argument_group("machine")
     machine.add_argument("--device", help="default: what the engine was built for")
+    machine.add_argument(
+        "--devices", metavar="N", help="several for one video: how many, or which, such as 0,1 (default: one)"
+    )
+    machine.add_argument("--mesh", help="of --devices: what they share, such as cfg=2,ulysses=3 (default: by a rule)")
     machine.add_argument("--memory", help="of the device, at most: 8GiB, bytes, or auto (default: no limit)")
     machine.add_argument("--cfg", help="batched or sequential: both halves of guidance at once (default: by memory)")
     machine.add_argument("--decode", help="whole (default without --memory), tiled, exact or tiled-reference")

@@ -33,6 +33,7 @@ class Crew:
         processes: by rank; none where torchrun started and watches them.
         timeout: seconds after which a rank that does not answer is given up.
         lost: the sentence about what was lost, None while nothing is.
+        joined: the group of all ranks is this engine's.
     """
 
     def __init__(self, store: dist.Store, size: int, timeout: float):
@@ -40,7 +41,8 @@ class Crew:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._said, self._cleared = 0, 0
-        self._closed, self._lock = Event(), Lock()
+        self.joined = False
+        self._closed, self._over, self._lock = Event(), Event(), Lock()
         self._exchange: Exchange | None = None
 
     def start(self, module: str, port: int) -> None:
@@ -81,7 +83,7 @@ class Crew:
             if self.lost is None and time.monotonic() > end:
                 self._lose(f"rank {rank} of {self.size} has not answered for {self.timeout:g} s")
             if self.lost is not None:
-                raise RankError(self.lost)
+                raise self.error()
             time.sleep(LOOK / 5)
         return bytes(self.store.get(key))
 
@@ -93,7 +95,7 @@ class Crew:
             RankError: instead of what an exchange raises when another rank is lost.
         """
         if self.lost is not None:
-            raise RankError(f"{self.lost} Open the engine again.")
+            raise self.error(" Open the engine again.")
         self._exchange = exchange
         try:
             yield
@@ -102,12 +104,24 @@ class Crew:
                 self._lose(f"rank 0 failed: {one_line(error, 200)}")
                 raise
             self._explain(error)
-            raise RankError(self.lost) from None
+            raise self.error() from None
         except BaseException:  # an interrupt in the midst of what the others have begun
             self._lose("rank 0 was interrupted")
             raise
         finally:
             self._exchange = None
+
+    def error(self, more: str = "") -> RankError:
+        """What was lost, once nothing is left of it."""
+        self._over.wait()
+        self.leave()
+        return RankError(f"{self.lost}{more}")
+
+    def leave(self) -> None:
+        """The group of all ranks is no more."""
+        if self.joined:
+            self.joined = False
+            dist.destroy_process_group()
 
     def _explain(self, error: RuntimeError) -> None:
         """Find out why an exchange failed: whose process has ended, or else who is behind."""
@@ -169,7 +183,7 @@ class Crew:
             why = one_line(why)
             self.lost = f"The engine on {self.size} devices has ended: {why}{'' if why.endswith('.') else '.'}"
         self.end(0.0)
-        if dist.is_initialized() and dist.get_backend() == "nccl":
+        if self.joined and dist.get_backend() == "nccl":
             dist.group.WORLD.abort()  # type: ignore[union-attr]  # kernels that wait for a rank that is gone
 
     def end(self, grace: float = GRACE) -> None:
@@ -182,6 +196,7 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._over.set()
 
 
 def put(store: dist.Store, name: str, data: bytes) -> None:

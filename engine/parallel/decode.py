@@ -91,8 +91,8 @@ def slabs(
         begin()
         with team.together():
             team.order(
-                "slab", number=team.number(run), shape=tuple(part.shape), dtype=part.dtype, last=last == count,
-                tile=cuts, convert=convert,
+                "slab", number=team.number(run), shape=tuple(part.shape), dtype=part.dtype, first=first == 0,
+                last=last == count, tile=cuts, convert=convert,
             )  # fmt: skip
             team.exchange.share("latents", [part])
             own = run.decode(part, last == count, convert)

@@ -94,6 +94,7 @@ class OnDevices(Engine):
             engine.team = _joined(engine, crew, box, timeout, transport)
         except BaseException:
             crew.end(0.0)
+            crew.leave()
             raise
         finalize(engine, Team.end, engine.team)
         return engine
@@ -143,16 +144,21 @@ def list_devices(devices: Any, kind: str) -> list[str] | None:
     if isinstance(devices, int) and not isinstance(devices, bool):
         if not 1 <= devices <= MOST:
             raise InputError(f"devices={devices} is not from 1 to {MOST}.")
-        names = [kind if kind == "cpu" else f"{kind}:{i}" for i in range(devices)]
+        names = [_name(str(i), kind) for i in range(devices)]
     else:
         listed = isinstance(devices, list | tuple) and 0 < len(devices) <= MOST
-        if not listed or not all(isinstance(each, str | torch.device) for each in devices):
+        if not listed or not all(isinstance(each, str | int | torch.device) for each in devices):
             raise InputError(f'devices={shown(devices)} has to be a number or a list such as ["cuda:0", "cuda:1"].')
-        names = [str(each) for each in devices]
+        names = [_name(str(each), kind) for each in devices]
     found = [str(check_device(name)) for name in names]
     if found[0] != "cpu" and len(set(found)) < len(found):
         raise InputError(f"devices={shown(devices)} names a device twice; each rank needs its own.")
     return found
+
+
+def _name(device: str, kind: str) -> str:
+    """Of a device that may be given by its number."""
+    return device if not device.isdecimal() else kind if kind == "cpu" else f"{kind}:{device}"
 
 
 def check_transport(transport: str | None, kind: str) -> str:
@@ -204,5 +210,6 @@ def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, transport: s
     with crew.watching(exchange):
         exchange.doing = "group"
         join(crew.store, exchange)
+        crew.joined = True
         exchange.doing = None
     return Team(exchange, mesh, crew)

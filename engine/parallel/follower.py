@@ -78,9 +78,7 @@ class Follower:
         self.spread = trunk_of(engine, networks, found, self.exchange, self.mesh, rows)
 
     def rest(self) -> None:
-        """Nobody computes now."""
-        self.known.clear()
-        self.decoders.clear()
+        """Nobody computes now; streams that have begun go on later."""
         self.engine.give_back()
 
     def learn(self, number: int, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> None:
@@ -123,15 +121,16 @@ class Follower:
             self.exchange.swap("gather", [(x.contiguous(), 0) for x in trunk.real(hidden, video=False)])
 
     def slab(
-        self, number: int, shape: tuple[int, ...], dtype: torch.dtype, last: bool, tile: Tile | None, convert: Convert
-    ) -> None:
+        self, number: int, shape: tuple[int, ...], dtype: torch.dtype, first: bool, last: bool, tile: Tile | None,
+        convert: Convert,
+    ) -> None:  # fmt: skip
         """This device's rows of the frames of a chunk of latents."""
         latents = torch.empty(shape, dtype=dtype, device=self.engine.device)
         self.exchange.share("latents", [latents])
         size, rank = (shape[3], shape[4]), self.exchange.rank
         if rank >= len(slabs_of(size, self.exchange.size)):
             return
-        if number not in self.decoders:
+        if first:
             self.decoders[number] = SlabDecoder(self.networks, self.exchange, size, tile)
         run = self.decoders[number]
         assert isinstance(run, SlabDecoder)

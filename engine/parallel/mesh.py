@@ -136,6 +136,14 @@ class Mesh:
         around = sum(groups[(turn - step) % self.ring] for step in range(self.ring - 1))
         return each * (3 * own * (self.ulysses - 1) + groups[turn] - own + 2 * around)
 
+    def given_bytes(self, shares: Sequence[Share], samples: int, layers: int, dim: int, width: int) -> int:
+        """What the first device hands out for one prediction, bytes, with `samples` samples on each device: to every
+        other its rows of the hidden state, samples * rows * dim * width, and 12 * layers * dim * width of modulation.
+        """
+        return sum(
+            (samples * shares[rank % self.sequence].rows + 12 * layers) * dim * width for rank in range(1, self.size)
+        )
+
 
 def cut(length: int, parts: int) -> list[tuple[int, int]]:
     """Spans of `length` things, as even as can be."""

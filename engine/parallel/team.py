@@ -11,7 +11,6 @@ from typing import Any
 from weakref import ref
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import Outputs
@@ -68,9 +67,9 @@ class Team:
     def rest(self) -> None:
         """Nobody computes now."""
         if self._said is not None and self.crew.lost is None:
+            self._sweep()
             self.order("rest")
         self._said = None
-        self._known.clear()
 
     def end(self) -> None:
         """End the processes; what is done with them afterwards raises RankError."""
@@ -81,7 +80,7 @@ class Team:
             self.crew.lost = "The engine on several devices was closed."
             self.order("end")
         self.crew.end()
-        dist.destroy_process_group()
+        self.crew.leave()
 
     def known(self, cos: Tensor, sin: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> int:
         """The number under which the others have these; they are sent where they have not."""
@@ -92,14 +91,18 @@ class Team:
             self.exchange.share("known", given)
         return number
 
+    def _sweep(self) -> None:
+        """What no longer lives here the others need no more."""
+        for number in [number for number, place in self._known.items() if place() is None]:
+            del self._known[number]
+            self.order("forget", number=number)
+
     def number(self, thing: Any) -> int:
         """By which orders name something that the others have too, for as long as it lives here; rising."""
-        for number, place in list(self._known.items()):
+        self._sweep()
+        for number, place in self._known.items():
             if place() is thing:
                 return number
-            if place() is None:
-                del self._known[number]
-                self.order("forget", number=number)
         self._next += 1
         self._known[self._next] = ref(thing)
         return self._next

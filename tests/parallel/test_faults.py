@@ -1,0 +1,239 @@
+"""A rank that is lost: one sentence names it, nothing is left running, and what was finished can be gone on from."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from support.people import random_identity
+
+from consisid.engine import ConsisID
+from consisid.engine.errors import EngineError, InputError, RankError
+from consisid.export import build
+
+PROMPT = "A person reads."
+LONGEST = 60  # seconds in which whatever happens has to have ended
+STAGES = ("identify", "text", "prepare", "denoise", "decode")
+
+
+def kill(engine, rank=2):
+    os.kill(engine.team.crew.processes[rank].pid, signal.SIGKILL)
+
+
+def stall(engine, rank=1):
+    os.kill(engine.team.crew.processes[rank].pid, signal.SIGSTOP)
+
+
+def fail(engine):
+    engine.team.order("nonsense")
+
+
+FAULTS = {
+    "killed": (kill, "rank 2 of 3 was ended by signal 9"),
+    "stalled": (stall, "rank 1 has not answered for 4 s"),
+    "raising": (fail, "rank [12] of 3 failed: AttributeError: 'Follower' object has no attribute 'nonsense'"),
+}
+EVERY = [
+    pytest.param(stage, fault, marks=() if (stage, fault) in (("decode", "killed"), ("prepare", "raising")) else full)
+    for full in [pytest.mark.full]
+    for stage in STAGES
+    for fault in FAULTS
+]
+
+
+def running(engine):
+    return [rank for rank, process in engine.team.crew.processes.items() if process.poll() is None]
+
+
+def ended(work):
+    """What work raises, or gives; fails where it does not end."""
+    found = []
+
+    def thread():
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    worker = Thread(target=thread, daemon=True)
+    worker.start()
+    worker.join(LONGEST)
+    assert found, "it hangs"
+    return found[0]
+
+
+class AtStage(logging.Handler):
+    """Does something when a stage of a run begins."""
+
+    def __init__(self, stage, work):
+        super().__init__(logging.INFO)
+        self.stage, self.work = stage, work
+
+    def emit(self, record):
+        if record.args and record.args[0] == self.stage:
+            self.work()
+
+
+@pytest.mark.parametrize(("stage", "fault"), EVERY)
+def test_a_rank_is_lost(shallow_folder, stage, fault):
+    engine = ConsisID.open(shallow_folder, devices=3, timeout=4)
+    act, sentence = FAULTS[fault]
+    log, handler = logging.getLogger("consisid"), AtStage(stage, lambda: act(engine))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        error = ended(
+            lambda: engine.generate(random_identity(engine.variant), PROMPT, num_inference_steps=2, num_frames=9)
+        )
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    assert isinstance(error, RankError)
+    with pytest.raises(RankError, match=sentence):
+        raise error
+    assert "\n" not in str(error)
+    assert running(engine) == []
+    with pytest.raises(RankError, match=f"{sentence}.*Open the engine again"):
+        engine.generate(random_identity(engine.variant), PROMPT)
+    engine.close()
+
+
+@pytest.mark.parametrize("devices", [None, pytest.param(2, marks=pytest.mark.full)])
+def test_another_number_of_devices_goes_on(shallow, shallow_folder, tmp_path, devices):
+    """From the checkpoint of a run that a rank was lost in."""
+    options = {"seed": 4, "num_inference_steps": 4, "output_type": "latent", "num_frames": 9}
+    person = random_identity(shallow.variant)
+    expected = shallow.generate(person, PROMPT, **options).latents
+    options |= {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 1}
+    engine = ConsisID.open(shallow_folder, devices=3, timeout=4)
+
+    def step(_engine, index, _timestep, _tensors):
+        if index == 2:
+            kill(engine)
+        return {}
+
+    error = ended(lambda: engine.generate(person, PROMPT, callback_on_step_end=step, **options))
+    assert isinstance(error, RankError)
+    steps = []
+    other = ConsisID.open(shallow_folder, devices=devices)
+    try:
+        found = other.generate(
+            person, PROMPT, callback_on_step_end=lambda e, index, t, tensors: steps.append(index) or {}, **options
+        )
+    finally:
+        other.close()
+    assert steps[0] in (2, 3)
+    assert (found.latents - expected).abs().max() <= 1e-4
+
+
+def test_a_rank_is_lost_while_it_opens(shallow_folder, monkeypatch):
+    from consisid.engine.parallel import crew
+
+    pids = []
+    start = crew.Crew.start
+
+    def started(self, *args):
+        start(self, *args)
+        pids.extend(process.pid for process in self.processes.values())
+        os.kill(pids[0], signal.SIGKILL)
+
+    monkeypatch.setattr(crew.Crew, "start", started)
+    with pytest.raises(RankError, match="rank 1 of 3 was ended by signal 9"):
+        ConsisID.open(shallow_folder, devices=3, timeout=30)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not torch.distributed.is_initialized()
+
+
+def test_ranks_that_open_different_engines(shallow_folder, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    build("tiny", other, backend="eager", num_frames=9)
+    from consisid.engine.parallel import devices
+
+    begin = devices.begin_crew
+    monkeypatch.setattr(devices, "begin_crew", lambda place, *rest: begin(place | {"folder": str(other)}, *rest))
+    with pytest.raises(EngineError, match="Rank 1 has opened another engine than rank 0"):
+        ConsisID.open(shallow_folder, devices=2, timeout=30)
+    assert not torch.distributed.is_initialized()
+
+
+COMMAND = [sys.executable, "-m", "consisid.engine.cli"]
+
+
+def torchrun_place(port, rank=0, size=2):
+    """What torchrun says to a process."""
+    return os.environ | {
+        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+
+
+def test_a_port_that_is_taken(shallow_folder, tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run(
+            [*COMMAND, str(shallow_folder), "--image", "x.png", "--prompt", PROMPT, "--output", "x.mp4"], cwd=tmp_path,
+            env=torchrun_place(taken.getsockname()[1]), capture_output=True, text=True, timeout=LONGEST, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "found no place to meet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"devices": 0}, "devices=0 is not from 1 to 64"),
+        ({"devices": 2.5}, "devices=2.5 has to be a number or a list"),
+        ({"devices": []}, r"devices=\[\] has to be a number or a list"),
+        ({"devices": ["cuda:0", "cuda:1"]}, "sees no CUDA GPU"),
+        ({"devices": "torchrun"}, "this is none"),
+        ({"devices": 2, "device": "cpu"}, "Both device and devices"),
+        ({"mesh": "cfg=2"}, "give devices too"),
+        ({"devices": 2, "mesh": "cfg=2,ring=2"}, "is of 4 devices, and there are 2"),
+        ({"devices": 2, "transport": "nccl"}, "which is for GPUs only"),
+        ({"devices": 2, "cuda_graphs": True}, "leave cuda_graphs out"),
+    ],
+)
+def test_what_cannot_be_opened(shallow_folder, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ConsisID.open(shallow_folder, **options)
+    assert not torch.distributed.is_initialized()
+
+
+def test_one_engine_at_a_time(shallow_folder):
+    engine = ConsisID.open(shallow_folder, devices=2)
+    with pytest.raises(InputError, match="has a process group of torch"):
+        ConsisID.open(shallow_folder, devices=2)
+    processes = list(engine.team.crew.processes.values())
+    assert running(engine) == [1]
+    del engine  # an engine that nobody has any more ends its processes
+    assert all(process.wait(LONGEST) == 0 for process in processes)
+    ConsisID.open(shallow_folder, devices=2).close()
+
+
+def test_processes_end_with_the_one_that_began_them(shallow_folder):
+    """However it ends."""
+    script = (
+        "import sys, time\nfrom consisid.engine import ConsisID\n"
+        "engine = ConsisID.open(sys.argv[1], devices=2)\n"
+        "print(engine.team.crew.processes[1].pid, flush=True)\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(shallow_folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    end = time.monotonic() + LONGEST
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()

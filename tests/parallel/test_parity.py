@@ -1,0 +1,118 @@
+"""Several processes make the video of one: latents within 1e-4, frames within 1/255, the same bytes twice."""
+
+import numpy as np
+import pytest
+import torch
+from support.loras import lora
+from support.people import random_identity
+
+from consisid.engine import ConsisID
+
+STEPS = 2
+# Devices and mesh: TINY has 3 heads, 32 text tokens and 270 video tokens.
+MESHES = [
+    pytest.param((2, None), id="guidance", marks=pytest.mark.full),
+    pytest.param((2, "ring=2"), id="ring"),
+    pytest.param((6, None), id="guidance and ulysses"),
+    pytest.param((3, None), id="ulysses", marks=pytest.mark.full),
+    pytest.param((4, None), id="guidance and ring", marks=pytest.mark.full),
+    pytest.param((4, "ring=4"), id="ring with padding", marks=pytest.mark.full),
+    pytest.param((6, "ulysses=3,ring=2"), id="ulysses and ring", marks=pytest.mark.full),
+]
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def several(request, shallow_folder):
+    devices, mesh = request.param
+    engine = ConsisID.open(shallow_folder, devices=devices, mesh=mesh, timeout=120)
+    yield engine
+    engine.close()
+
+
+def made(engine, **options):
+    """Final latents of a video of a stranger."""
+    asked = {"num_inference_steps": STEPS, "seed": 3, "output_type": "latent"} | options
+    found = engine.generate(random_identity(engine.variant), "A person walks through snow.", **asked)
+    return torch.stack([each.latents for each in (found if isinstance(found, list) else [found])])
+
+
+def near(one, other):
+    return (one - other).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="guided"),
+        pytest.param({"guidance_scale": 1.0}, id="unguided"),
+        pytest.param({"cfg": "sequential"}, id="halves one after the other"),
+        pytest.param({"num_videos_per_prompt": 2}, id="two videos"),
+        pytest.param({"num_inference_steps": 6, "shortcuts": {"first_block": 0.3}}, id="first-block cache"),
+        pytest.param({"num_inference_steps": 6, "shortcuts": {"cache": 0.3}}, id="step cache"),
+        pytest.param({"num_frames": 9}, id="another size"),
+    ],
+)
+def test_latents_are_those_of_one_device(several, shallow, options):
+    assert near(made(several, **options), made(shallow, **options))
+
+
+def test_the_same_bytes_twice(several):
+    assert torch.equal(made(several), made(several))
+
+
+def test_loras_are_on_every_device(several, shallow):
+    plain = made(several)
+    for engine in (several, shallow):
+        engine.load_lora_weights(lora(shallow.checkpoint))
+    try:
+        found = made(several)
+        assert near(found, made(shallow))
+        assert not near(found, plain)
+    finally:
+        for engine in (several, shallow):
+            engine.unload_lora_weights()
+    assert torch.equal(made(several), plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"decode": "exact", "tile": (5, 7)}, id="exact"),
+        pytest.param({"decode": "tiled", "tile": (6, 7)}, id="tiled"),
+    ],
+)
+def test_frames_are_those_of_one_device(several, shallow, options):
+    person = random_identity(several.variant)
+    found = [
+        engine.generate(person, "A person walks through snow.", num_inference_steps=1, seed=3, **options).frames
+        for engine in (several, shallow)
+    ]
+    assert np.abs(found[0].astype(int) - found[1].astype(int)).max() <= 1
+    assert found[0].std() > 5  # a picture, not one colour
+
+
+def test_videos_take_turns(several, shallow):
+    """Frames that are read in the midst of another video, of another size."""
+    person = random_identity(several.variant)
+    stream = several.generate(person, "One.", num_inference_steps=1, seed=1, output_type="stream").frames
+    first = [next(stream)]
+    other = made(several, num_frames=9)
+    frames = np.stack(first + list(stream))
+    expected = shallow.generate(person, "One.", num_inference_steps=1, seed=1).frames
+    assert np.abs(frames.astype(int) - expected.astype(int)).max() <= 1
+    assert near(other, made(shallow, num_frames=9))
+
+
+def test_what_is_sent_is_what_is_stated(several):
+    """Bytes of the first device in every block: the formula of Mesh.block_bytes; and what it hands out, of
+    Mesh.given_bytes."""
+    team, t = several.team, several.variant.transformer
+    shares = team.mesh.shares(several.variant, several.shape)
+    team.exchange.sent.clear()
+    made(several)
+    samples = 2 // team.mesh.cfg
+    block = team.mesh.block_bytes(0, shares, samples, t.num_attention_heads, t.attention_head_dim, 4)
+    sent = team.exchange.sent
+    assert sent["tokens"] + sent["heads"] + sent["ring"] == STEPS * t.num_layers * block
+    assert sent["scatter"] == STEPS * team.mesh.given_bytes(shares, samples, t.num_layers, t.inner_dim, 4)
