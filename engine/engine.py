@@ -49,6 +49,7 @@ class Engine(Adapters):
         variant: the model.
         shape: the video that it was built for.
         device, dtype: where and in what it runs.
+        mesh: how several devices share a video, None for one.
         scheduler: a diffusers scheduler, of which every run gets a copy; another can be put in its place.
         memory: the budget in bytes of device memory, None for no limit.
         weights: where they are.
@@ -59,10 +60,10 @@ class Engine(Adapters):
 
     def __init__(
         self, folder: Path, manifest: Manifest, device: torch.device, memory: int | str | None = None,
-        captures: Captures | None = None, checkpoint: Checkpoint | None = None,
+        captures: Captures | None = None, checkpoint: Checkpoint | None = None, mesh: Any = None,
     ):  # fmt: skip
         super().__init__()
-        self.folder, self.manifest, self.device = folder, manifest, device
+        self.folder, self.manifest, self.device, self.mesh = folder, manifest, device, mesh
         self.variant, self.shape = manifest.spec.variant, manifest.spec.shape
         self.dtype = DTYPES[manifest.spec.dtype]
         self.checkpoint = checkpoint if checkpoint is not None else open_checkpoint(folder, manifest)
@@ -86,7 +87,7 @@ class Engine(Adapters):
     @classmethod
     def open(
         cls, folder: str | Path, device: str | torch.device | None = None, *, memory: int | str | None = None,
-        verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False,
+        verify: bool = False, warm_up: bool = False, cuda_graphs: bool = False, mesh: Any = None,
     ) -> Self:  # fmt: skip
         """Open an engine folder that consisid-build made.
 
@@ -100,6 +101,7 @@ class Engine(Adapters):
                 what that took.
             cuda_graphs: launch each call of the denoising loop as one CUDA graph, recorded at its second call. What
                 the recordings hold (see runtime/cuda_graphs.py) is in no plan of the memory.
+            mesh: of several devices, for plans; see parallel.devices, which also opens the others.
 
         Raises:
             InputError: CUDA graphs on a device that is no CUDA GPU.
@@ -114,24 +116,15 @@ class Engine(Adapters):
         if cuda_graphs and place.type != "cuda":
             raise InputError(f"cuda_graphs=True needs a CUDA GPU, and the device is {place}; leave it out.")
         with turn_of(place), current(place):
-            engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None)
+            engine = cls(folder, manifest, place, memory, Captures() if cuda_graphs else None, mesh=mesh)
             if warm_up:
                 engine.warmed = engine.warm_up()
         return engine
 
     def plan(
-        self,
-        memory: int | str | None,
-        *,
-        shape: VideoShape | None = None,
-        batch: int = 1,
-        steps: int = 50,
-        guided: bool = True,
-        cfg: str | None = None,
-        tiling: bool = True,
-        loop: Loop | None = None,
-        beside: int = 1,
-    ) -> MemoryPlan:
+        self, memory: int | str | None, *, shape: VideoShape | None = None, batch: int = 1, steps: int = 50,
+        guided: bool = True, cfg: str | None = None, tiling: bool = True, loop: Loop | None = None, beside: int = 1,
+    ) -> MemoryPlan:  # fmt: skip
         """What a run within a budget would hold on the device, and when; print it for a table.
 
         Args:
@@ -146,10 +139,8 @@ class Engine(Adapters):
             InputError: a budget, number, shape or mode that is none.
             MemoryBudgetError: a budget that is too small; the message names the smallest.
         """
-        sizes, budget = (
-            self.costs(shape or self.shape, batch, steps, guided, loop, beside),
-            parse(memory, device_memory_free(self.device)),
-        )
+        budget = parse(memory, device_memory_free(self.device))
+        sizes = self.costs(shape or self.shape, batch, steps, guided, loop, beside)
         machine = machine_named(self.manifest.provenance.get("gpu", ""))
         return plan(budget, sizes, machine, cfg=check_mode(cfg), tiling=tiling)
 
@@ -159,8 +150,7 @@ class Engine(Adapters):
         """What the plan of such videos is made from."""
         return video_costs(
             self.variant, shape, self.dtype, batch=batch, steps=steps, guided=guided, device=self.device.type,
-            rows=self.may_cut_rows, parts=self.parts, loop=loop,
-            beside=beside,
+            rows=self.may_cut_rows, parts=self.parts, loop=loop, beside=beside,
         )  # fmt: skip
 
     @contextmanager

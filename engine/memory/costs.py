@@ -54,6 +54,7 @@ class StageCosts:
         rows: `working` with the feed-forward in ROWS pieces; empty where it cannot be cut.
         tiles: of the decoder, what frames can be cut into.
         data: bytes that other stages made and that live on.
+        sent: bytes that the busiest of several devices sends or receives in a pass with one sample.
     """
 
     name: str
@@ -66,6 +67,7 @@ class StageCosts:
     data: int
     rows: tuple[tuple[str, int], ...] = ()
     tiles: tuple["TileCosts", ...] = ()
+    sent: int = 0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class StagePlan:
         stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
         copied: bytes from host to device per video.
         ahead: the first units of the stage that follows, which come while this one ends; their memory counts in `peak`.
+        sent: bytes that pass between devices per video, of the busiest.
     """
 
     name: str
@@ -56,6 +57,7 @@ class StagePlan:
     copied: int
     rows: int = 1
     ahead: tuple[Key, ...] = ()
+    sent: int = 0
 
     @property
     def order(self) -> tuple[int, bool, int, int]:
@@ -143,7 +145,9 @@ class MemoryPlan:
                 f"{show(stage.peak):>10} {stage.seconds:>9.2f} {stage.stall:>10.4f}"
             )
         kept = "all weights stay on the device" if self.held else "weights leave with their stage"
-        return "\n".join([*lines, f"  {kept}; resident and streams count layers"])
+        sent = sum(stage.sent for stage in self.stages)
+        more = f"; the busiest device sends or receives {show(sent)}" if sent else ""
+        return "\n".join([*lines, f"  {kept}; resident and streams count layers{more}"])
 
 
 @lru_cache(maxsize=4096)
@@ -177,26 +181,20 @@ def candidates(
             run = replay(
                 units, streamed, buffers, passes, machine,
                 fixed=0 if held else stage.fixed, flops=price * flops, samples=price * stage.passes / passes,
+                sent=stage.sent,
             )  # fmt: skip
             ring = buffers * largest if count else 0
             weights = 0 if held else aligned(stage.fixed, granule) + total - moving + ring
-            found.append(
-                StagePlan(
-                    name=stage.name,
-                    resident=tuple(unit.key for unit in stage.units if unit.key not in streamed),
-                    streamed=tuple(unit.key for unit in stage.units if unit.key in streamed),
-                    buffers=buffers if count else 0,
-                    buffer_bytes=largest if count else 0,
-                    cfg=mode,
-                    tile=None if cut is None else cut.tile,
-                    peak=weights + stage.data + working,
-                    arena=working,
-                    seconds=run.seconds,
-                    stall=run.stall[1],
-                    copied=run.bytes,
-                    rows=rows,
-                )
-            )
+            way = StagePlan(
+                name=stage.name,
+                resident=tuple(unit.key for unit in stage.units if unit.key not in streamed),
+                streamed=tuple(unit.key for unit in stage.units if unit.key in streamed),
+                buffers=buffers if count else 0, buffer_bytes=largest if count else 0,
+                cfg=mode, tile=None if cut is None else cut.tile, rows=rows,
+                peak=weights + stage.data + working, arena=working,
+                seconds=run.seconds, stall=run.stall[1], copied=run.bytes, sent=stage.sent * stage.passes,
+            )  # fmt: skip
+            found.append(way)
     return tuple(sorted(found, key=lambda plan: (float(f"{plan.seconds:.9g}"), plan.order)))  # sums differ behind
 
 

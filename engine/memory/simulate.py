@@ -20,13 +20,15 @@ class Machine:
     Attributes:
         flops: sustained per second, of matrix products in half precision.
         link: bytes per second from pinned host memory to the device.
-        sources: where the two figures are from.
+        sources: where the figures are from.
+        wire: bytes per second from one device to another, in each direction; None for that of `link`.
     """
 
     name: str
     flops: float
     link: float
     sources: str
+    wire: float | None = None
 
 
 TFLOP, GB = 1e12, 1e9
@@ -37,14 +39,18 @@ MAMF = "matmul in bf16, ml-engineering's table of achievable FLOPS, August 2026"
 MATMUL = "matmul in bf16, torch-performance-test-data, database.md, January 2026"
 PCIE_5 = "PCIe 5.0 x16: 55.6 GB/s by nvbandwidth, NVIDIA's blog post about it"
 PCIE_4 = "PCIe 4.0 x16: 26.0 GB/s by nvbandwidth, its README"
+NVLINK_4 = "NVLink 4: 450 GB/s in each direction, NVIDIA H100 data sheet"
+NVLINK_3 = "NVLink 3: 300 GB/s in each direction, NVIDIA A100 data sheet"
 MACHINES: Mapping[str, Machine] = {
     machine.name: machine
     for machine in (
-        Machine("h200", 790 * TFLOP, 55.6 * GB, f"790 TFLOP/s measured in bf16 on an H200; {PCIE_5}"),
+        Machine(
+            "h200", 790 * TFLOP, 55.6 * GB, f"790 TFLOP/s measured in bf16 on an H200; {PCIE_5}; {NVLINK_4}", 450 * GB
+        ),
         # Before h100, whose name is in this one's too.
         Machine("h100pcie", 496 * TFLOP, 55.6 * GB, f"{MATMUL}: 496 TFLOP/s; {PCIE_5}"),
-        Machine("h100", 794 * TFLOP, 55.6 * GB, f"{MAMF}: 794 TFLOP/s, SXM; {PCIE_5}"),
-        Machine("a100", 271 * TFLOP, 26 * GB, f"{MAMF}: 271 TFLOP/s, SXM (PCIe: 253); {PCIE_4}"),
+        Machine("h100", 794 * TFLOP, 55.6 * GB, f"{MAMF}: 794 TFLOP/s, SXM; {PCIE_5}; {NVLINK_4}", 450 * GB),
+        Machine("a100", 271 * TFLOP, 26 * GB, f"{MAMF}: 271 TFLOP/s, SXM (PCIe: 253); {PCIE_4}; {NVLINK_3}", 300 * GB),
         Machine(
             "l40s", 269 * TFLOP, 26 * GB,
             f"{MATMUL}: 269 TFLOP/s (NVIDIA's data sheet: 362, which its 350 W do not allow); {PCIE_4}",
@@ -102,6 +108,7 @@ def replay(
     fixed: int = 0,
     flops: float = 0.0,
     samples: float = 1,
+    sent: int = 0,
 ) -> Replay:
     """Replay a stage.
 
@@ -112,6 +119,7 @@ def replay(
         fixed: bytes that are copied before the first call.
         flops: of a pass, in calls that stream nothing; they come before the units.
         samples: what all flops are multiplied with.
+        sent: bytes that pass between devices in a pass, which nothing hides.
     """
     seconds = [samples * unit.flops / machine.flops for unit in units]
     free = [0.0] * max(1, buffers)  # when the last reader of each buffer ends, in the order of use
@@ -122,7 +130,7 @@ def replay(
     for index in range(simulated):
         now = max(now, copied if index == 0 else now)
         stall = now if index == 0 else 0.0
-        now += samples * flops / machine.flops
+        now += samples * (flops / machine.flops + sent / (machine.wire or machine.link))
         for unit, length in zip(units, seconds, strict=True):
             ready = 0.0
             if unit.key in streamed:

@@ -53,7 +53,7 @@ class Count:
         return peak_bytes(self.events)
 
 
-class _Live(TorchDispatchMode):
+class Live(TorchDispatchMode):
     """Follows the storages that come and go while it is active.
 
     Attributes:
@@ -107,10 +107,10 @@ def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: boo
 
 
 def _count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bool) -> Count:
-    with _without_data(fused):
-        call = _Fake({graph.name: graph}, dtype)
+    with without_data(fused):
+        call = Fake({graph.name: graph}, dtype)
         inputs = call.inputs(graph, sizes)
-        live = _Live([*call.known, *inputs])
+        live = Live([*call.known, *inputs])
         with live:
             outputs = call(graph.name, *inputs)
         found = Count(_bytes(inputs), tuple(live.events), live.flops)  # before the outputs are given back
@@ -139,8 +139,8 @@ def count_step(
         name: in_ff_chunks(graph, rows) if rows > 1 and graph.chunked else graph
         for name, graph in graph_table(few, shape).items()
     }
-    with _without_data(fused):
-        call = _Fake({name: graph for name, graph in table.items() if graph.stage == "denoise"}, dtype)
+    with without_data(fused):
+        call = Fake({name: graph for name, graph in table.items() if graph.stage == "denoise"}, dtype)
         latents, image = call.inputs(table["embed"], {"B": batch})
         hidden, modulation, cos, sin = call.inputs(table["block"], {"B": samples})
         text = hidden[:, : t.max_text_seq_length]
@@ -149,7 +149,7 @@ def count_step(
         if not face and "last_face" in table:
             face = call.inputs(table["last_face"], {"B": samples})[1:]
         keys, values = ([x] * few.transformer.num_cross_attn for x in face or (hidden, hidden))
-        live = _Live([*call.known, latents, image, hidden, modulation, cos, sin, head, *face])
+        live = Live([*call.known, latents, image, hidden, modulation, cos, sin, head, *face])
 
         def put(x: Tensor) -> Tensor:
             return hidden.flatten()[: x.numel()].view(x.shape).copy_(x) if apart else x
@@ -175,10 +175,10 @@ def count_decode(
     )  # fmt: skip
     known = graph_table(variant, size)
     table: dict[str, Graph] = {name: known[name] for name in ("decode_first", "decode_next") if name in known}
-    with _without_data(fused):
-        call = _Fake(table, dtype)
+    with without_data(fused):
+        call = Fake(table, dtype)
         parts = [call.inputs(graph, {})[0] for graph in table.values()]
-        live = _Live([*call.known, *parts])
+        live = Live([*call.known, *parts])
         with live:
             images, *caches = call.many("decode_first", parts[0])
             for _ in range(min(12, len(chunks(frames)) - 1)):  # the rest ask for the same
@@ -188,7 +188,7 @@ def count_decode(
         return tuple(live.events)
 
 
-class _Fake:
+class Fake:
     """Calls graphs with weights that have no data; those of every layer are the same."""
 
     def __init__(self, table: Mapping[str, Graph], dtype: torch.dtype):
@@ -211,6 +211,11 @@ class _Fake:
             for spec in graph.specs().values()
         ]
 
+    @property
+    def weights(self) -> dict[str, list[Tensor]]:
+        """Of each graph, in the order of its module."""
+        return {name: list(tensors.values()) for name, tensors in self._weights.items()}
+
     def many(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = functional_call(self._modules[name], self._weights[name], inputs)
         return found
@@ -221,7 +226,8 @@ class _Fake:
 
 
 @contextmanager
-def _without_data(fused: bool) -> Iterator[None]:
+def without_data(fused: bool) -> Iterator[None]:
+    """Tensors that are made inside have no data; `fused`: memory is that of our kernels."""
     with FakeTensorMode(), torch.no_grad(), whole() if fused else nullcontext():
         yield
 

@@ -16,16 +16,19 @@ from ..decode.frames import MODES, Modes
 from ..engine import Engine
 from ..errors import EngineError, InputError, RankError, shown
 from ..manifest import Manifest
+from ..memory.costs import Costs
 from ..run.holder import Holder
 from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
+from ..shortcuts import Loop
 from ..util.device import check_device
+from .costs import spread
 from .crew import Crew, put
 from .decode import dealt_tiles, slabs
-from .exchange import TRANSPORTS, Exchange
-from .follower import join, trunk_of
+from .exchange import TRANSPORTS, Exchange, join
 from .mesh import MOST, Mesh
 from .team import Team, TeamExecutor
+from .trunk import trunk_of
 
 TIMEOUT = 600.0  # seconds: loading a checkpoint, or compiling the kernels of a first call, are the longest silences
 LAUNCHED = "torchrun"
@@ -81,16 +84,18 @@ class OnDevices(Engine):
         if box.size != size:
             raise InputError(f"mesh={shown(mesh)} is of {box.size} devices, and there are {size}.")
         transport = check_transport(transport, manifest.spec.device)
-        options = {"memory": memory, "verify": verify, "warm_up": warm_up}
+        open_here = partial(
+            super().open, folder, places[0] if places else first, memory=memory, verify=verify, warm_up=warm_up
+        )
         if size == 1:
-            return super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
+            return open_here()
         place = {
             "folder": os.path.abspath(folder), "memory": memory, "devices": places, "kind": manifest.spec.device,
             "mesh": box, "timeout": timeout, "transport": transport,
         }  # fmt: skip
         crew = begin_crew(place, size, timeout)
         try:
-            engine = super().open(folder, places[0] if places else first, **options)  # type: ignore[arg-type]
+            engine = open_here(mesh=box)
             engine.team = _joined(engine, crew, box, timeout, transport)
         except BaseException:
             crew.end(0.0)
@@ -121,6 +126,17 @@ class OnDevices(Engine):
             **MODES, "whole": partial(slabs, self.team, begin, False), "exact": partial(slabs, self.team, begin, True),
             "tiled": partial(dealt_tiles, self.team, begin),
         }  # fmt: skip
+
+    def costs(
+        self, shape: VideoShape, batch: int, steps: int, guided: bool, loop: Loop | None = None, beside: int = 1
+    ) -> Costs:  # fmt: skip
+        found = super().costs(shape, batch, steps, guided, loop, beside)
+        if self.mesh is None:
+            return found
+        return spread(
+            found, self.variant, shape, self.dtype, self.mesh, batch=batch, guided=guided,
+            fused=self.device.type == "cuda", rows=self.may_cut_rows,
+        )  # fmt: skip
 
     def give_back(self) -> None:
         super().give_back()

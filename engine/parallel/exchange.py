@@ -1,5 +1,6 @@
 """Sending tensors between the processes of several devices: everything goes through `swap`, which counts."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,3 +82,14 @@ class Exchange:
             self.swap(what, takes=[(tensor, 0) for tensor in tensors])
         else:
             self.swap(what, gives=[(tensor, rank) for rank in range(1, self.size) for tensor in tensors])
+
+
+def join(store: dist.Store, exchange: Exchange) -> None:
+    """Make the group of all ranks."""
+    # NCCL ends the process of whoever waits longer than this; the crew notices before.
+    wait = exchange.timeout * (4 if exchange.transport == "nccl" else 1)
+    hook, group = sys.excepthook, dist.PrefixStore("group", store)
+    dist.init_process_group(
+        exchange.transport, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
+    )  # fmt: skip
+    sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line

@@ -13,28 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import backend
 from ..decode.chunks import Convert, TileDecoder
 from ..decode.tile import Tile
-from ..engine import Engine
 from ..errors import ConsisIDError, one_line
 from ..graphs.graph import Graph
 from ..manifest import Manifest
 from ..memory.planner import MemoryPlan
 from ..run.holder import Holder
-from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from ..util.device import check_device, current
 from .crew import FOREVER, Pulse, processors
 from .decode import SlabDecoder, dealt, slabs_of
-from .exchange import Exchange
+from .devices import OnDevices
+from .exchange import Exchange, join
 from .mesh import Mesh
-from .trunk import SpreadTrunk
+from .trunk import SpreadTrunk, trunk_of
 
 STAGES = ("denoise", "decode")
 
 
-class PartEngine(Engine):
+class PartEngine(OnDevices):
     """An engine's graphs that run on every device."""
 
     def wants(self, graph: Graph) -> bool:
@@ -166,27 +164,12 @@ class Follower:
         return hidden, modulation
 
 
-def trunk_of(
-    engine: Engine, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int
-) -> SpreadTrunk:
-    """The trunk of a device, with the graphs of its engine, which has the blocks of a single one in `rows` pieces."""
-    entries = engine.manifest.graphs
-
-    def load(graph: Graph, like: str) -> Any:
-        entry, names = entries.get(graph.name), engine.weights.names(like)
-        module = backend(entry.backend if entry else "eager")
-        file = engine.folder / entry.file if entry and entry.file else None
-        return module.load(graph, file, engine.device, names)
-
-    return SpreadTrunk(networks, shape, exchange, mesh, rows, load)
-
-
 def opened(place: dict[str, Any], device: torch.device) -> PartEngine:
     """The engine folder that rank 0 opens, on this device."""
     folder = Path(place["folder"])
     manifest = Manifest.read(folder)
     manifest.verify(folder, device)
-    return PartEngine(folder, manifest, device, place["memory"])
+    return PartEngine(folder, manifest, device, place["memory"], mesh=place["mesh"])
 
 
 def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], None]) -> None:
@@ -212,17 +195,6 @@ def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], No
             if order == "end":
                 return
             getattr(follower, order)(**values)
-
-
-def join(store: dist.Store, exchange: Exchange) -> None:
-    """Make the group of all ranks."""
-    # NCCL ends the process of whoever waits longer than this; the crew notices before.
-    wait = exchange.timeout * (4 if exchange.transport == "nccl" else 1)
-    hook, group = sys.excepthook, dist.PrefixStore("group", store)
-    dist.init_process_group(
-        exchange.transport, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
-    )  # fmt: skip
-    sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line
 
 
 def second() -> dist.Store:

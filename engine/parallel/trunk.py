@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends import Outputs, Runner
-from ..graphs.graph import in_ff_chunks
+from ..backends import Outputs, Runner, backend
+from ..engine import Engine
+from ..graphs.graph import Graph, in_ff_chunks
 from ..graphs.spread import LOCAL, PARTS, spread_table
 from ..graphs.trunk import blocks
 from ..runtime.executor import GraphExecutor
@@ -114,3 +116,18 @@ def take(hidden: Tensor, share: Share) -> Tensor:
     for place, (begin, end) in zip(share.places, share.spans, strict=True):
         found[:, place] = hidden[:, begin:end]
     return found
+
+
+def trunk_of(
+    engine: Engine, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int
+) -> SpreadTrunk:
+    """The trunk of a device, with the graphs of its engine, which has the blocks of a single one in `rows` pieces."""
+    entries = engine.manifest.graphs
+
+    def load(graph: Graph, like: str) -> Any:
+        entry, names = entries.get(graph.name), engine.weights.names(like)
+        module = backend(entry.backend if entry else "eager")
+        file = engine.folder / entry.file if entry and entry.file else None
+        return module.load(graph, file, engine.device, names)
+
+    return SpreadTrunk(networks, shape, exchange, mesh, rows, load)
