@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Lock, Thread
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -224,6 +224,23 @@ class Pulse:
             except RuntimeError:
                 os._exit(1)
             time.sleep(PULSE)
+
+
+SWITCHES = ("flash", "mem_efficient", "math", "cudnn")
+
+
+def switches() -> dict[str, Any]:
+    """What a user has chosen of PyTorch for this process, and the others are to have too."""
+    cuda = torch.backends.cuda
+    attention = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in SWITCHES}
+    return {"attention": attention, "precision": torch.get_float32_matmul_precision()}
+
+
+def switch(chosen: Mapping[str, Any]) -> None:
+    """Choose the same."""
+    for name, on in chosen["attention"].items():
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(on)
+    torch.set_float32_matmul_precision(chosen["precision"])
 
 
 @contextmanager

@@ -105,8 +105,10 @@ def slabs(
                 if rank
             ]
             team.exchange.swap("frames", takes=takes)
-            for part, rank in takes:
-                places[rank].copy_(part)
+            while takes:
+                came, rank = takes.pop()
+                places[rank].copy_(came)
+            del part, own, came  # nothing lies in scratch memory between two chunks: it would be left in pieces
         yield frames
 
 

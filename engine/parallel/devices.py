@@ -23,7 +23,7 @@ from ..shapes import VideoShape
 from ..shortcuts import Loop
 from ..util.device import check_device
 from .costs import spread
-from .crew import Crew, put
+from .crew import Crew, put, switches
 from .decode import dealt_tiles, slabs
 from .exchange import TRANSPORTS, Exchange, join
 from .mesh import MOST, Mesh
@@ -91,7 +91,7 @@ class OnDevices(Engine):
             return open_here()
         place = {
             "folder": os.path.abspath(folder), "memory": memory, "devices": places, "kind": manifest.spec.device,
-            "mesh": box, "timeout": timeout, "transport": transport,
+            "mesh": box, "timeout": timeout, "transport": transport, "switches": switches(),
         }  # fmt: skip
         crew = begin_crew(place, size, timeout)
         try:

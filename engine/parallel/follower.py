@@ -22,7 +22,7 @@ from ..memory.planner import MemoryPlan
 from ..run.holder import Holder
 from ..shapes import VideoShape
 from ..util.device import check_device, current
-from .crew import FOREVER, Pulse, processors
+from .crew import FOREVER, Pulse, processors, switch
 from .decode import SlabDecoder, dealt, slabs_of
 from .devices import OnDevices
 from .exchange import Exchange, join
@@ -182,6 +182,7 @@ def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], No
     device = check_device(name)
     exchange = Exchange(rank, size, device, timeout, place["transport"])
     began(exchange)
+    switch(place["switches"])
     pulse = Pulse(second(), exchange)
     with current(device), torch.no_grad(), processors(rank, size, device):
         engine = opened(place, device)

@@ -115,6 +115,41 @@ def several(case: Sequence[Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# One video on two devices: what they share, and the budget of each in GiB.
+MESHES = (("cfg=2", None), ("ulysses=2", 24), ("cfg=2", 8), ("ring=2", 8), ("ulysses=2", 5))
+
+
+def devices(case: Sequence[Any]) -> dict[str, Any]:
+    """A video of the preview on two devices, as the first sees it; the second is held to the same budget."""
+    import torch
+    from hollow.calls import Device, Kind
+    from support.people import random_identity
+
+    from consisid.engine import ConsisID
+    from consisid.export import build
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    device, (mesh, budget) = Device(), case
+    with tempfile.TemporaryDirectory() as place:
+        build("preview", Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
+        torch.cuda.empty_cache()
+        memory = None if budget is None else int(budget * GIB)
+        engine = ConsisID.open(Path(place) / "engine", devices=2, mesh=mesh, transport="gloo", memory=memory)
+        plan = engine.plan(memory, steps=STEPS)
+        device.reset()
+        stats = engine.generate(random_identity(engine.variant), PROMPT, seed=1, num_inference_steps=STEPS).stats
+        engine.close()
+    return {
+        "case": list(case), "mode": plan.mode, "cfg": plan.cfg, "tile": plan.tile,
+        "predicted": plan.peak - plan.context, "reserved": stats.peak_bytes,
+        "stages": {
+            stage.name: {"predicted": stage.peak - plan.context, "reserved": stats.stage_bytes.get(stage.name)}
+            for stage in plan.stages
+        },
+        "faults": device.count(Kind.FAULT), "torch": torch.__version__,
+    }  # fmt: skip
+
+
 def theirs(mode: str) -> dict[str, Any]:
     """One video by diffusers' pipeline with empty weights: what its modes keep where does not depend on them."""
     import diffusers
@@ -202,8 +237,9 @@ def run_row(kind: str, value: Any, environment: Mapping[str, str]) -> dict[str, 
     """A row in a process of its own; one that fails is a row that says so."""
     fill = {"HOLLOW_FILL": "1"} if kind != "theirs" else {}  # diffusers' scheduler indexes with what it reads
     command = [sys.executable, __file__, "--row", json.dumps([kind, value])]
+    count = {"HOLLOW_DEVICES": "2" if kind == "devices" else "1"}
     done = subprocess.run(
-        command, env={**os.environ, **environment, **GPU, **fill}, capture_output=True, text=True, check=False
+        command, env={**os.environ, **environment, **GPU, **fill, **count}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
@@ -212,7 +248,8 @@ def run_row(kind: str, value: Any, environment: Mapping[str, str]) -> dict[str, 
     return row
 
 
-KEYS = {"theirs": "mode", "several": "case"}
+KEYS = {"theirs": "mode", "several": "case", "devices": "case"}
+OTHERS = {"theirs": theirs, "several": several, "devices": devices}
 
 
 def gib(count: int | None) -> str:
@@ -246,6 +283,7 @@ def render(table: Mapping[str, Any]) -> str:
                 title = f"### Ours within budgets: ConsisID-{model}, commit {run[kind][0]['commit']}"
                 lines += ["", title, "", *_within_budgets(run[kind])]
         lines += _several(run.get("several", []))
+        lines += _devices(run.get("devices", []))
         lines += _beside(run)
     return "\n".join([*lines, "", *NOTES]) + "\n"
 
@@ -299,6 +337,32 @@ def _several(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "", f"### One video on two devices: ConsisID-preview, commit {rows[0]['commit']}", "",
+        "The first device; what passes between the two goes through the host here.", "",
+        "| mesh | budget of each | predicted | reserved | of it | denoise | decode | weights | decoder |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        mesh, budget = row["case"]
+        budget = "none" if budget is None else f"{budget:g}"
+        if "reserved" not in row:
+            lines.append(f"| {mesh} | {budget} | failed: {row['failed']} | | | | | | |")
+            continue
+        share, tile = f"{row['reserved'] / row['predicted'] * 100:.1f} %", row["tile"]
+        stages = (row["stages"][name] for name in ("denoise", "decode"))
+        cells = " | ".join(f"{gib(stage['reserved'])} of {gib(stage['predicted'])}" for stage in stages)
+        whole = "whole" if tile is None else "tiles of {}x{}".format(*tile)
+        lines.append(
+            f"| {mesh} | {budget} | {gib(row['predicted'])} | {gib(row['reserved'])} | {share} | {cells} | "
+            f"{row['mode']} | {whole} |"
+        )
+    return lines
+
+
 def _beside(run: Mapping[str, Any]) -> list[str]:
     made = [row for row in run["ours"] if "reserved" in row]
     lines = [
@@ -340,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = p.parse_args(arguments)
     if options.row:
         kind, value = json.loads(options.row)
-        made = ours(MODELS[kind], value) if kind in MODELS else several(value) if kind == "several" else theirs(value)
+        made = ours(MODELS[kind], value) if kind in MODELS else OTHERS[kind](value)
         print(json.dumps(made))
         return 0
     file = options.output.with_suffix(".json")
@@ -358,16 +422,17 @@ def fill(table: dict[str, Any], file: Path, again: bool) -> None:
     from hollow.build import environment
 
     run = table["runs"].setdefault(version("torch").partition("+")[0], {"ours": [], "theirs": []})
-    for kind in (*MODELS, "several"):
+    for kind in (*MODELS, "several", "devices"):
         run.setdefault(kind, [])
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if again:
-        run |= {kind: [] for kind in (*MODELS, "several")}
+        run |= {kind: [] for kind in (*MODELS, "several", "devices")}
     table["runs"] = dict(sorted(table["runs"].items(), key=lambda item: [int(n) for n in item[0].split(".")]))
     wanted = [(kind, "budget", value) for kind in MODELS for value in BUDGETS]
     wanted += [("several", "case", list(value)) for value in SEVERAL]
+    wanted += [("devices", "case", list(value)) for value in MESHES]
     wanted += [("theirs", "mode", value) for value in STATED]
     for kind, key, value in wanted:
         if any(row[key] == value and "failed" not in row for row in run[kind]):
