@@ -19,6 +19,7 @@ from .configs import Frames, Pixels
 from .errors import EngineError, InputError
 from .graphs.graph import Graph
 from .graphs.grouped import grouped_table
+from .graphs.spread import spread_table
 from .graphs.table import graph_table
 from .shapes import VideoShape
 from .util.files import atomic_file, sha256
@@ -39,6 +40,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 # Choices of a build of engines that hold their weights; backends/tensorrt/, BuildOptions, says what each is.
 FLAGS = ("refit", "version_compatible", "hardware_compatible", "plugins")
+MOST_DEVICES = 64
 Hash = Annotated[str, Len(64, 64)]
 Bytes = Annotated[int, Ge(0)]
 Seconds = Annotated[float, Ge(0), Le(1e9)]
@@ -65,6 +67,7 @@ class BuildSpec:
     targets: tuple[str, ...] = ()  # compute capabilities of other GPUs, such as "sm_89"; none: the GPU of the build
     layers_per_shard: Annotated[int, Ge(0), Le(1024)] = 0  # 0: a graph per layer, which takes its weights at each call
     flags: tuple[str, ...] = ()  # of FLAGS
+    sequence: Annotated[int, Ge(1), Le(MOST_DEVICES)] = 1  # devices that may share the tokens of a video
 
     @property
     def shape(self) -> VideoShape:
@@ -72,8 +75,11 @@ class BuildSpec:
 
     @property
     def key(self) -> str:
-        """sha256 of the specification."""
-        return digest(asdict(self))
+        """sha256 of the specification; of what is for one device as before there was `sequence`."""
+        values = asdict(self)
+        if self.sequence == 1:
+            del values["sequence"]
+        return digest(values)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "BuildSpec":
@@ -90,6 +96,11 @@ class BuildSpec:
         if self.layers_per_shard:
             return grouped_table(self.variant, shape or self.shape, self.layers_per_shard)
         return graph_table(self.variant, shape or self.shape)
+
+    def every_graph(self) -> dict[str, Graph]:
+        """Those, and the ones for a share of the tokens."""
+        shared = spread_table(self.variant, self.shape, self.sequence) if self.sequence > 1 else {}
+        return self.graphs() | shared
 
     @property
     def bound_to(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from consisid.engine.variants import Variant
 from consisid.engine.weights.device import DeviceWeights
 
 from .checkpoint_source import Source
-from .compile import check_backend, check_layers, check_targets, find_unusable, not_worth_it
+from .compile import check_backend, check_layers, check_sequence, check_targets, find_unusable, not_worth_it
 from .entries import compiled
 from .staging import staging
 
@@ -49,6 +49,7 @@ def build(
     random_weights: bool = False,
     targets: Sequence[str] = (),
     layers_per_shard: int = LAYERS,
+    sequence: int = 1,
     flags: Sequence[str] = (),
     timing_cache: Path | None = None,
     report: Callable[[str, GraphEntry, int], None] = lambda name, entry, total: None,
@@ -70,6 +71,8 @@ def build(
         random_weights: `checkpoint` is a variant or its name, and its weights are random and stored nowhere.
         targets: compute capabilities of other GPUs, such as "sm_89", to run on; no GPU is needed here.
         layers_per_shard: of the transformer and of the text encoder, in engines that hold their weights.
+        sequence: devices that may share the tokens of a video (ulysses times ring of a mesh); graphs for them are
+            compiled too.
         flags: of manifest.FLAGS, for such engines.
         timing_cache: a file of measurements that builds of such engines share.
         report: called after each graph with its name, its entry and the number of graphs.
@@ -80,6 +83,7 @@ def build(
     backend = check_backend(backend)
     check_targets(backend, targets, flags)
     check_layers(layers_per_shard)
+    check_sequence(sequence, backend)
     place = torch.device("cpu") if targets else check_device(device)
     runs_on = "cuda" if targets else place.type
     unusable = find_unusable(backend, place)
@@ -98,13 +102,13 @@ def build(
         holds = holds_weights(backend)
         spec = BuildSpec(
             opened.variant, *shape.pixels, dtype, backend, runs_on, kernels_hash(), origin,
-            tuple(targets), layers_per_shard if holds else 0, tuple(flags),
+            tuple(targets), layers_per_shard if holds else 0, tuple(flags), sequence,
         )  # fmt: skip
         options = BuildOptions(
             tuple(targets), holds, "refit" in flags, "version_compatible" in flags, "hardware_compatible" in flags,
             timing_cache, tuple(ATTRIBUTES) if "plugins" in flags else (),
         )  # fmt: skip
-        table, store = spec.graphs(), DeviceWeights(LoraPatchedCheckpoint(opened), place, DTYPES[dtype])
+        table, store = spec.every_graph(), DeviceWeights(LoraPatchedCheckpoint(opened), place, DTYPES[dtype])
         unusable = not_worth_it(backend, table, place) | unusable
         machine = provenance(place)
         work.begin(spec, machine)

@@ -46,6 +46,10 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     what.add_argument("--height", type=int, metavar="H", help="of the videos, in pixels (default: the model's)")
     what.add_argument("--width", type=int, metavar="W", help="of the videos, in pixels (default: the model's)")
     what.add_argument("--num-frames", type=int, metavar="F", help="of a video (default: the model's)")
+    what.add_argument(
+        "--sequence", type=int, default=1, metavar="N",
+        help="also for N devices that share the tokens of a video: ulysses times ring of consisid-generate --mesh",
+    )  # fmt: skip
     weights = p.add_argument_group("weights")
     weights.add_argument("--bundle", action="store_true", help="copy the weights into the folder")
     weights.add_argument("--variant", help="of the checkpoint's files, such as fp16 for model.fp16.safetensors")
@@ -83,7 +87,7 @@ def make(options: argparse.Namespace) -> None:
     if options.memory is not None and not options.dry_run:
         raise InputError("--memory belongs to --dry-run; a budget is given when an engine is opened.")
     device = options.device or default_device()
-    names = ("backend", "dtype", "height", "width", "num_frames", "variant", "random_weights")
+    names = ("backend", "dtype", "height", "width", "num_frames", "variant", "random_weights", "sequence")
     settings = {name: getattr(options, name) for name in names} | {
         "targets": tuple(filter(None, (options.target or "").split(","))),
         "flags": [flag for flag in FLAG_HELP if getattr(options, flag)],

@@ -19,6 +19,7 @@ from consisid.engine.backends.tensorrt.build import capability
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.errors import BackendError, InputError, shown
 from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.manifest import MOST_DEVICES
 from consisid.engine.shapes import whole
 
 from .onnx.compile import compile_through_onnx
@@ -205,6 +206,16 @@ def check_layers(count: int) -> int:
     if not 1 <= whole("layers_per_shard", count) <= MOST_LAYERS:
         raise InputError(f"layers_per_shard={shown(count)} is not from 1 to {MOST_LAYERS}.")
     return int(count)
+
+
+def check_sequence(count: int, name: str) -> None:
+    """Devices that share the tokens; raises InputError for a number that is none, or where engines cannot."""
+    if not 1 <= whole("sequence", count) <= MOST_DEVICES:
+        raise InputError(f"sequence={shown(count)} is not from 1 to {MOST_DEVICES}.")
+    if count > 1 and holds_weights(name):
+        raise BackendError(
+            f"Engines of {name} have all tokens in each: leave out --sequence, or add --backend inductor."
+        )
 
 
 def find_unusable(name: str, device: torch.device) -> dict[str, str]:

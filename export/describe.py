@@ -13,6 +13,7 @@ from consisid.engine.backends import holds_weights
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.grouped import LAYERS, grouped_table
+from consisid.engine.graphs.spread import spread_table
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
@@ -26,7 +27,7 @@ from consisid.engine.util.device import check_device
 from consisid.engine.variants import Variant
 
 from .checkpoint_source import Source
-from .compile import check_backend, check_layers, check_targets, find_unusable
+from .compile import check_backend, check_layers, check_sequence, check_targets, find_unusable
 
 
 def describe_folder(manifest: Manifest, folder: Path) -> str:
@@ -132,6 +133,7 @@ def plan_build(
     targets: Sequence[str] = (),
     flags: Sequence[str] = (),
     layers_per_shard: int = LAYERS,
+    sequence: int = 1,
     **size: int | None,
 ) -> BuildPlan:
     """What a build would make, and with `memory` how it would run within that budget; nothing is written and no
@@ -145,6 +147,7 @@ def plan_build(
     check_backend(backend)
     check_targets(backend, targets, flags)
     check_layers(layers_per_shard)
+    check_sequence(sequence, backend)
     if targets and isinstance(memory, str) and memory.strip().lower() == "auto":
         raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
@@ -157,6 +160,8 @@ def plan_build(
     table = graph_table(source.variant, shape)
     if holds_weights(backend):
         table = grouped_table(source.variant, shape, layers_per_shard)
+    if sequence > 1:
+        table |= spread_table(source.variant, shape, sequence)
     graphs = {
         name: (len(graph.layers), len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())))
         for name, graph in table.items()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ..decode.frames import MODES, Modes
 from ..engine import Engine
 from ..errors import EngineError, InputError, RankError, shown
-from ..manifest import Manifest
+from ..manifest import MOST_DEVICES, Manifest
 from ..memory.costs import Costs
 from ..run.holder import Holder
 from ..runtime.executor import GraphExecutor
@@ -26,7 +26,7 @@ from .costs import spread
 from .crew import Crew, put, switches
 from .decode import dealt_tiles, slabs
 from .exchange import TRANSPORTS, Exchange, join
-from .mesh import MOST, Mesh
+from .mesh import Mesh
 from .team import Team, TeamExecutor
 from .trunk import trunk_of
 
@@ -83,6 +83,7 @@ class OnDevices(Engine):
         box = Mesh.choose(size, heads) if mesh is None else Mesh.parse(mesh, heads)
         if box.size != size:
             raise InputError(f"mesh={shown(mesh)} is of {box.size} devices, and there are {size}.")
+        check_graphs(manifest, Path(folder), box)
         transport = check_transport(transport, manifest.spec.device)
         open_here = partial(
             super().open, folder, places[0] if places else first, memory=memory, verify=verify, warm_up=warm_up
@@ -119,7 +120,7 @@ class OnDevices(Engine):
         return TeamExecutor(networks, team, trunk, begin)
 
     def decoders(self, shape: VideoShape, holder: Holder) -> Modes:
-        if self.team is None:
+        if self.team is None or self.manifest.spec.layers_per_shard:
             return MODES
         begin = partial(self.team.begin, shape, holder.plan, holder.loras)
         return {
@@ -158,11 +159,11 @@ def list_devices(devices: Any, kind: str) -> list[str] | None:
             raise InputError('devices="torchrun" is for processes that torchrun has started, and this is none.')
         return None
     if isinstance(devices, int) and not isinstance(devices, bool):
-        if not 1 <= devices <= MOST:
-            raise InputError(f"devices={devices} is not from 1 to {MOST}.")
+        if not 1 <= devices <= MOST_DEVICES:
+            raise InputError(f"devices={devices} is not from 1 to {MOST_DEVICES}.")
         names = [_name(str(i), kind) for i in range(devices)]
     else:
-        listed = isinstance(devices, list | tuple) and 0 < len(devices) <= MOST
+        listed = isinstance(devices, list | tuple) and 0 < len(devices) <= MOST_DEVICES
         if not listed or not all(isinstance(each, str | int | torch.device) for each in devices):
             raise InputError(f'devices={shown(devices)} has to be a number or a list such as ["cuda:0", "cuda:1"].')
         names = [_name(str(each), kind) for each in devices]
@@ -175,6 +176,27 @@ def list_devices(devices: Any, kind: str) -> list[str] | None:
 def _name(device: str, kind: str) -> str:
     """Of a device that may be given by its number."""
     return device if not device.isdecimal() else kind if kind == "cpu" else f"{kind}:{device}"
+
+
+def check_graphs(manifest: Manifest, folder: Path, mesh: Mesh) -> None:
+    """Whether an engine has the graphs for a mesh.
+
+    Raises:
+        EngineError: it was compiled for another.
+    """
+    spec = manifest.spec
+    if mesh.sequence == 1 or (spec.sequence == mesh.sequence and not spec.layers_per_shard):
+        return
+    if spec.layers_per_shard:
+        raise EngineError(
+            f"The engines of {folder} hold their weights and have all tokens in each; on several devices they share "
+            'guidance and frames only: give mesh="cfg=2", and two devices.'
+        )
+    if any(entry.file for entry in manifest.graphs.values()):
+        raise EngineError(
+            f"{folder} was compiled for tokens on {spec.sequence} device{'s' * (spec.sequence > 1)}, and mesh {mesh} "
+            f"spreads them over {mesh.sequence}; build it with --sequence {mesh.sequence}, or with --backend eager."
+        )
 
 
 def check_transport(transport: str | None, kind: str) -> str:

@@ -6,11 +6,11 @@ from itertools import pairwise
 from math import gcd
 
 from ..errors import InputError, shown
+from ..manifest import MOST_DEVICES
 from ..shapes import VideoShape
 from ..variants import Variant
 
 AXES = ("cfg", "ulysses", "ring")
-MOST = 64  # devices
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Mesh:
         found: dict[str, int] = {}
         for part in text.split(",") if isinstance(text, str) else [""]:
             name, _, number = part.strip().partition("=")
-            if name not in AXES or name in found or not number.isdecimal() or not 1 <= int(number) <= MOST:
+            if name not in AXES or name in found or not number.isdecimal() or not 1 <= int(number) <= MOST_DEVICES:
                 raise InputError(f'mesh={shown(text)} is none; give the axes {", ".join(AXES)}, as "cfg=2,ulysses=3".')
             found[name] = int(number)
         mesh = cls(**found)
