@@ -296,6 +296,5 @@ def plan_of(run: Run, budget: int | None, cfg: str | None, steps: int = 0, besid
     request = run.request
     return run.engine.plan(
         budget, shape=request.shape, batch=request.batch, steps=max(steps, request.options.num_inference_steps),
-        guided=request.guided, cfg=cfg, tiling=request.may_tile, loop=run.loop_costs,
-        beside=beside,
+        guided=request.guided, cfg=cfg, tiling=request.may_tile, loop=run.loop_costs, beside=beside,
     )  # fmt: skip

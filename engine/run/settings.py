@@ -71,6 +71,8 @@ def modes_of(run: Any) -> dict[str, str]:
     tokens = t.max_text_seq_length + run.request.shape.video_tokens
     keys = run.request.batch, tokens, t.num_attention_heads, t.attention_head_dim
     modes = {"cfg": run.cfg, "dtype": engine.manifest.spec.dtype, "device": str(engine.device)}
+    if engine.mesh is not None:
+        modes["devices"] = f"{engine.mesh.size}, {engine.mesh}"
     modes["attention"] = describe(engine.device, keys, engine.dtype)
     modes["graphs"] = "none" if engine.weights.captures is None else "block"
     if run.decoding[0] not in (None, "whole"):

@@ -218,6 +218,9 @@ def test_names_and_prompts_that_are_not_utf8(shallow_folder, tmp_path):
         (["--height", "160000"], "height=160000 is more than"),
         (["--num-frames", "80000001"], "tokens of video"),
         (["--guidance-scale", "nan"], "guidance_scale=nan is not a finite number"),
+        (["--devices", "0"], "devices=0 is not from 1 to 64"),
+        (["--devices", "cuda:0,cuda:1"], "sees no CUDA GPU"),
+        (["--devices", "0,x"], "'x' is not a device"),
         (["--memory", "8 GiBB"], "memory='8 GiBB' is not a budget"),
         (["--memory", "9" * 400], "is not a budget"),
         (["--tile", "8", "8"], "goes with decode"),
@@ -267,13 +270,16 @@ def test_generate_refuses_in_one_line(tiny_folder, tmp_path, capsys, monkeypatch
     assert sorted(tmp_path.iterdir()) == before
 
 
-def opened(engine, folder, device=None, memory=None, verify=False):
+def opened(engine, folder, device=None, memory=None, verify=False, devices=None, mesh=None):
     """The session's engine, checked as if it were opened with these."""
     from consisid.engine.memory import budget as budgets
+    from consisid.engine.parallel.devices import list_devices
     from consisid.engine.util.device import check_device
 
     if device is not None:
         check_device(device)
+    if devices is not None:
+        list_devices(devices, "cpu")
     budgets.parse(memory, 2**34)
     engine.unload_lora_weights()
     return engine

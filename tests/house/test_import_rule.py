@@ -28,6 +28,7 @@ ENGINE = (
     ("first_block", "prediction"),
     ("denoise", "engine"),
     ("run",),
+    ("parallel",),
     ("many",),
     ("api",),
     ("flags",),

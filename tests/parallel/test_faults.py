@@ -237,3 +237,32 @@ def test_processes_end_with_the_one_that_began_them(shallow_folder):
     while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param([sys.executable, "-m"], id="--devices"),
+        pytest.param(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"], id="torchrun",
+            marks=pytest.mark.full,
+        ),
+    ],
+)  # fmt: skip
+def test_the_command(shallow_folder, shallow, tmp_path, launcher):
+    """On two devices, and begun by torchrun: a video, and one sentence where something is wrong."""
+    random_identity(shallow.variant).save(tmp_path / "me.safetensors")
+    command = [*launcher, "consisid.engine.cli", str(shallow_folder), "--image", "me.safetensors", "--prompt", PROMPT]
+    command += ["--steps", "1", "--num-frames", "9", "--output", "a.mp4", "-v"]
+    if "torch.distributed.run" not in launcher:
+        command += ["--devices", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2 * LONGEST, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
+    assert "[rank" not in done.stderr
+    refused = subprocess.run(
+        [*command, "--mesh", "cfg=2,ring=2"], cwd=tmp_path, capture_output=True, text=True, timeout=2 * LONGEST,
+        check=False,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "mesh='cfg=2,ring=2' is of 4 devices, and there are 2." in refused.stderr
