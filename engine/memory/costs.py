@@ -111,6 +111,7 @@ CONTEXT: Mapping[str, int] = {"cuda": 800 * 2**20, "cpu": 0}
 # What PyTorch reserves for cuBLAS to work in (32 MiB on Hopper, which both of its interfaces share), the small segments
 # of scalars and norms, and what is left over in those of 20 MiB: with 20 MiB for these an H200 reserved 2 MiB more.
 PIECES: Mapping[str, int] = {"cuda": (32 + 8 + 28) * 2**20, "cpu": 0}
+RUN: Mapping[str, int] = {"cuda": 20 * 2**20}  # and for each further run at once: a segment that it leaves part of
 
 
 @lru_cache(maxsize=64)
@@ -164,7 +165,8 @@ def video_costs(
     weights = reserved_bytes([_fixed([graph], dtype.itemsize) for graph in table.values()], device == "cuda")
     label = f"{variant.name}, {shape}, {str(dtype).removeprefix('torch.')}, {steps} steps"
     label += f", {batch * beside} videos" if batch * beside > 1 else ""
-    return Costs(label, tuple(stages), CONTEXT.get(device, 0), PIECES.get(device, 0), weights, granule)
+    pieces = PIECES.get(device, 0) + (beside - 1) * RUN.get(device, 0)
+    return Costs(label, tuple(stages), CONTEXT.get(device, 0), pieces, weights, granule)
 
 
 def _sizes(graph: Graph, free: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
