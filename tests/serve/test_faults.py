@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 from support.serving import StandIn, ask, scheduled, wait_until
 
 from consisid.engine.errors import EngineError, FaceError, InputError, WriteError
@@ -259,7 +260,8 @@ def mp4(frames, width=64, height=48):
 def test_frames_of_a_video():
     """So many as photos may be, evenly spread; and what of it cannot be read."""
     limits = Limits(photos=3, pixels=64 * 48)
-    assert len(frames_of(mp4(12), limits, "video")) == 3
+    pictures = [np.asarray(Image.open(io.BytesIO(content))) for content in frames_of(mp4(12), limits, "video")]
+    assert [picture.mean() for picture in pictures] == pytest.approx([0, 40, 80], abs=5)  # the first, fifth and ninth
     assert len(frames_of(mp4(2), limits, "video")) == 2
     whole = mp4(3)
     for content, message in (
