@@ -179,30 +179,6 @@ class LoadedEngine:
         stream.synchronize()
 
 
-class Captured:
-    """An engine's call as a CUDA graph, for one shape: inputs are copied in, outputs are overwritten by the next call.
-
-    Weights must all be on the device.
-    """
-
-    def __init__(self, engine: LoadedEngine, example: Sequence[Tensor]):
-        self.inputs = [x.clone() for x in example]
-        side = torch.cuda.Stream(engine.device)
-        side.wait_stream(torch.cuda.current_stream(engine.device))
-        with torch.cuda.stream(side):
-            engine(self.inputs, ())  # what happens at first use cannot be captured
-        torch.cuda.current_stream(engine.device).wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = engine(self.inputs, ())
-
-    def __call__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Outputs:
-        for own, x in zip(self.inputs, inputs, strict=True):
-            own.copy_(x)
-        self.graph.replay()
-        return self.outputs
-
-
 def shares(budget: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """A budget in bytes divided over engines in proportion to their streamable weights, never more than those."""
     total = sum(sizes.values())

@@ -1,5 +1,6 @@
 """Kernels as PTX that TensorRT launches: assembled for real by the tools in Triton's wheel, without a GPU."""
 
+import ctypes
 import re
 import subprocess
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from consisid.engine.backends.tensorrt.ptx import Kernel
+from consisid.engine.errors import BackendError
 from consisid.kernels.aot import ptx as standalone
 from consisid.kernels.aot.ptx import STANDALONE, Code, compile_standalone, without_scratch
 
@@ -51,3 +54,67 @@ def test_inputs_come_before_outputs():
         outputs = [name for name in row.parameters if name.endswith("out")]
         assert list(row.parameters[-row.outputs :]) == outputs
     assert standalone.STANDALONE["gated_modulated_norm"].outputs == 2
+
+
+class Driver:
+    """The CUDA driver as far as a launch asks it: a module is 5, its function 6; from `fails` on it refuses."""
+
+    def __init__(self, fails=""):
+        self.fails, self.loaded, self.shared, self.launched = fails, [], [], []
+
+    def cuModuleLoadData(self, module, ptx):
+        self.loaded.append(ptx)
+        module._obj.value = 5
+        return 218 if self.fails == "load" else 0
+
+    def cuModuleGetFunction(self, function, module, name):
+        assert (module.value, name) == (5, b"kernel")
+        function._obj.value = 6
+        return 0
+
+    def cuFuncSetAttribute(self, function, attribute, value):
+        assert (function.value, attribute) == (6, 8)
+        self.shared.append(value)
+        return 0
+
+    def cuLaunchKernel(self, function, *rest):
+        *sizes, stream, pointers, more = rest
+        assert more is None
+        addresses = [ctypes.c_uint64.from_address(pointer).value for pointer in pointers]
+        self.launched.append((function.value, sizes, stream.value, addresses))
+        return 999 if self.fails == "launch" else 0
+
+    def cuGetErrorName(self, result, name):
+        if result == 218:
+            name._obj.value = b"CUDA_ERROR_INVALID_PTX"
+        return 0
+
+
+@pytest.mark.parametrize(("shared", "asked"), [(48 * 1024, []), (48 * 1024 + 1, [48 * 1024 + 1])])
+def test_a_launch_by_the_driver(shared, asked, monkeypatch):
+    """The code is loaded once; memory that a kernel does not have by itself is asked for."""
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    kernel = Kernel(Code("kernel", ".ptx", (3, 2, 1), 128, shared))
+    assert not driver.loaded
+    addresses = ([2**40, 17, 2**63], [1, 2, 3])
+    for each in addresses:
+        kernel.launch(each, 99)
+    assert driver.loaded == [b".ptx"]
+    assert driver.shared == asked
+    assert driver.launched == [(6, [3, 2, 1, 128, 1, 1, shared], 99, each) for each in addresses]
+
+
+def test_what_the_driver_refuses(monkeypatch):
+    code = Code("kernel", ".ptx", (1, 1, 1), 32, 0)
+    for fails, reason in (("load", "CUDA_ERROR_INVALID_PTX"), ("launch", "an unknown error")):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, fails=fails: Driver(fails))
+        with pytest.raises(BackendError, match=f"The CUDA driver refused kernel: {reason}; rebuild the engine on"):
+            Kernel(code).launch([1], 0)
+
+    def missing(name):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(BackendError, match=r"driver cannot be loaded \(no such file\); install the NVIDIA driver"):
+        Kernel(code).launch([1], 0)
