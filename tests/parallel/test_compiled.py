@@ -42,7 +42,7 @@ def test_compiled_blocks_are_cut_at_their_attention(shallow, shallow_checkpoint,
 def test_a_mesh_that_nothing_was_compiled_for(shallow_checkpoint, tmp_path):
     folder = tmp_path / "engine"
     build_stand_in(shallow_checkpoint, folder, sequence=3)
-    with pytest.raises(EngineError, match="compiled for tokens on 3 devices, .* over 2; build it with --sequence 2"):
+    with pytest.raises(EngineError, match=r"compiled for tokens on 3 devices, .* over 2; build it with --sequence 2"):
         ConsisID.open(folder, devices=2, mesh="ring=2")
     assert not torch.distributed.is_initialized()
 
