@@ -123,11 +123,9 @@ def run_phase(
     nvml, _ = load_nvml() if context.gpu else (None, None)
     watch = Watch.of(nvml, context.device.index) if nvml else None
     head = {
-        "variant": context.variant.name,
-        "shape": str(context.shape),
-        "dtype": str(context.dtype).removeprefix("torch."),
+        "variant": context.variant.name, "shape": str(context.shape), "dtype": str(context.dtype).removeprefix("torch."),
         "made": stamp(context.device, watch.driver if watch else None),
-    }
+    }  # fmt: skip
 
     def asked(name: str) -> bool:
         return not only or any(words in name for words in only)
@@ -200,6 +198,8 @@ def work(options: argparse.Namespace) -> None:
         print(f"{sheet.values['phase']}{'' if sheet.finished else ' (unfinished: run it again)'}")
         for row in sheet.rows:
             print(line(row, ceilings))
+    if device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
+        print(f"This machine has {count} GPUs: bench/TODO-gpu.md says under 'Several GPUs' what to run on them.")
     check(sheets)
 
 

@@ -225,8 +225,46 @@ def report_page(name: str) -> tuple[str, dict[str, bytes]]:
     return first + shown + "".join(rest), {file: png for file, (_, png) in pictures.items()}
 
 
+# What xDiT has published of the preview on so many H100s, in seconds (its docs/performance/consisid.md).
+XDIT = {1: "114.9 (diffusers)", 2: "59.7 (CFG)", 4: "40.7 (CFG, ring)", 6: "35.8 (CFG, ring)"}
+
+
+def predicted() -> str:
+    """Seconds of a video on several GPUs, by arithmetic."""
+    import torch
+
+    from consisid.engine.memory.costs import video_costs
+    from consisid.engine.memory.planner import plan
+    from consisid.engine.memory.simulate import MACHINES
+    from consisid.engine.parallel.costs import spread
+    from consisid.engine.parallel.mesh import Mesh
+    from consisid.engine.shapes import VideoShape
+    from consisid.engine.variants import PREVIEW
+
+    shape, dtype = VideoShape.of(PREVIEW, None, None, None), torch.bfloat16
+    one, rows = video_costs(PREVIEW, shape, dtype, device="cuda"), []
+    given = {"batch": 1, "guided": True, "fused": True, "rows": False, "memory": False}
+    (measured,) = re.findall(r"\| 50 steps, all of generate.*?\| ([\d.]+) \|", (REPORTS / "h200.md").read_text())
+    bounds: dict[str, float] = {}
+    for count in (1, 2, 4, 6, 8):
+        mesh = Mesh.choose(count, PREVIEW.transformer.num_attention_heads)
+        costs = one if count == 1 else spread(one, PREVIEW, shape, dtype, mesh, **given)
+        found = {name: plan(None, costs, MACHINES[name], tiling=True) for name in ("h100", "h200")}
+        bounds = bounds or {name: each.seconds for name, each in found.items()}
+        sent = sum(stage.sent for stage in found["h100"].stages) / 2**30
+        scaled = float(measured) * found["h200"].seconds / bounds["h200"]
+        cells = (f"{found['h100'].seconds:.1f}", f"{found['h200'].seconds:.1f}", f"{scaled:.1f}")
+        rows.append((str(count), escape(str(mesh)), f"{sent:.0f}", *cells, XDIT.get(count, "")))
+    heading = (
+        "GPUs", "mesh", "GiB sent by the first", "H100, at least, s", "H200, at least, s", "H200, scaled, s",
+        "xDiT on H100, published, s",
+    )  # fmt: skip
+    return html_table(heading, rows)
+
+
 GENERATED = {
     "commands": commands, "errors": errors, "arguments": arguments, "examples": examples, "devices": devices,
+    "predicted": predicted,
 }  # fmt: skip
 
 

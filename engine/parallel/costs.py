@@ -49,13 +49,14 @@ class Alone(Team):
 
 def spread(
     costs: Costs, variant: Variant, shape: VideoShape, dtype: torch.dtype, mesh: Mesh, *, batch: int, guided: bool,
-    fused: bool, rows: bool,
+    fused: bool, rows: bool, memory: bool = True,
 ) -> Costs:  # fmt: skip
     """Costs of a video on one device, for several: what the first of them holds, and what passes between them.
 
     Args:
         fused: memory is that of our kernels and of a GPU.
         rows: the feed-forward can be cut.
+        memory: False leaves what is held as it is on one device, where only seconds are asked for.
     """
     room, halves = arena_bytes if fused else peak_bytes, 2 if guided else 1
     at_once = mesh.cfg if (halves * batch) % mesh.cfg == 0 else 1
@@ -63,17 +64,23 @@ def spread(
 
     def loop(stage: StageCosts) -> StageCosts:
         counted = partial(count_spread_step, variant, shape, dtype, mesh, batch, fused=fused)
+        units = tuple(replace(unit, flops=unit.flops / mesh.sequence / at_once) for unit in stage.units)
+        stage = replace(stage, units=units, sent=_sent(variant, shape, mesh, dtype.itemsize))
+        if not memory:
+            return stage
         working = tuple((mode, room(counted(samples[mode]))) for mode, _ in stage.working)
         cut = tuple((mode, room(counted(samples[mode], rows=ROWS))) for mode, _ in stage.rows) if rows else ()
-        units = tuple(replace(unit, flops=unit.flops / mesh.sequence / at_once) for unit in stage.units)
-        return replace(stage, working=working, rows=cut, units=units, sent=_sent(variant, shape, mesh, dtype.itemsize))
+        return replace(stage, working=working, rows=cut)
 
     def decode(stage: StageCosts) -> StageCosts:
         latent = shape.latent_height, shape.latent_width
-        working = ((stage.working[0][0], room(count_slab(variant, shape, dtype, mesh.size, fused=fused))),)
-        tiles = tuple(replace(cut, arithmetic=cut.arithmetic) for cut in stage.tiles)
         share = max(end - begin for begin, end in slabs_of(latent, mesh.size)) / latent[0]
-        return replace(stage, working=working, tiles=tiles, flops=stage.flops * share)
+        stage = replace(stage, flops=stage.flops * share)
+        if not memory:
+            return stage
+        return replace(
+            stage, working=((stage.working[0][0], room(count_slab(variant, shape, dtype, mesh.size, fused=fused))),)
+        )
 
     made = {"denoise": loop, "decode": decode}
     stages = tuple(made[stage.name](stage) if stage.name in made else stage for stage in costs.stages)
