@@ -123,7 +123,8 @@ def run_phase(
     nvml, _ = load_nvml() if context.gpu else (None, None)
     watch = Watch.of(nvml, context.device.index) if nvml else None
     head = {
-        "variant": context.variant.name, "shape": str(context.shape), "dtype": str(context.dtype).removeprefix("torch."),
+        "variant": context.variant.name, "shape": str(context.shape),
+        "dtype": str(context.dtype).removeprefix("torch."),
         "made": stamp(context.device, watch.driver if watch else None),
     }  # fmt: skip
 

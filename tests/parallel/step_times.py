@@ -1,6 +1,6 @@
 """A step on two processors, by one process with one thread and by two processes with one each, in turns.
 
-    python tests/parallel/step_times.py --output bench/reports/cpu-tiny-devices      (on a machine that does nothing else)
+    python tests/parallel/step_times.py --output bench/reports/cpu-tiny-devices    (on a machine that does nothing else)
 
 Written as .json and .md. The sums that the two make are those of the one for guidance in halves (the same bytes), and
 within rounding for a ring.
