@@ -266,3 +266,26 @@ def test_the_command(shallow_folder, shallow, tmp_path, launcher):
     )  # fmt: skip
     assert refused.returncode != 0
     assert "mesh='cfg=2,ring=2' is of 4 devices, and there are 2." in refused.stderr
+
+
+@pytest.mark.full
+def test_an_interrupt_ends_all(shallow_folder, shallow, tmp_path):
+    """Ctrl-C in the loop: status 130, no process left, and the checkpoint is there."""
+    random_identity(shallow.variant).save(tmp_path / "me.safetensors")
+    command = [*COMMAND, str(shallow_folder), "--image", "me.safetensors", "--prompt", PROMPT, "--steps", "200"]
+    command += ["--output", "a.mp4", "--devices", "2", "--checkpoint", "run.safetensors", "--checkpoint-every", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    end = time.monotonic() + LONGEST
+    while not (tmp_path / "run.safetensors").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 1
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=LONGEST)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not Path(f"/proc/{children[0]}").exists()
+    assert (tmp_path / "run.safetensors").exists()

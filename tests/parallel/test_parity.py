@@ -116,3 +116,14 @@ def test_what_is_sent_is_what_is_stated(several):
     sent = team.exchange.sent
     assert sent["tokens"] + sent["heads"] + sent["ring"] == STEPS * t.num_layers * block
     assert sent["scatter"] == STEPS * team.mesh.given_bytes(shares, samples, t.num_layers, t.inner_dim, 4)
+
+
+def test_many_videos(several, shallow):
+    """Each is the one that generate makes; videos that go on beside each other are told apart."""
+    person = random_identity(several.variant)
+    given = {"identity": person, "num_frames": 9, "output_type": "latent", "num_inference_steps": STEPS}
+    requests = [{**given, "prompt": f"Person {i}.", "seed": i} for i in range(3)]
+    found = {job.request.options.seed: job.result() for job in several.generate_many(requests, together=2)}
+    for request in requests:
+        expected = shallow.generate(request["identity"], **{k: v for k, v in request.items() if k != "identity"})
+        assert near(found[request["seed"]].latents, expected.latents)

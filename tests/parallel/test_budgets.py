@@ -1,0 +1,74 @@
+"""Several devices within budgets of memory, each of its own."""
+
+import re
+
+import pytest
+from support.people import random_identity
+
+from consisid.engine import ConsisID
+from consisid.engine.errors import MemoryBudgetError
+from consisid.engine.variants import PREVIEW
+
+
+@pytest.mark.parametrize("mesh", ["cfg=2", pytest.param("ring=2", marks=pytest.mark.full)])
+def test_weights_stream_to_each_device(shallow, shallow_folder, mesh):
+    """Blocks that do not fit come for every step, on both; the feed-forward may be cut."""
+    options = {"num_inference_steps": 3, "seed": 3, "output_type": "latent"}
+    person = random_identity(shallow.variant)
+    expected = shallow.generate(person, "A person.", **options).latents
+    with pytest.raises(MemoryBudgetError, match="The smallest budget that works is") as refused:
+        ConsisID.open(shallow_folder, devices=2, mesh=mesh, memory=1)
+    least = re.search(r"works is (\S+)\.$", str(refused.value))
+    assert least is not None
+    engine = ConsisID.open(shallow_folder, devices=2, mesh=mesh, memory=least[1], timeout=120)
+    try:
+        found = engine.generate(person, "A person.", **options)
+        assert found.stats.modes["devices"] == f"2, {mesh}"
+        assert "stream" in found.stats.modes["memory"]
+        assert (found.latents - expected).abs().max() <= 1e-4
+        other = engine.generate(person, "A person.", **options | {"output_type": "uint8"})  # decoded under the plan
+        assert other.frames.shape == (17, 96, 144, 3)
+    finally:
+        engine.close()
+
+
+def test_the_plan_says_what_several_devices_take(shallow_folder):
+    one, several = ConsisID.open(shallow_folder), ConsisID.open(shallow_folder, devices=2)
+    try:
+        plans = [engine.plan(None) for engine in (one, several)]
+        assert "on 2 devices (cfg=2)" in str(plans[1])
+        assert "the busiest device sends or receives" in str(plans[1])
+        assert "device sends" not in str(plans[0])
+        for stage in ("denoise", "decode"):
+            assert plans[1].stage(stage).seconds < 0.7 * plans[0].stage(stage).seconds
+            assert plans[1].stage(stage).arena < plans[0].stage(stage).arena
+        assert plans[0].stage("text") == plans[1].stage("text")
+    finally:
+        several.close()
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_seconds_of_the_preview_follow_from_its_shares(devices):
+    """At full size: the blocks' arithmetic is divided, and what passes between devices is added at the wire's rate."""
+    import torch
+
+    from consisid.engine.memory.costs import video_costs
+    from consisid.engine.memory.planner import plan
+    from consisid.engine.memory.simulate import MACHINES
+    from consisid.engine.parallel.costs import spread
+    from consisid.engine.parallel.mesh import Mesh
+    from consisid.engine.shapes import VideoShape
+
+    shape, machine = VideoShape.of(PREVIEW, None, None, None), MACHINES["h100"]
+    one = video_costs(PREVIEW, shape, torch.bfloat16, device="cuda")
+    mesh = Mesh.choose(devices, 48)
+    given = {"batch": 1, "guided": True, "fused": True, "rows": False, "memory": False}
+    costs = spread(one, PREVIEW, shape, torch.bfloat16, mesh, **given)
+    alone, together = (plan(None, each, machine).stage("denoise") for each in (one, costs))
+    wire = together.sent / machine.wire
+    blocks = sum(unit.flops for stage in one.stages if stage.name == "denoise" for unit in stage.units)
+    saved = 100 * blocks * (1 - 1 / devices) / machine.flops
+    assert together.seconds == pytest.approx(alone.seconds - saved + wire, rel=1e-6)
+    shares = mesh.shares(PREVIEW, shape)
+    block = mesh.block_bytes(0, shares, 1, 48, 64, 2)
+    assert together.sent == 100 * (42 * block + mesh.given_bytes(shares, 1, 42, 3072, 2))
