@@ -1,8 +1,8 @@
 """What the server adds before the first step: `PYTHONPATH=tests python -m support.first_step ENGINE --output DIR`.
 
 A turn is two videos of one person with new prompts, by one engine: one by ConsisID.generate, one by POST /v1/videos
-over HTTP to a server in this process, so that both ends are read from one clock. They take turns at being first. The row
-is of the differences within a turn: what the machine does meanwhile, it does to both.
+over HTTP to a server in this process, so that both ends are read from one clock. They take turns at being first. The
+row is of the differences within a turn: what the machine does meanwhile, it does to both.
 """
 
 import argparse
