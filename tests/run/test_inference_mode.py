@@ -1,7 +1,7 @@
 """Callers in PyTorch's inference mode, in which ComfyUI runs its nodes: nothing that the engine keeps is of that mode."""
 
 import torch
-from support.loras import OPTIONS, PROMPT, latents, lora
+from support.loras import latents, lora
 
 from consisid.engine import ConsisID
 

@@ -165,7 +165,7 @@ def nodes(monkeypatch):
 
 
 def test_nodes_of_comfyui(nodes, shallow_folder, monkeypatch):
-    """By the interface that ComfyUI documents: classes with INPUT_TYPES, RETURN_TYPES and FUNCTION."""
+    """As ComfyUI runs them: classes with INPUT_TYPES, RETURN_TYPES and FUNCTION, called in inference mode."""
 
     def call(name, **inputs):
         node = nodes[name]
@@ -174,7 +174,8 @@ def test_nodes_of_comfyui(nodes, shallow_folder, monkeypatch):
         given = {
             field: inputs.get(field, kind[1].get("default") if len(kind) > 1 else None) for field, kind in asked.items()
         }
-        found = getattr(node(), node.FUNCTION)(**given)
+        with torch.inference_mode():
+            found = getattr(node(), node.FUNCTION)(**given)
         assert len(found) == len(node.RETURN_TYPES)
         return found
 
