@@ -1,4 +1,4 @@
-"""Callers in PyTorch's inference mode, in which ComfyUI runs its nodes: nothing that the engine keeps is of that mode."""
+"""Callers in the inference mode of PyTorch, as ComfyUI is when it runs nodes: nothing that is kept is of that mode."""
 
 import torch
 from support.loras import latents, lora
