@@ -25,7 +25,7 @@ pytest.importorskip("ray", reason="ray is not installed; it comes with consisid[
 pytestmark = [pytest.mark.order(-3), pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 REPLICA = b"ray::ServeReplica:consisid:Replica"
 SECONDS = 240.0  # for what takes a few; two workers of the tests and a cluster may share two cores
-LONG = 120  # steps
+LONG = 80  # steps
 
 
 class Cluster(Process):
