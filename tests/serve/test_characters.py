@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from consisid.engine.errors import InputError
 from consisid.engine.serve.characters import ROUTE, Characters, People
+from consisid.engine.serve.refusals import Refusal
 
 KEY = {"authorization": "Bearer the key"}
 
@@ -96,10 +97,20 @@ def test_an_application_that_fails_admits_nobody(people):
     assert said[0]["status"] == 500
 
 
-@pytest.mark.parametrize("id", ["char_", "char_..", "..", "%2e%2e", "char_00%2F..", "video_00", "char_00"])
+@pytest.mark.parametrize("id", ["{}/..", "{}/../..", "..", "char_", "char_00", "video_00", "{}%2F.."])
 def test_names_that_were_not_drawn_are_not_looked_up(ask, people, photo, id):
-    people.add("Eileen", "largest", [photo])
-    assert ask("GET", f"{ROUTE}/{id}").status_code in (404, 405)
+    made = people.add("Eileen", "largest", [photo])["id"]
+    for folder in (people.folder, people.folder.parent):
+        (folder / "character.json").write_text('{"shown": {"id": "a secret"}, "face": "largest"}')
+    id = id.format(made)
+    for call in (people.get, people.delete):
+        with pytest.raises(Refusal, match="There is no such character"):
+            call(id)
+    with pytest.raises(InputError, match="There is no such character"):
+        people.photos(id)
+    answers = [ask(method, f"{ROUTE}/{id.replace('/', '%2F')}") for method in ("GET", "DELETE")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert people.get(made)["name"] == "Eileen"
 
 
 @pytest.mark.parametrize(
