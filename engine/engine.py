@@ -155,7 +155,8 @@ class Engine(Adapters):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Inside the block the device is this thread's alone; whoever comes while it is not waits, in order.
+        """Inside the block the device is this thread's alone; whoever comes while it is not waits, in order. Inference
+        mode, which a caller may be in, is left: its tensors could not be changed by a later run that is not in it.
 
         Raises:
             EngineError: in a process that was forked from the one which opened the engine.
@@ -165,7 +166,7 @@ class Engine(Adapters):
                 f"The engine of {self.folder} was opened in another process ({self.process}), and a fork of it cannot "
                 "use it; open the folder in this process, or start it by spawn."
             )
-        with turn_of(self.device), current(self.device):
+        with turn_of(self.device), current(self.device), torch.inference_mode(False), torch.no_grad():
             yield
 
     def hand_over(self, run: Occupant | None) -> bool:

@@ -15,6 +15,11 @@ EXAMPLE = """example:
 DAY = 86400.0
 
 
+def default_data() -> Path:
+    """Where jobs, people and videos are kept where nobody says otherwise."""
+    return Path.home() / ".local" / "share" / "consisid"
+
+
 def parser(strict: bool = True) -> argparse.ArgumentParser:
     """strict: what has to be given has to be on the command line."""
     p = argparse.ArgumentParser(
@@ -83,7 +88,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         if not (name and equals and source) or name in loras:
             raise InputError(f"--lora {shown(each)}: give NAME=LORA, each name once.")
         loras[name] = source
-    data = options.data or Path.home() / ".local" / "share" / "consisid"
+    data = options.data or default_data()
     limits = Limits(
         waiting=options.queue, waiting_per_key=options.queue_per_key, body=size(options.max_upload, 0) or 0,
         pixels=options.max_pixels, seconds=options.max_seconds,

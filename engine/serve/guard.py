@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +38,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check_host(headers)
-            self._check_origin(headers)
+            check_origin(headers)
             owner = self.keys.owner(headers.get("authorization"))
             if owner is None and scope["path"] not in OPEN:
                 raise Refusal(
@@ -73,15 +73,17 @@ class Guard:
                 403, "host", "Without API keys this server answers to localhost and 127.0.0.1 only; start it with keys."
             )
 
-    def _check_origin(self, headers: dict[str, str]) -> None:
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            raise Refusal(403, "origin", "Pages of other sites may not use this server.")
-
     def _check_length(self, headers: dict[str, str]) -> None:
         given = headers.get("content-length", "0")
         if given.isdecimal() and int(given) > self.limits.body:
             raise too_large(self.limits)
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """Raises Refusal for a page of another site."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        raise Refusal(403, "origin", "Pages of other sites may not use this server.")
 
 
 class Body:

@@ -34,6 +34,7 @@ LOG = logging.getLogger("consisid.serve")
 LOCAL = "local"  # an address: Ray is started on this machine, for itself alone
 APPLICATION = "consisid"
 SMALL = 8  # requests besides videos that a replica takes at once: photos, checks
+PATIENCE = 2.0  # seconds that a video waits in a replica without room, before Ray chooses again
 T = TypeVar("T")
 
 
@@ -46,11 +47,17 @@ class Scale:
     gpus: float
 
 
+@dataclass(frozen=True)
+class Busy:
+    """A replica has no room for a video, and did nothing about it."""
+
+
 class Replica:
     """An engine in a process of Ray's."""
 
     def __init__(self, settings: Settings):
         self.worker = LocalWorker(settings)
+        self.room = asyncio.Semaphore(settings.ahead)
 
     async def ask(self, what: str, *given: Any) -> Any:
         """A method of the worker, or the error that it raised: errors lose their class on their way."""
@@ -59,8 +66,25 @@ class Replica:
         except ConsisIDError as error:
             return error
 
-    async def make(self, task: Task) -> AsyncIterator[Report]:
-        """What becomes of a video. Whoever no longer wants to hear it cancels it."""
+    async def make(self, task: Task) -> AsyncIterator[Report | Busy]:
+        """What becomes of a video. Whoever no longer wants to hear it cancels it.
+
+        Ray chooses by how many requests it believes a replica to have, and can be wrong. A video that stayed where it
+        was sent would wait there while another replica has nothing to do, or a new one has started.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.room.acquire()
+        except TimeoutError:
+            yield Busy()
+            return
+        try:
+            async for report in self._make(task):
+                yield report
+        finally:
+            self.room.release()
+
+    async def _make(self, task: Task) -> AsyncIterator[Report]:
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[Report]()
 
         def listen(report: Report) -> None:
@@ -136,10 +160,7 @@ class RayWorker:
     async def _make(self, task: Task, listen: Listener) -> None:
         report: Report | None = None
         try:
-            self._streams[task.id] = stream = self._handle.options(stream=True).make.remote(task)
-            if task.id in self._cancelled:
-                stream.cancel()
-            async for report in stream:
+            async for report in self._reports(task):
                 await asyncio.to_thread(listen, report)
         except (RequestCancelledError, asyncio.CancelledError):
             report = None
@@ -157,6 +178,19 @@ class RayWorker:
             self._cancelled.discard(task.id)
         if not isinstance(report, Made | Failed | Cancelled | Lost):
             await asyncio.to_thread(listen, Lost("The replica said no more."))
+
+    async def _reports(self, task: Task) -> AsyncIterator[Report]:
+        """Of a replica that has room."""
+        busy = True
+        while busy:
+            self._streams[task.id] = stream = self._handle.options(stream=True).make.remote(task)
+            if task.id in self._cancelled:
+                stream.cancel()
+            busy = False
+            async for report in stream:
+                busy = isinstance(report, Busy)
+                if not busy:
+                    yield report
 
     def cancel(self, id: str) -> None:
         def cancel() -> None:

@@ -14,6 +14,7 @@ from .forms import Form, read_form
 from .refusals import Refusal
 from .service import Person, Service
 from .store import ENDED, VideoRow
+from .uploads import character_of
 from .wanted import VideoFields, fields_of, unbracketed
 
 POLL = 500  # milliseconds between two looks of openai-python's poll
@@ -152,19 +153,8 @@ class Routes:
         return await run_in_threadpool(self._create_character, owner_of(request), form)
 
     def _create_character(self, owner: str, form: Form) -> dict[str, Any]:
-        service, values = self.service, unbracketed(form.values)
-        name, face = values.pop("name", None), values.pop("face", "largest")
-        for odd in (*values, *(name for name, _ in form.files if name not in ("video", "image", "image[]"))):
-            raise Refusal(400, "unknown_field", "The fields are name, face, video and image.", odd[:100])
-        if not isinstance(name, str) or not 0 < len(name) <= 200:
-            raise Refusal(400, "invalid_value", "Give a name of 1 to 200 characters.", "name")
-        if not isinstance(face, str) or len(face) > 100:
-            raise Refusal(400, "invalid_value", "face is largest, center, a number or a box.", "face")
-        if not 0 < len(form.files) <= service.settings.limits.photos:
-            reason = f"Give 1 to {service.settings.limits.photos} photos as image, or a video."
-            raise Refusal(400, "invalid_value", reason, "video")
-        photos = [photo for name, content in form.files for photo in service.photos.of_person(content, name)]
-        return answers.character(service.create_character(owner, name, photos, face))
+        name, face, photos = character_of(form, self.service.photos)
+        return answers.character(self.service.create_character(owner, name, photos, face))
 
     def list_characters(
         self, request: Request, limit: Limit = 20, after: After = None, order: Order = "desc"

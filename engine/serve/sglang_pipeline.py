@@ -4,24 +4,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang.multimodal_gen.configs.pipeline_configs.base import PipelineConfig
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+from sglang.multimodal_gen.configs.sample import sampling_params as theirs
 from sglang.multimodal_gen.configs.task_type import ModelTaskType
 from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import ComposedPipelineBase
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch
 from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 
 from ..api import ConsisID
-from ..errors import ConsisIDError, InputError
+from ..errors import ConsisIDError
 from .plugged import video
 
 __all__ = ["Config", "SamplingParams", "SglangConsisID"]
 
 
 @dataclass
-class Config(PipelineConfig):
-    """A photo and a text become a video; the photo is not brought to the video's size before."""
+class SamplingParams(theirs.SamplingParams):
+    """character: the id of a stored person, instead of a photo."""
 
-    task_type: ModelTaskType = ModelTaskType.I2V
+    character: str | None = None
+
+    @classmethod
+    def video_request_extra_fields(cls) -> frozenset[str]:
+        return frozenset({"character"})
+
+
+@dataclass
+class Config(PipelineConfig):
+    """A text and a photo, or a character without one, become a video; the photo is not brought to the video's size."""
+
+    task_type: ModelTaskType = ModelTaskType.TI2V
     skip_input_image_preprocess: bool = True
 
 
@@ -36,9 +47,7 @@ class Make(PipelineStage):
         """Frames [1, 3, F, H, W] in [0, 1], or the sentence of an error."""
         asked = batch.sampling_params
         try:
-            if not asked.image_path:
-                raise InputError("ConsisID needs a photo; give one as input_reference.")
-            frames = video(self.engine, asked.prompt, asked.image_path, asked)
+            frames = video(self.engine, asked.prompt, asked.image_path or None, asked.character, asked)
             return OutputBatch(output=frames.permute(1, 0, 2, 3)[None], fps=self.engine.variant.fps)
         except ConsisIDError as error:
             return OutputBatch(error=str(error))

@@ -15,8 +15,10 @@ from ..errors import InputError
 from ..face.download import download
 from ..face.photo import load_photo
 from ..face.pixels import FORMATS
+from .forms import Form
 from .refusals import Refusal, refusal_of
 from .settings import Limits
+from .wanted import unbracketed
 
 AT_ONCE = 2  # photos that are decoded; each takes its pixels in memory
 MOST_FRAMES = 2000  # of a video that shows a person
@@ -75,6 +77,21 @@ class Photos:
             return [self.check(content, field)]
         with self._decoding:
             return frames_of(content, self.limits, field)
+
+
+def character_of(form: Form, photos: Photos) -> tuple[str, str, list[bytes]]:
+    """The name, who is meant in a photo, and the photos; raises Refusal for a form that does not say them."""
+    values, most = unbracketed(form.values), photos.limits.photos
+    name, face = values.pop("name", None), values.pop("face", "largest")
+    for odd in (*values, *(name for name, _ in form.files if name not in ("video", "image", "image[]"))):
+        raise Refusal(400, "unknown_field", "The fields are name, face, video and image.", odd[:100])
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise Refusal(400, "invalid_value", "Give a name of 1 to 200 characters.", "name")
+    if not isinstance(face, str) or len(face) > 100:
+        raise Refusal(400, "invalid_value", "face is largest, center, a number or a box.", "face")
+    if not 0 < len(form.files) <= most:
+        raise Refusal(400, "invalid_value", f"Give 1 to {most} photos as image, or a video.", "video")
+    return name, face, [photo for name, content in form.files for photo in photos.of_person(content, name)]
 
 
 def _host(address: str) -> str:

@@ -1,8 +1,8 @@
 """ConsisID in vLLM-Omni: `vllm serve ENGINE_DIR --omni --model-class-name ConsisIDPipeline`.
 
 Registered by the entry point of the group vllm_omni.general_plugins. Written against vLLM-Omni 0.30: a pipeline is a
-module with load_weights and forward, and takes one request at a time. It reads a photo from the request; vLLM-Omni has
-no characters.
+module with load_weights and forward, and takes one request at a time, with a photo or, in its extra_params, the id of a
+character. vLLM-Omni has no characters: `--middleware consisid.engine.serve.characters.Characters` adds their route.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..api import ConsisID
-from ..errors import ConsisIDError, InputError
+from ..errors import ConsisIDError
 from .plugged import video
 
 NAME = "ConsisIDPipeline"  # as diffusers calls it in model_index.json
@@ -46,10 +46,9 @@ class OmniConsisID(torch.nn.Module):
         photo = (given.get("multi_modal_data") or {}).get("image")
         asked = {name: getattr(req.sampling_params, name, None) for name in vars(req.sampling_params)}
         try:
-            if photo is None:
-                raise InputError("ConsisID needs a photo; give one as input_reference.")
             asked["negative_prompt"] = given.get("negative_prompt")
-            return DiffusionOutput(output=video(self.engine, given["prompt"], photo, asked)[None])
+            character = (asked.get("extra_args") or {}).get("character")
+            return DiffusionOutput(output=video(self.engine, given["prompt"], photo, character, asked)[None])
         except ConsisIDError as error:
             return DiffusionOutput(error=str(error), error_status_code=400, error_type=type(error).__name__)
 

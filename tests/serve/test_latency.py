@@ -1,53 +1,38 @@
 """What the server adds between a request and the first step, over the engine alone."""
 
-import time
-from statistics import median
+import json
+from pathlib import Path
 
-import httpx2 as httpx
 import pytest
-from support.serving import wait_until
+from support import first_step
+from support.first_step import ADDED, ALONE, SERVED
 
-from consisid.engine import Identity, VideoRequest
-from consisid.engine.many.queue import VideoQueue
-
-pytestmark = pytest.mark.full
-
-VIDEOS = 30
-OPTIONS = {"num_inference_steps": 2, "num_frames": 9, "seed": 1}
+ROOT = Path(__file__).parents[2]
+LARGEST = 0.050  # seconds, of a committed report: how fast this machine is now decides nothing
+pytestmark = pytest.mark.slow
 
 
-def test_from_the_request_to_the_first_step(server, character, capsys):
-    """Of generate_many with a person that is there, and of POST /v1/videos: in turn, the medians."""
-    engine = server.worker.engine
-    file = server.service.files.path("character", character)
-    alone, served, service = [], [], server.service.scheduler
-    http = httpx.Client()  # one connection, as clients keep it
-    for i in range(VIDEOS):
-        queue, ended = VideoQueue(), []
-        begin = time.perf_counter()
-        job = queue.submit(VideoRequest(Identity.load(file), f"A woman {i}.", **OPTIONS))
-        job.on_step = lambda job, step, latents, ended=ended: ended.append(time.perf_counter())
-        queue.close()
-        assert [job.state for job in engine.generate_many(queue)] == ["done"]
-        alone.append(ended[0] - begin)
+def test_both_ways_are_measured_in_turns(shallow_folder, tmp_path, capsys):
+    first_step.main([str(shallow_folder), "--output", str(tmp_path), "--turns", "2"])
+    values = json.loads((tmp_path / "served.json").read_text())
+    seconds = values["seconds"]
+    assert {name: len(found) for name, found in seconds.items()} == {ALONE: 2, SERVED: 2, ADDED: 2}
+    assert min(seconds[ALONE] + seconds[SERVED]) > 0
+    assert seconds[ADDED] == [b - a for a, b in zip(seconds[ALONE], seconds[SERVED], strict=True)]
+    assert "python -m support.first_step" in values["made"]["command"]
+    assert capsys.readouterr().out.rstrip() == (tmp_path / "served.md").read_text().rstrip()
 
-        heard = []
-        stepped = service._stepped
-        service._stepped = lambda id, report, heard=heard, stepped=stepped: (
-            heard.append(time.perf_counter()), stepped(id, report),
-        )  # fmt: skip
-        begin = time.perf_counter()
-        answer = http.post(
-            f"{server.address}/v1/videos", json={"prompt": f"A woman {i}!", "character": character, **OPTIONS}
-        )
-        assert answer.status_code == 200
-        wait_until(lambda heard=heard: len(heard) == 2)
-        service._stepped = stepped
-        wait_until(lambda: not service.running)
-        served.append(heard[0] - begin)
-    http.close()
-    added = median(b - a for a, b in zip(alone, served, strict=True))
-    with capsys.disabled():
-        print(f"\nfirst step: {1e3 * median(alone):.1f} ms by the engine, {1e3 * median(served):.1f} ms by the server")
-        print(f"added by the server: {1e3 * added:.1f} ms (median of {VIDEOS})")
-    assert len(alone) == len(served) == VIDEOS
+
+def test_the_report_is_within_what_is_allowed_and_the_page_has_its_figures():
+    values = json.loads((ROOT / "bench/reports/cpu-tiny-served.json").read_text())
+    rows = {row["name"]: row for row in values["rows"]}
+    added = rows[ADDED]
+    assert added["count"] >= 30
+    assert added["low"] <= added["median"] <= LARGEST
+    assert "-dirty" not in values["made"]["commit"]
+    row = (
+        f"{1e3 * added['median']:.1f} ms (median of {added['count']} turns; the engine's own: "
+        f"{1e3 * rows[ALONE]['median']:.0f} ms)"
+    )
+    assert f"| {row} |" in (ROOT / "docs/serving.md").read_text()
+    assert (ROOT / "bench/reports/cpu-tiny-served.md").read_text() == first_step.markdown(values)

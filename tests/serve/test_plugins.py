@@ -1,46 +1,33 @@
-"""ConsisID in other servers and in ComfyUI: with stand-ins of what they give, whose names are checked against the real
-packages where these are installed."""
+"""ConsisID in other servers and in ComfyUI: with stand-ins of what they give, whose names are checked against what the
+published wheels have, and against the packages where these are installed."""
 
-import ast
 import importlib
+import io
+import json
+import re
 import sys
 import tomllib
 import types
+from dataclasses import make_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
 from PIL import Image
 from skimage.data import astronaut
+from support import signatures
+from support.signatures import GROUPS, USED
 
 from consisid.engine.serve import sglang, vllm_omni
+from consisid.engine.serve.characters import Characters, People
 from consisid.engine.serve.plugged import PASSED
 
 ROOT = Path(__file__).parents[2]
+WHEELS = json.loads(signatures.FILE.read_text())
 SMALL = {"num_frames": 9, "num_inference_steps": 1, "height": None, "width": None, "guidance_scale": 6.0, "seed": 1}
-OMNI, SGLANG = "vllm_omni", "sglang"
-# Of each package: file, definition, names that it has to have as parameters, fields or methods.
-USED = [
-    (OMNI, "diffusion/registry.py", "register_diffusion_model",
-     ["model_arch", "module_name", "class_name", "post_process_func_name"]),
-    (OMNI, "diffusion/data.py", "DiffusionOutput", ["output", "error", "error_status_code", "error_type"]),
-    (OMNI, "inputs/data.py", "OmniDiffusionSamplingParams", [name for name in PASSED if name != "negative_prompt"]),
-    (OMNI, "diffusion/worker/request_batch.py", "DiffusionRequestBatch", ["prompts", "sampling_params"]),
-    (SGLANG, "multimodal_gen/registry.py", "register_pipeline",
-     ["pipeline_cls", "sampling_param_cls", "pipeline_config_cls", "model_detectors", "overwrite"]),
-    (SGLANG, "multimodal_gen/runtime/pipelines_core/composed_pipeline_base.py", "ComposedPipelineBase",
-     ["pipeline_name", "_required_config_modules", "load_modules", "create_pipeline_stages", "add_stage"]),
-    (SGLANG, "multimodal_gen/runtime/pipelines_core/stages/base.py", "PipelineStage", ["forward"]),
-    (SGLANG, "multimodal_gen/runtime/pipelines_core/schedule_batch.py", "OutputBatch", ["output", "fps", "error"]),
-    (SGLANG, "multimodal_gen/configs/pipeline_configs/base.py", "PipelineConfig",
-     ["task_type", "skip_input_image_preprocess"]),
-    (SGLANG, "multimodal_gen/configs/sample/sampling_params.py", "SamplingParams", [*PASSED, "image_path", "prompt"]),
-    (SGLANG, "multimodal_gen/configs/task_type.py", "ModelTaskType", ["I2V"]),
-]  # fmt: skip
-GROUPS = {OMNI: ("plugins/__init__.py", "vllm_omni.general_plugins"),
-          SGLANG: ("multimodal_gen/runtime/platforms/plugins.py", "sglang.multimodal_gen.plugins")}  # fmt: skip
 
 
 def package(name: str) -> Path:
@@ -52,31 +39,31 @@ def package(name: str) -> Path:
 
 
 @pytest.mark.parametrize(("name", "file", "definition", "names"), USED, ids=lambda value: str(value)[:60])
+def test_what_is_used_of_others_is_in_their_wheels(name, file, definition, names):
+    """As support/signatures.py found it there; of which versions, the modules and the page say."""
+    wheel = WHEELS[name]
+    assert sorted(set(names) - set(wheel["signatures"][f"{file}:{definition}"])) == []
+    plugin = importlib.import_module(f"consisid.engine.serve.{name}")
+    for text in (plugin.__doc__, (ROOT / "docs/serving.md").read_text()):
+        assert re.sub(r"\.0$", "", wheel["version"]) in text
+
+
+@pytest.mark.parametrize(("name", "file", "definition", "names"), USED, ids=lambda value: str(value)[:60])
 def test_what_is_used_of_others_is_there(name, file, definition, names):
-    tree = ast.parse((package(name) / file).read_text())
-    found = next(node for node in ast.walk(tree) if getattr(node, "name", None) == definition)
-    if isinstance(found, ast.FunctionDef):
-        known = {each.arg for each in (*found.args.args, *found.args.kwonlyargs)}
-    else:
-        known = {each.name for each in found.body if isinstance(each, ast.FunctionDef)}
-        targets = [each.target for each in found.body if isinstance(each, ast.AnnAssign)]
-        targets += [target for each in found.body if isinstance(each, ast.Assign) for target in each.targets]
-        known |= {target.id for target in targets if isinstance(target, ast.Name)}
-    assert sorted(set(names) - known) == []
+    found = signatures.signature((package(name) / file).read_text(), definition)
+    assert sorted(set(names) - set(found)) == []
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_groups_of_entry_points_are_theirs(name):
-    file, group = GROUPS[name]
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    module, _, function = points[group]["consisid"].partition(":")
+    module, _, function = points[WHEELS[name]["group"]]["consisid"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
-    assert f'"{group}"' in (package(name) / file).read_text()
 
 
 def test_groups_are_those_that_are_checked():
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert set(points) == {group for _, group in GROUPS.values()}
+    assert set(points) == {wheel["group"] for wheel in WHEELS.values()} == {group for _, group in GROUPS.values()}
 
 
 def module(monkeypatch, name, **members):
@@ -86,12 +73,24 @@ def module(monkeypatch, name, **members):
     monkeypatch.setitem(sys.modules, name, made)
 
 
+ONE_PERSON = "ConsisID needs one person: a photo as input_reference, or the id of a character."
+
+
 @pytest.fixture
 def face():
     return Image.fromarray(astronaut())
 
 
-def test_vllm_omni(shallow_folder, monkeypatch, face):
+@pytest.fixture
+def character(face, monkeypatch, tmp_path) -> str:
+    """The id of one that was stored where all processes look."""
+    monkeypatch.setattr("consisid.engine.serve.characters.default_data", lambda: tmp_path / "home")
+    photo = io.BytesIO()
+    face.save(photo, "PNG")
+    return People().add("Eileen", "largest", [photo.getvalue()])["id"]
+
+
+def test_vllm_omni(shallow_folder, monkeypatch, face, character):
     registered = []
     output = types.SimpleNamespace
     module(monkeypatch, "vllm_omni.diffusion.registry",
@@ -109,14 +108,16 @@ def test_vllm_omni(shallow_folder, monkeypatch, face):
     found = getattr(made, more["post_process_func_name"])(None)(frames)["payload"]["video"]
     assert (found.shape, found.dtype) == ((1, 9, 96, 144, 3), np.float32)
     assert 0 <= found.min() < found.max() <= 1
-    without = types.SimpleNamespace(prompts=["A woman."], sampling_params=types.SimpleNamespace(**SMALL))
-    refused = pipeline(without)
-    assert (refused.error_status_code, refused.error) == (
-        400, "ConsisID needs a photo; give one as input_reference.",
-    )  # fmt: skip
+    del prompt["multi_modal_data"]
+    refused = pipeline(request)
+    assert (refused.error_status_code, refused.error) == (400, ONE_PERSON)
+    request.sampling_params.extra_args = {"character": character}
+    assert torch.equal(pipeline(request).output, frames)
+    request.sampling_params.extra_args = {"character": "char_00"}
+    assert pipeline(request).error.startswith("There is no such character")
 
 
-def test_sglang(shallow_folder, monkeypatch, face, tmp_path):
+def test_sglang(shallow_folder, monkeypatch, face, character, tmp_path):
     base = "sglang.multimodal_gen"
     core = f"{base}.runtime.pipelines_core"
     registered = {}
@@ -133,8 +134,12 @@ def test_sglang(shallow_folder, monkeypatch, face, tmp_path):
     module(monkeypatch, f"{base}.registry",
            register_pipeline=lambda cls, **more: registered.update(cls=cls, **more))  # fmt: skip
     module(monkeypatch, f"{base}.configs.pipeline_configs.base", PipelineConfig=object)
-    module(monkeypatch, f"{base}.configs.sample.sampling_params", SamplingParams=types.SimpleNamespace)
-    module(monkeypatch, f"{base}.configs.task_type", ModelTaskType=types.SimpleNamespace(I2V="I2V"))
+    hooks = []
+    module(monkeypatch, f"{base}.runtime.platforms.plugins", HookType=types.SimpleNamespace(AFTER="after"),
+           HookRegistry=types.SimpleNamespace(register=lambda *given: hooks.append(given)))  # fmt: skip
+    theirs = make_dataclass("SamplingParams", [(name, object) for name in ("prompt", "image_path", *PASSED)])
+    module(monkeypatch, f"{base}.configs.sample", sampling_params=types.SimpleNamespace(SamplingParams=theirs))
+    module(monkeypatch, f"{base}.configs.task_type", ModelTaskType=types.SimpleNamespace(TI2V="TI2V"))
     module(monkeypatch, f"{core}.composed_pipeline_base", ComposedPipelineBase=Composed)
     module(monkeypatch, f"{core}.schedule_batch", OutputBatch=types.SimpleNamespace)
     module(monkeypatch, f"{core}.stages.base", PipelineStage=object)
@@ -145,13 +150,21 @@ def test_sglang(shallow_folder, monkeypatch, face, tmp_path):
     assert not detector("engines/other")
     (stage,) = registered["cls"](str(shallow_folder), None).stages
     face.save(tmp_path / "me.png")
-    asked = types.SimpleNamespace(
-        prompt="A woman.", negative_prompt="dark", image_path=[str(tmp_path / "me.png")], **SMALL
-    )
+    params = registered["sampling_param_cls"]
+    assert params.video_request_extra_fields() == {"character"}
+    asked = params(prompt="A woman.", negative_prompt="dark", image_path=[str(tmp_path / "me.png")], **SMALL)
     made = stage.forward(types.SimpleNamespace(sampling_params=asked), None)
     assert (made.output.shape, made.fps) == ((1, 3, 9, 96, 144), 8)
     asked.image_path = None
-    assert stage.forward(types.SimpleNamespace(sampling_params=asked), None).error.startswith("ConsisID needs a photo")
+    assert stage.forward(types.SimpleNamespace(sampling_params=asked), None).error == ONE_PERSON
+    asked.character = character
+    again = stage.forward(types.SimpleNamespace(sampling_params=asked), None)
+    assert torch.equal(again.output, made.output)
+    ((target, hook, kind),) = hooks
+    assert (target, kind) == (sglang.CREATE_APP, "after")
+    app = FastAPI()
+    assert hook(app, None) is app
+    assert [each.cls for each in app.user_middleware] == [Characters]
     sys.modules.pop("consisid.engine.serve.sglang_pipeline")
 
 
@@ -165,7 +178,7 @@ def nodes(monkeypatch):
 
 
 def test_nodes_of_comfyui(nodes, shallow_folder, monkeypatch):
-    """By the interface that ComfyUI documents: classes with INPUT_TYPES, RETURN_TYPES and FUNCTION."""
+    """As ComfyUI runs them: classes with INPUT_TYPES, RETURN_TYPES and FUNCTION, called in inference mode."""
 
     def call(name, **inputs):
         node = nodes[name]
@@ -174,7 +187,8 @@ def test_nodes_of_comfyui(nodes, shallow_folder, monkeypatch):
         given = {
             field: inputs.get(field, kind[1].get("default") if len(kind) > 1 else None) for field, kind in asked.items()
         }
-        found = getattr(node(), node.FUNCTION)(**given)
+        with torch.inference_mode():
+            found = getattr(node(), node.FUNCTION)(**given)
         assert len(found) == len(node.RETURN_TYPES)
         return found
 
