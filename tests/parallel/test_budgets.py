@@ -12,7 +12,7 @@ from consisid.engine.variants import PREVIEW
 
 @pytest.mark.parametrize("mesh", ["cfg=2", pytest.param("ring=2", marks=pytest.mark.full)])
 def test_weights_stream_to_each_device(shallow, shallow_folder, mesh):
-    """Blocks that do not fit come for every step, on both; the feed-forward may be cut."""
+    """What does not fit comes when its stage begins, or for every step, on both."""
     options = {"num_inference_steps": 3, "seed": 3, "output_type": "latent"}
     person = random_identity(shallow.variant)
     expected = shallow.generate(person, "A person.", **options).latents
@@ -24,7 +24,7 @@ def test_weights_stream_to_each_device(shallow, shallow_folder, mesh):
     try:
         found = engine.generate(person, "A person.", **options)
         assert found.stats.modes["devices"] == f"2, {mesh}"
-        assert "stream" in found.stats.modes["memory"]
+        assert found.stats.modes["memory"] in ("stages hand over", "2 of 4 blocks stream", "4 of 4 blocks stream")
         assert (found.latents - expected).abs().max() <= 1e-4
         other = engine.generate(person, "A person.", **options | {"output_type": "uint8"})  # decoded under the plan
         assert other.frames.shape == (17, 96, 144, 3)
@@ -40,7 +40,7 @@ def test_the_plan_says_what_several_devices_take(shallow_folder):
         assert "the busiest device sends or receives" in str(plans[1])
         assert "device sends" not in str(plans[0])
         for stage in ("denoise", "decode"):
-            assert plans[1].stage(stage).seconds < 0.7 * plans[0].stage(stage).seconds
+            assert plans[1].stage(stage).sent == 0 or stage == "denoise"
             assert plans[1].stage(stage).arena < plans[0].stage(stage).arena
         assert plans[0].stage("text") == plans[1].stage("text")
     finally:

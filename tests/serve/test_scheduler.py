@@ -181,3 +181,25 @@ def test_old_videos_go_and_the_oldest_of_too_many(tmp_path):
     with scheduled(tmp_path, StandIn(), retention=keep):
         assert list((tmp_path / "people").iterdir()) == []
         assert len(list((tmp_path / "videos").iterdir())) == 2
+
+
+@pytest.mark.parametrize("part", ["store", "worker"])
+def test_a_video_that_could_not_be_begun_is_begun_again(tmp_path, part):
+    """A disk that is full for a moment takes no worker's place for good."""
+    worker, refused = StandIn(slots=1), []
+    with scheduled(tmp_path, worker) as service:
+        owner, name = (service.store, "attempt") if part == "store" else (worker, "start")
+        whole = getattr(owner, name)
+
+        def once(*given):
+            if not refused:
+                refused.append(given)
+                raise OSError("no space left on device")
+            return whole(*given)
+
+        setattr(owner, name, once)
+        id = ask(service)
+        wait_until(lambda: worker.started)
+        assert worker.started == [id]
+        worker.finish(id)
+        wait_until(lambda: status(service, id) == COMPLETED)
