@@ -342,7 +342,8 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     lines = [
         "", f"### One video on two devices: ConsisID-preview, commit {rows[0]['commit']}", "",
-        "The first device; what passes between the two goes through the host here.", "",
+        "The first device; what passes between the two goes through the host here. Without a budget there is no arena: "
+        "what the allocator leaves in pieces is in what is reserved.", "",
         "| mesh | budget of each | predicted | reserved | of it | denoise | decode | weights | decoder |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
