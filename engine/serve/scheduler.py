@@ -157,7 +157,7 @@ class Scheduler:
         try:
             self.store.attempt(chosen)
             worker.start(self.task_of(row), lambda report: self.heard(chosen, report))
-        except Exception:  # a disk that is full, a worker that is gone: not the video's fault, and its slot is free again
+        except Exception:  # a full disk, a worker that is gone: not the video's fault, and its slot is free again
             self._lost(chosen, Lost("The server could not begin it."))
             raise
         if chosen in self._why:  # it was told to end while the worker did not know it yet

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-MESHES = ("cfg=2", "ring=2")
+WIDTHS = {3: ("cfg=2", "ring=2"), 16: ("cfg=2", "ulysses=2", "ring=2")}  # heads, TINY's and more, and meshes
 STEPS = 8
 
 
@@ -53,12 +54,18 @@ def measured(folder: Path, mesh: str, turns: int) -> dict[str, Any]:
         os.sched_setaffinity(0, processors)
         two.close()
     gains = [alone / together for alone, together in zip(times["one"], times["two"], strict=True)]
-    return {"mesh": mesh, **times, "gain": statistics.quantiles(gains, n=4)}
+    return {
+        "heads": one.variant.transformer.num_attention_heads,
+        "mesh": mesh,
+        **times,
+        "gain": statistics.quantiles(gains, n=4),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     from consisid.bench.core.environment import stamp
     from consisid.bench.core.tables import made_by, table, write_files
+    from consisid.engine.variants import TINY
     from consisid.export import build
 
     p = argparse.ArgumentParser("step_times", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -66,21 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--turns", type=int, default=20, help="pairs (default 20)")
     options = p.parse_args(arguments)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        build("tiny", Path(place) / "engine", backend="eager")
-        rows = [measured(Path(place) / "engine", mesh, options.turns) for mesh in MESHES]
+    rows = []
+    for heads, meshes in WIDTHS.items():
+        with tempfile.TemporaryDirectory() as place:
+            variant = replace(TINY, name="custom", transformer=replace(TINY.transformer, num_attention_heads=heads))
+            build(variant, Path(place) / "engine", backend="eager", random_weights=True)
+            rows += [measured(Path(place) / "engine", mesh, options.turns) for mesh in meshes]
     made = stamp(torch.device("cpu")) | {"command": "python tests/parallel/step_times.py"}
     lines = [
-        (row["mesh"], *(f"{1000 * statistics.median(row[who]):.1f}" for who in ("one", "two")),
+        (str(row["heads"]), row["mesh"], *(f"{1000 * statistics.median(row[who]):.1f}" for who in ("one", "two")),
          f"{row['gain'][1]:.2f} ({row['gain'][0]:.2f} to {row['gain'][2]:.2f})")
         for row in rows
     ]  # fmt: skip
     text = "\n".join([
-        "# A step of TINY on two processors", "", made_by(made), "", f"`{made['command']}`", "",
-        f"{options.turns} turns of {STEPS} steps, the first of each left out; one process with one thread on one "
+        "# A step on two processors", "", made_by(made), "", f"`{made['command']}`", "",
+        f"TINY with random weights, and with more heads. {options.turns} turns of {STEPS} steps, the first of each left "
+            "out; one process with one thread on one "
         "processor, and two processes with one each, one after the other. Milliseconds, medians; the gain is of each "
         "turn, its median and quartiles.", "",
-        *table(("mesh", "one process, ms", "two processes, ms", "gain"), lines), "",
+        *table(("heads", "mesh", "one process, ms", "two processes, ms", "gain"), lines), "",
     ])  # fmt: skip
     folder, name = options.output.parent, options.output.name
     values = {"rows": rows, "turns": options.turns, "steps": STEPS, "made": made}
