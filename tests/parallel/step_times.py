@@ -87,10 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     text = "\n".join([
         "# A step on two processors", "", made_by(made), "", f"`{made['command']}`", "",
-        f"TINY with random weights, and with more heads. {options.turns} turns of {STEPS} steps, the first of each left "
-            "out; one process with one thread on one "
-        "processor, and two processes with one each, one after the other. Milliseconds, medians; the gain is of each "
-        "turn, its median and quartiles.", "",
+        f"TINY with random weights, and with more heads. {options.turns} turns of {STEPS} steps, the first of each "
+        "left out; one process with one thread on one processor, and two processes with one each, one after the other. "
+        "Milliseconds, medians; the gain is of each turn, its median and quartiles.", "",
         *table(("heads", "mesh", "one process, ms", "two processes, ms", "gain"), lines), "",
     ])  # fmt: skip
     folder, name = options.output.parent, options.output.name
