@@ -41,6 +41,9 @@ def parser(strict: bool = True) -> argparse.ArgumentParser:
     machine.add_argument(
         "--devices", nargs="+", default=[], metavar="D", help="an engine on each (default: what it was built for)"
     )
+    machine.add_argument(
+        "--per-video", type=int, default=1, metavar="N", help="devices that share each video (default 1)"
+    )
     machine.add_argument("--memory", help="of each device, at most: 8GiB, bytes, or auto (default: no limit)")
     machine.add_argument("--ahead", type=int, default=4, metavar="N", help="videos an engine may batch (default 4)")
     machine.add_argument("--lora", nargs="+", default=[], metavar="NAME=LORA", help="LoRAs that clients may name")
@@ -76,7 +79,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Raises InputError for what cannot be."""
     from ..memory.budget import parse as size
 
-    for name in ("ahead", "checkpoint_every", "preview_every", "queue", "max_pixels"):
+    for name in ("per_video", "ahead", "checkpoint_every", "preview_every", "queue", "max_pixels"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} has to be at least 1.")
     for name in ("max_seconds", "keep_days"):
@@ -96,7 +99,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )  # fmt: skip
     return Settings(
         folder=Path(options.engine).absolute(), data=data.absolute(), model=options.model_name,
-        devices=tuple(options.devices), memory=options.memory, loras=loras, keys=options.api_key_file,
+        devices=tuple(options.devices), per_video=options.per_video, memory=options.memory, loras=loras,
+        keys=options.api_key_file,
         ahead=options.ahead, checkpoint_every=options.checkpoint_every, preview_every=options.preview_every,
         page=not options.no_page, limits=limits,
         retention=Retention(options.keep_days * DAY, size(options.keep_bytes, 0) or 0),

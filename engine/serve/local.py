@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..api import ConsisID
-from ..errors import ConsisIDError, EngineError, FaceError, InputError, shown
+from ..errors import ConsisIDError, EngineError, FaceError, InputError, RankError, shown
 from ..face.detection import detect_retinaface
 from ..face.identity import Identity
 from ..face.photo import load_photo
@@ -67,9 +67,10 @@ class LocalWorker:
         ConsisIDError: it cannot be opened, or a LoRA not be loaded.
     """
 
-    def __init__(self, settings: Settings, device: str | None = None):
+    def __init__(self, settings: Settings, device: str | Sequence[str] | int | None = None):
         self.settings = settings
-        self.engine = ConsisID.open(settings.folder, device, memory=settings.memory)
+        place: dict[str, Any] = {"device" if isinstance(device, str | None) else "devices": device}
+        self.engine = ConsisID.open(settings.folder, memory=settings.memory, **place)
         for name, source in settings.loras.items():
             self.engine.load_lora_weights(source, adapter_name=name)
         self._loras: Mapping[str, float] | None = None  # of the videos under way
@@ -189,6 +190,8 @@ class LocalWorker:
                     entry = self._jobs.pop(job)
                 if job.state == "done":
                     self._files.submit(self._save, entry, job.video)
+                elif isinstance(job.error, RankError):
+                    raise job.error  # the engine is gone with its devices; whoever opens it again goes on
                 elif job.state == "failed" and job.error is not None:
                     self._end(entry, failed(job.error))
                 else:
@@ -266,6 +269,7 @@ class LocalWorker:
         self.queue.close()
         self._thread.join()
         self._files.shutdown()
+        self.engine.close()
 
 
 def failed(error: BaseException) -> Failed:
@@ -283,11 +287,12 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 def open_workers(settings: Settings) -> list[LocalWorker]:
-    """An engine on each device.
-
-    Raises:
-        EngineError: the same device twice.
-    """
+    """An engine on each device, or one on several; raises EngineError for devices that do not fit."""
+    count = settings.per_video
+    if count > 1:
+        if settings.devices and len(settings.devices) != count:
+            raise EngineError(f"--per-video {count} takes so many --devices, one engine's; for more of them add --ray.")
+        return [LocalWorker(settings, settings.devices or count)]
     if len(set(settings.devices)) < len(settings.devices):
         raise EngineError(f"--devices {' '.join(settings.devices)}: each device can be named once.")
     return [LocalWorker(settings, device) for device in settings.devices or (None,)]

@@ -25,7 +25,7 @@ from ..manifest import Manifest
 from .app import create_app
 from .flags import parser, settings_of
 from .keys import Keys
-from .local import LocalWorker
+from .local import open_workers
 from .service import Service
 from .settings import Settings
 from .worker import Cancelled, FaceBox, Failed, Listener, Lost, Made, Model, Report, Task
@@ -56,7 +56,7 @@ class Replica:
     """An engine in a process of Ray's."""
 
     def __init__(self, settings: Settings):
-        self.worker = LocalWorker(settings)
+        (self.worker,) = open_workers(settings)
         self.room = asyncio.Semaphore(settings.ahead)
 
     async def ask(self, what: str, *given: Any) -> Any:
@@ -228,7 +228,7 @@ def bound(settings: Settings, scale: Scale) -> Any:
         autoscaling_config={
             "min_replicas": scale.least, "max_replicas": scale.most, "target_ongoing_requests": settings.ahead,
         },
-        ray_actor_options={"num_cpus": 1, "num_gpus": scale.gpus},
+        ray_actor_options={"num_cpus": settings.per_video, "num_gpus": scale.gpus},
         graceful_shutdown_timeout_s=10,
     )  # fmt: skip
     front = serve.deployment(
@@ -246,7 +246,7 @@ def scale_of(settings: Settings, replicas: Sequence[int], gpus: float | None) ->
     if settings.devices:
         raise InputError("--devices goes without --ray, which gives each replica a GPU of its own.")
     if gpus is None:
-        gpus = float(Manifest.read(settings.folder).spec.device.startswith("cuda"))
+        gpus = settings.per_video * float(Manifest.read(settings.folder).spec.device.startswith("cuda"))
     return Scale(least, most, gpus)
 
 

@@ -58,6 +58,7 @@ class Settings:
         data: where jobs, characters and videos are kept.
         model: the name that clients give.
         devices: on which the engine is opened, once on each; empty for the one that it was built for.
+        per_video: devices that share each video; 1 gives each device videos of its own.
         memory: of each device, as ConsisID.open takes it.
         loras: files or hub ids by the names that clients give.
         keys: a file of API keys; None where nobody has to show one.
@@ -71,6 +72,7 @@ class Settings:
     data: Path
     model: str | None = None
     devices: tuple[str, ...] = ()
+    per_video: int = 1
     memory: str | None = None
     loras: Mapping[str, str] = field(default_factory=dict)
     keys: Path | None = None

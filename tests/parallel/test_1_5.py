@@ -8,6 +8,8 @@ from consisid.engine import ConsisID
 from consisid.engine.variants import TINY_1_5
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 
 def latents(engine):
     asked = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}

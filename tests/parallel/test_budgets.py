@@ -9,6 +9,8 @@ from consisid.engine import ConsisID
 from consisid.engine.errors import MemoryBudgetError
 from consisid.engine.variants import PREVIEW
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("mesh", ["cfg=2", pytest.param("ring=2", marks=pytest.mark.full)])
 def test_weights_stream_to_each_device(shallow, shallow_folder, mesh):

@@ -17,6 +17,8 @@ from consisid.engine import ConsisID
 from consisid.engine.errors import EngineError, InputError, RankError
 from consisid.export import build
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "A person reads."
 LONGEST = 60  # seconds in which whatever happens has to have ended
 STAGES = ("identify", "text", "prepare", "denoise", "decode")

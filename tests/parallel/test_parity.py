@@ -8,6 +8,8 @@ from support.people import random_identity
 
 from consisid.engine import ConsisID
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2
 # Devices and mesh: TINY has 3 heads, 32 text tokens and 270 video tokens.
 MESHES = [

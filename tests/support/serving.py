@@ -17,7 +17,7 @@ import uvicorn
 
 from consisid.engine.serve.app import create_app
 from consisid.engine.serve.keys import Keys, digest
-from consisid.engine.serve.local import LocalWorker
+from consisid.engine.serve.local import LocalWorker, open_workers
 from consisid.engine.serve.process import listen
 from consisid.engine.serve.service import Person, Service
 from consisid.engine.serve.settings import Settings
@@ -65,7 +65,7 @@ def served(service: Service) -> Iterator[Running]:
 def running(folder: Path, data: Path, keys: Path | None = None, **changes) -> Iterator[Running]:
     """A server over an engine folder; `changes` are of its settings."""
     settings = replace(Settings(folder, data, keys=keys, page=False), **changes)
-    with served(Service(settings, Keys.read(keys), [LocalWorker(settings)])) as found:
+    with served(Service(settings, Keys.read(keys), open_workers(settings))) as found:
         yield found
 
 
