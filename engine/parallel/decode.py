@@ -32,7 +32,7 @@ class SlabDecoder(ExactDecoder):
 
     After each step the devices beside it give the row of features that lies next to its own, and all devices the
     moments of theirs, which are added in the order of ranks: the GroupNorms are those of the whole frame, and the same
-    everywhere. Of every map, 2 * C * F * W numbers go from each device to its neighbours, and 16 bytes of each group to
+    everywhere. Of every map, C * F * W numbers go from each device to each neighbour, and 16 bytes of each group to
     every other.
 
     Args:

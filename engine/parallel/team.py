@@ -4,6 +4,7 @@ Everything that is not the blocks or the decoder runs on the first device alone,
 photos, schedulers, callbacks, checkpoints. What the others need for a call comes with the order.
 """
 
+import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Team:
         self._known: dict[int, ref[Any]] = {}
         self._next = 0
         self._said: tuple[Any, ...] | None = None
-        self._ended = False
+        self._ended, self._process = False, os.getpid()
 
     def order(self, what: str, **values: Any) -> None:
         """Tell all others to do something: a method of follower.Follower, with these arguments."""
@@ -73,7 +74,7 @@ class Team:
 
     def end(self) -> None:
         """End the processes; what is done with them afterwards raises RankError."""
-        if self._ended:
+        if self._ended or os.getpid() != self._process:  # a fork has no part in them
             return
         self._ended = True
         if self.crew.lost is None:
