@@ -291,3 +291,18 @@ def test_an_interrupt_ends_all(shallow_folder, shallow, tmp_path):
     assert "Traceback" not in said
     assert not Path(f"/proc/{children[0]}").exists()
     assert (tmp_path / "run.safetensors").exists()
+
+
+def test_a_fork_leaves_them_alone(shallow_folder):
+    engine = ConsisID.open(shallow_folder, devices=2)
+    try:
+        child = os.fork()
+        if child == 0:
+            engine.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert running(engine) == [1]
+        made = engine.generate(random_identity(engine.variant), PROMPT, num_inference_steps=1, output_type="latent")
+        assert made.latents.isfinite().all()
+    finally:
+        engine.close()
