@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -227,13 +228,23 @@ def begin_crew(place: dict[str, Any], size: int, timeout: float) -> Crew:
             crew = Crew(store, size, timeout)
             crew.watch()
         else:
-            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=wait)
+            store = own_store(wait)
             crew = Crew(store, size, timeout)
             crew.start(f"{__package__}.follower", store.port)
     except RuntimeError as error:
         raise RankError(f"The processes of several devices found no place to meet ({error}).") from None
     put(store, "open", pickle.dumps(place))
     return crew
+
+
+def own_store(wait: timedelta) -> dist.TCPStore:
+    """A store that this machine alone can reach: left to itself it would listen to every network, and what the others
+    do is what they find in it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    return dist.TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=wait, master_listen_fd=listening.detach()
+    )  # fmt: skip
 
 
 def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, transport: str) -> Team:

@@ -306,3 +306,16 @@ def test_a_fork_leaves_them_alone(shallow_folder):
         assert made.latents.isfinite().all()
     finally:
         engine.close()
+
+
+def test_nobody_else_can_give_orders(shallow_folder):
+    """The store that the ranks obey listens to this machine alone."""
+    engine = ConsisID.open(shallow_folder, devices=2)
+    try:
+        port = f"{engine.team.crew.store.port:04X}"
+        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port}")]
+        assert listening == [f"0100007F:{port}"]
+    finally:
+        engine.close()
