@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .flags import DYNAMIC, NEEDS, factor, like, parser, shortcuts_of
-from .util.cli import run, show
+from .util.cli import REFUSED, run, show
 from .util.flags import parse
 
 
@@ -33,8 +33,14 @@ def devices_of(text: str | None) -> int | list[str] | str | None:
     """--devices as open() takes it: a number or names; the processes of torchrun where it started this one."""
     from torch.distributed import is_torchelastic_launched
 
+    from .errors import InputError
+
+    if is_torchelastic_launched():
+        if text is not None:
+            raise InputError(f"torchrun has started the devices; leave out --devices {text}.")
+        return "torchrun"
     if text is None:
-        return "torchrun" if is_torchelastic_launched() else None
+        return None
     return int(text) if text.isdecimal() else [name.strip() for name in text.split(",")]
 
 
@@ -188,11 +194,11 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-generate; returns the exit code."""
+    options = parse(parser, "generate", "engine", NEEDS, arguments, {"like": like})
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK") != "0":  # torchrun started this for a device
         from .parallel.follower import main as follow
 
-        return follow()
-    options = parse(parser, "generate", "engine", NEEDS, arguments, {"like": like})
+        return follow() if options.devices is None else REFUSED
     imports = ("tqdm", "consisid.engine.api")
     return run("consisid-generate", lambda: generate(options), lambda: interrupted(options), imports, options)
 

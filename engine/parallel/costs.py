@@ -164,6 +164,6 @@ def _networks(
     return PerLayer(variant, runners, held, torch.device("cpu"), dtype)
 
 
-def _load(call: Fake, graph: Graph, like: str) -> Runner:
+def _load(call: Fake, graph: Graph, like: str, rows: int = 1) -> Runner:
     several: Callable[..., Any] = call.many
     return lambda inputs, weights: several(graph.name, *inputs)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import RankError, one_line
-from .exchange import Exchange
+from .exchange import Exchange, join
 
 FOREVER = timedelta(days=365)
 PULSE = 0.5  # seconds between two signs of life
@@ -30,19 +30,20 @@ class Crew:
     """The others, as rank 0 sees them.
 
     Attributes:
+        store, eyes: the same store, for what waits and for looking meanwhile.
         processes: by rank; none where torchrun started and watches them.
         timeout: seconds after which a rank that does not answer is given up.
         lost: the sentence about what was lost, None while nothing is.
-        joined: the group of all ranks is this engine's.
     """
 
-    def __init__(self, store: dist.Store, size: int, timeout: float):
-        self.store, self.size, self.timeout = store, size, timeout
+    def __init__(self, store: dist.Store, eyes: dist.Store, size: int, timeout: float):
+        self.store, self.eyes, self.size, self.timeout = store, eyes, size, timeout
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._said, self._cleared = 0, 0
-        self.joined = False
-        self._closed, self._over, self._lock = Event(), Event(), Lock()
+        self._group: dist.ProcessGroup | None = None
+        self._joined = False
+        self._closed, self._lock, self._speaking = Event(), Lock(), Lock()
         self._exchange: Exchange | None = None
 
     def start(self, module: str, port: int) -> None:
@@ -63,8 +64,13 @@ class Crew:
 
     def say(self, order: bytes) -> None:
         """The next order, for all of them."""
-        put(self.store, f"order/{self._said}", order)
-        self._said += 1
+        with self._speaking:
+            try:
+                put(self.store, f"order/{self._said}", order)
+                self._said += 1
+            except BaseException:  # an interrupt, after which nobody knows who has heard what
+                self._lose("rank 0 was interrupted")
+                raise
         if self._said % 256 == 0:
             done = min(self._pulse(rank)[1] for rank in range(1, self.size))
             for number in range(self._cleared, done):
@@ -99,29 +105,44 @@ class Crew:
         self._exchange = exchange
         try:
             yield
-        except RuntimeError as error:
-            if exchange.doing is None:  # of this rank's own computing, in the midst of what the others have begun
-                self._lose(f"rank 0 failed: {one_line(error, 200)}")
+        except Exception as error:
+            if exchange.doing is not None and isinstance(error, RuntimeError):
+                self._explain(error)
+            elif self.lost is None:  # of this rank's own computing, in the midst of what the others have begun
+                self._lose(f"rank 0 failed: {type(error).__name__}: {one_line(error, 200)}")
                 raise
-            self._explain(error)
             raise self.error() from None
-        except BaseException:  # an interrupt in the midst of what the others have begun
+        except BaseException:  # an interrupt there
             self._lose("rank 0 was interrupted")
             raise
         finally:
-            self._exchange = None
+            self._exchange, exchange.doing = None, None
+        if self.lost is not None:  # what has arrived may be anything
+            raise self.error()
 
     def error(self, more: str = "") -> RankError:
         """What was lost, once nothing is left of it."""
-        self._over.wait()
+        self.end(0.0)
         self.leave()
         return RankError(f"{self.lost}{more}")
 
     def leave(self) -> None:
         """The group of all ranks is no more."""
-        if self.joined:
-            self.joined = False
+        if self._joined:
+            self._joined = False
             dist.destroy_process_group()
+
+    def join(self, exchange: Exchange) -> None:
+        """Make the group of all ranks.
+
+        Raises:
+            RankError: one of them does not join.
+        """
+        with self.watching(exchange):
+            exchange.doing = "group"
+            join(self.store, exchange)
+            self._group, self._joined = dist.group.WORLD, True
+            exchange.doing = None
 
     def _explain(self, error: RuntimeError) -> None:
         """Find out why an exchange failed: whose process has ended, or else who is behind."""
@@ -134,7 +155,7 @@ class Crew:
 
     def timed_out(self, error: RuntimeError) -> bool:
         """Whether an exchange has waited too long, or another rank has, which then leaves."""
-        left = any(self.store.check([f"left/{rank}"]) for rank in range(1, self.size))
+        left = any(self.eyes.check([f"left/{rank}"]) for rank in range(1, self.size))
         return left or "timed out" in str(error).lower()
 
     def _watch(self) -> None:
@@ -151,26 +172,26 @@ class Crew:
     def _look(self) -> None:
         """Whether a rank says that it failed, or a process has ended that does not say that another made it."""
         for rank in range(1, self.size):
-            if self.lost is None and self.store.check([f"failed/{rank}"]):
-                self._lose(f"rank {rank} of {self.size} failed: {self.store.get(f'failed/{rank}').decode()}")
+            if self.lost is None and self.eyes.check([f"failed/{rank}"]):
+                self._lose(f"rank {rank} of {self.size} failed: {self.eyes.get(f'failed/{rank}').decode()}")
         for rank, process in self.processes.items():
             if self.lost is not None or self._closed.is_set() or process.poll() is None:
                 continue
-            if not any(self.store.check([f"{said}/{rank}"]) for said in ("failed", "left")):
+            if not any(self.eyes.check([f"{said}/{rank}"]) for said in ("failed", "left")):
                 status = process.returncode
                 ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
                 self._lose(f"rank {rank} of {self.size} {ended}")
 
     def _pulse(self, rank: int) -> tuple[int, int]:
         """How many exchanges a rank has begun, and how many orders it has heard."""
-        if not self.store.check([f"pulse/{rank}"]):
+        if not self.eyes.check([f"pulse/{rank}"]):
             return -1, 0
-        begun, heard = self.store.get(f"pulse/{rank}").decode().split()
+        begun, heard = self.eyes.get(f"pulse/{rank}").decode().split()
         return int(begun), int(heard)
 
     def _slowest(self) -> str:
         """Who has begun the fewest exchanges, of those that have not left because they waited too long."""
-        ranks = [rank for rank in range(1, self.size) if not self.store.check([f"left/{rank}"])]
+        ranks = [rank for rank in range(1, self.size) if not self.eyes.check([f"left/{rank}"])]
         begun = {rank: self._pulse(rank)[0] for rank in ranks or range(1, self.size)}
         names = [str(rank) for rank, count in begun.items() if count == min(begun.values())]
         who = f"rank {names[0]} has" if len(names) == 1 else f"one of the ranks {', '.join(names)} has"
@@ -183,25 +204,35 @@ class Crew:
             why = one_line(why)
             self.lost = f"The engine on {self.size} devices has ended: {why}{'' if why.endswith('.') else '.'}"
         self.end(0.0)
-        if self.joined and dist.get_backend() == "nccl":
-            dist.group.WORLD.abort()  # type: ignore[union-attr]  # kernels that wait for a rank that is gone
 
     def end(self, grace: float = GRACE) -> None:
         """End the processes, and wait until they have; they have `grace` seconds to do it themselves."""
         self._closed.set()
+        group, self._group = self._group, None
+        if group is not None and grace == 0 and dist.get_backend(group) == "nccl":
+            group.abort()  # kernels that wait for a rank that is gone
         end = time.monotonic() + grace
         for process in self.processes.values():
+            if grace == 0:
+                process.kill()
+        for process in self.processes.values():
             try:
-                process.wait(max(0.0, end - time.monotonic()))
+                process.wait(max(0.0, end - time.monotonic()) if grace else None)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._over.set()
 
 
 def put(store: dist.Store, name: str, data: bytes) -> None:
     """Bytes into a store, which its type hints do not know."""
     store.set(name, cast(str, data))
+
+
+def second(address: str | None = None, port: int | None = None) -> dist.Store:
+    """Another way to a store, by default that of torch.distributed's environment variables: one that waits for an order
+    says nothing."""
+    host, number = address or os.environ["MASTER_ADDR"], port or int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, number, is_master=False, timeout=FOREVER)
 
 
 class Pulse:

@@ -1,5 +1,6 @@
 """Frames from all devices: rows of the whole frame, exact, or tiles, dealt out."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
@@ -121,37 +122,41 @@ def dealt(tile: Tile, latents: Sequence[int], rank: int, devices: int) -> list[t
 
 
 class DealtTiles(TileDecoder):
-    """Decodes every so many of the tiles here, and gets the others from the devices that have decoded them."""
+    """Decodes every so many of the tiles of a chunk here, and gets the others from the devices that decode them."""
 
     def __init__(
         self, team: Team, begin: Callable[[], None], networks: GraphExecutor, latents: Tensor, tile: Tile
     ):  # fmt: skip
         super().__init__(networks, latents)
         self.team, self.begin, self.tile = team, begin, tile
-        self._index, self._frames = 0, 0
+        self._tiles: deque[Tensor] = deque()
 
     def __call__(self, span: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-        team, ratio = self.team, self.networks.variant.vae.spatial_ratio
         if (rows.start, columns.start) == (0, 0):
-            self._index = 0
-            self.begin()
-            with team.together():
-                shape, first = tuple(self.latents.shape), span[0] == 0
-                number, dtype = team.number(self), self.latents.dtype
-                team.order("tiles", number=number, span=span, tile=self.tile, shape=shape, dtype=dtype, first=first)
-                if first:
-                    team.exchange.share("latents", [self.latents.contiguous()])
-        rank = self._index % team.mesh.size
-        self._index += 1
+            self._deal(span)
+        return self.host.take(self._tiles.popleft())
+
+    def _deal(self, span: tuple[int, int]) -> None:
+        """All tiles of a chunk, in their order, on the host: none is owed when anything else happens."""
+        self._tiles.clear()
+        team, ratio, shape, first = self.team, self.networks.variant.vae.spatial_ratio, self.latents.shape, span[0] == 0
+        self.begin()
         with team.together():
-            if rank == 0:
-                frames = super().__call__(span, rows, columns)
-                self._frames = len(frames)
-                return frames
-            height, width = ((part.stop - part.start) * ratio for part in (rows, columns))
-            frames = self.latents.new_empty((self._frames, 3, height, width))
-            team.exchange.swap("tile", takes=[(frames, rank)])
-            return frames
+            number, dtype = team.number(self), self.latents.dtype
+            team.order("tiles", number=number, span=span, tile=self.tile, shape=tuple(shape), dtype=dtype, first=first)
+            if first:
+                team.exchange.share("latents", [self.latents.contiguous()])
+            count = 0
+            for index, (rows, columns) in enumerate(dealt(self.tile, shape, 0, 1)):
+                rank = index % team.mesh.size
+                if rank == 0:
+                    frames = super().__call__(span, rows, columns)
+                    count = len(frames)
+                else:
+                    height, width = ((part.stop - part.start) * ratio for part in (rows, columns))
+                    frames = self.latents.new_empty((count, 3, height, width))
+                    team.exchange.swap("tile", takes=[(frames, rank)])
+                self._tiles.append(self.host.keep(frames.contiguous()))
 
 
 def dealt_tiles(

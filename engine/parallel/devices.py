@@ -3,9 +3,9 @@
 import os
 import pickle
 import socket
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 from weakref import finalize
@@ -13,6 +13,7 @@ from weakref import finalize
 import torch
 import torch.distributed as dist
 
+from ..backends import Runner
 from ..decode.frames import MODES, Modes
 from ..engine import Engine
 from ..errors import EngineError, InputError, RankError, shown
@@ -24,9 +25,9 @@ from ..shapes import VideoShape
 from ..shortcuts import Loop
 from ..util.device import check_device
 from .costs import spread
-from .crew import Crew, put, switches
+from .crew import Crew, put, second, switches
 from .decode import dealt_tiles, slabs
-from .exchange import TRANSPORTS, Exchange, join
+from .exchange import TRANSPORTS, Exchange
 from .mesh import Mesh
 from .team import Team, TeamExecutor
 from .trunk import trunk_of
@@ -106,6 +107,11 @@ class OnDevices(Engine):
         finalize(engine, Team.end, engine.team)
         return engine
 
+    @cached_property
+    def spread_runners(self) -> dict[Hashable, Runner]:
+        """The graphs for a share of the tokens that have been loaded."""
+        return {}
+
     def close(self) -> None:
         """End the processes of the other devices; the engine can make no more videos. Nothing where there are none."""
         if self.team is not None:
@@ -115,9 +121,10 @@ class OnDevices(Engine):
         if self.team is None:
             return networks
         plan, team = holder.plan, self.team
-        trunk = trunk_of(self, networks, shape, team.exchange, team.mesh, 1 if plan is None else plan.rows)
+        rows = 1 if plan is None else plan.rows
+        trunk = trunk_of(self, networks, shape, team.exchange, team.mesh, rows, self.spread_runners)
         begin = partial(team.begin, shape, plan, holder.loras)
-        begin()  # so that the others bring their weights while this device encodes
+        begin()  # so that the others bring their weights while this device makes the table of norms
         return TeamExecutor(networks, team, trunk, begin)
 
     def decoders(self, shape: VideoShape, holder: Holder) -> Modes:
@@ -225,11 +232,11 @@ def begin_crew(place: dict[str, Any], size: int, timeout: float) -> Crew:
     try:
         if place["devices"] is None:
             store = next(dist.rendezvous("env://", timeout=wait))[0]
-            crew = Crew(store, size, timeout)
+            crew = Crew(store, second(), size, timeout)
             crew.watch()
         else:
             store = own_store(wait)
-            crew = Crew(store, size, timeout)
+            crew = Crew(store, second("127.0.0.1", store.port), size, timeout)
             crew.start(f"{__package__}.follower", store.port)
     except RuntimeError as error:
         raise RankError(f"The processes of several devices found no place to meet ({error}).") from None
@@ -256,9 +263,5 @@ def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, transport: s
             )
     exchange = Exchange(0, mesh.size, engine.device, timedelta(seconds=timeout), transport)
     put(crew.store, "go", b"")
-    with crew.watching(exchange):
-        exchange.doing = "group"
-        join(crew.store, exchange)
-        crew.joined = True
-        exchange.doing = None
+    crew.join(exchange)
     return Team(exchange, mesh, crew)

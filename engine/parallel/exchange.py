@@ -70,6 +70,14 @@ class Exchange:
                 tensor.copy_(place)
         self.doing = None
 
+    def settle(self) -> None:
+        """Wait until everything has arrived: what NCCL does is queued on the device, and when a rank is lost it ends
+        there with whatever it has."""
+        if self.transport == "nccl":
+            self.doing = "device"
+            torch.cuda.synchronize(self.device)
+            self.doing = None
+
     @staticmethod
     def _bytes(tensor: Tensor) -> Tensor:
         assert tensor.is_contiguous()

@@ -22,7 +22,7 @@ from ..memory.planner import MemoryPlan
 from ..run.holder import Holder
 from ..shapes import VideoShape
 from ..util.device import check_device, current
-from .crew import FOREVER, Pulse, processors, switch
+from .crew import FOREVER, Pulse, processors, second, switch
 from .decode import SlabDecoder, dealt, slabs_of
 from .devices import OnDevices
 from .exchange import Exchange, join
@@ -30,6 +30,7 @@ from .mesh import Mesh
 from .trunk import SpreadTrunk, trunk_of
 
 STAGES = ("denoise", "decode")
+BEGINNING = timedelta(minutes=10)  # in which rank 0 has to be found, and to open an engine
 
 
 class PartEngine(OnDevices):
@@ -73,7 +74,7 @@ class Follower:
         if rows > 1 and self.mesh.sequence == 1:
             networks = engine.in_ff_chunks(networks, found, rows)
         self.networks = engine.networks(found)
-        self.spread = trunk_of(engine, networks, found, self.exchange, self.mesh, rows)
+        self.spread = trunk_of(engine, networks, found, self.exchange, self.mesh, rows, engine.spread_runners)
 
     def rest(self) -> None:
         """Nobody computes now; streams that have begun go on later."""
@@ -198,14 +199,9 @@ def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], No
             getattr(follower, order)(**values)
 
 
-def second() -> dist.Store:
-    """Another way to the store of rank 0: one that waits for an order says nothing."""
-    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=FOREVER)
-
-
 def main() -> int:
     """Rank, number of ranks and the place of the store are torch.distributed's environment variables."""
-    store, rank, size = next(dist.rendezvous("env://", timeout=FOREVER))
+    store, rank, size = next(dist.rendezvous("env://", timeout=BEGINNING))
     exchanges: list[Exchange] = []
     try:
         work(store, rank, size, exchanges.append)

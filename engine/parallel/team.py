@@ -35,9 +35,10 @@ class Team:
 
     def __init__(self, exchange: Exchange, mesh: Mesh, crew: Crew):
         self.exchange, self.mesh, self.crew = exchange, mesh, crew
-        self._known: dict[int, ref[Any]] = {}
+        self._known: dict[int, tuple[ref[Any], ...]] = {}
         self._next = 0
         self._said: tuple[Any, ...] | None = None
+        self._loras: Active = ()  # that the others have
         self._ended, self._process = False, os.getpid()
 
     def order(self, what: str, **values: Any) -> None:
@@ -53,11 +54,13 @@ class Team:
         """
         with self.crew.watching(self.exchange), processors(0, self.mesh.size, self.exchange.device):
             yield
+            self.exchange.settle()
 
     def begin(self, shape: VideoShape, plan: MemoryPlan | None, loras: Active) -> None:
         """A run, or another plan of it; nothing where the others know."""
         if (shape, plan, loras) != self._said:
-            packed = pickle.dumps(loras) if loras else b""
+            packed = b"" if loras == self._loras else pickle.dumps(loras)
+            self._loras = loras
             with self.together():
                 self.order("begin", shape=shape.pixels, plan=plan, loras=len(packed))
                 if packed:
@@ -85,7 +88,7 @@ class Team:
 
     def known(self, cos: Tensor, sin: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> int:
         """The number under which the others have these; they are sent where they have not."""
-        before, number = self._next, self.number(keys[0] if keys else cos)
+        before, number = self._next, self.number(cos, *keys[:1])
         if number > before:
             given = [x.contiguous() for x in (cos, sin, *keys, *values)]
             self.order("learn", number=number, shapes=[(tuple(x.shape), x.dtype) for x in given])
@@ -94,18 +97,18 @@ class Team:
 
     def _sweep(self) -> None:
         """What no longer lives here the others need no more."""
-        for number in [number for number, place in self._known.items() if place() is None]:
+        for number in [number for number, places in self._known.items() if any(place() is None for place in places)]:
             del self._known[number]
             self.order("forget", number=number)
 
-    def number(self, thing: Any) -> int:
-        """By which orders name something that the others have too, for as long as it lives here; rising."""
+    def number(self, *things: Any) -> int:
+        """By which orders name what the others have too, for as long as all of it lives here; rising."""
         self._sweep()
-        for number, place in self._known.items():
-            if place() is thing:
+        for number, places in self._known.items():
+            if len(places) == len(things) and all(place() is x for place, x in zip(places, things, strict=True)):
                 return number
         self._next += 1
-        self._known[self._next] = ref(thing)
+        self._known[self._next] = tuple(map(ref, things))
         return self._next
 
     def trunk(

@@ -1,8 +1,7 @@
 """The blocks of one device, on its share of the tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from .exchange import Exchange
 from .mesh import Mesh, Share
 
 Load = Callable[..., Runner]
-"""load(graph, like) -> its runner, with the weights that the graph called `like` takes."""
+"""load(graph, like, rows=1) -> its runner, with the weights that the graph called `like` takes."""
 
 
 class SpreadTrunk:
@@ -53,16 +52,18 @@ class SpreadTrunk:
         found = {}
         for name, (before, behind) in PARTS.items():
             text = self.share.size[0] if name == "last_block" else 0
-            found[name] = partial(_spread, load(table[before], name), load(table[behind], name), attention, text)
+            found[name] = partial(_spread, load(table[before], name), load(table[behind], name, rows), attention, text)
         return found | {name: load(table[graph], name) for name, graph in LOCAL.items() if graph in table}
 
     def positions(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Of the device's video tokens, of tables [V, D / 2] or [0, D / 2]."""
         begin, end = self.share.video
         short = self.share.size[1] - (end - begin)
-        return tuple(  # type: ignore[return-value]
-            torch.nn.functional.pad(x[begin:end], (0, 0, 0, short)).contiguous() if len(x) else x for x in (cos, sin)
-        )
+
+        def part(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x[begin:end], (0, 0, 0, short)).contiguous() if len(x) else x
+
+        return part(cos), part(sin)
 
     def real(self, own: Tensor, video: bool) -> list[Tensor]:
         """Of the device's rows [B, s, C], or of the video's alone, those of tokens: the text's, then the video's."""
@@ -119,15 +120,23 @@ def take(hidden: Tensor, share: Share) -> Tensor:
 
 
 def trunk_of(
-    engine: Engine, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int
-) -> SpreadTrunk:
-    """The trunk of a device, with the graphs of its engine, which has the blocks of a single one in `rows` pieces."""
+    engine: Engine, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int,
+    loaded: dict[Hashable, Runner],
+) -> SpreadTrunk:  # fmt: skip
+    """The trunk of a device, with the graphs of its engine, which has the blocks of a single one in `rows` pieces.
+
+    Args:
+        loaded: graphs that have been loaded before, by whoever calls this.
+    """
     entries = engine.manifest.graphs
 
-    def load(graph: Graph, like: str) -> Any:
-        entry, names = entries.get(graph.name), engine.weights.names(like)
-        module = backend(entry.backend if entry else "eager")
-        file = engine.folder / entry.file if entry and entry.file else None
-        return module.load(graph, file, engine.device, names)
+    def load(graph: Graph, like: str, rows: int = 1) -> Runner:
+        key = shape, graph.name, like, rows
+        if key not in loaded:
+            entry = entries.get(graph.name) if rows == 1 else None  # nothing is compiled in pieces
+            module = backend(entry.backend if entry else "eager")
+            file = engine.folder / entry.file if entry and entry.file else None
+            loaded[key] = module.load(graph, file, engine.device, engine.weights.names(like))
+        return loaded[key]
 
     return SpreadTrunk(networks, shape, exchange, mesh, rows, load)

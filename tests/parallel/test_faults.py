@@ -319,3 +319,38 @@ def test_nobody_else_can_give_orders(shallow_folder):
         assert listening == [f"0100007F:{port}"]
     finally:
         engine.close()
+
+
+@pytest.mark.full
+def test_torchrun_ends_with_what_needs_no_engine(shallow_folder, tmp_path):
+    """Every rank, at help and at what is refused."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "consisid.engine.cli"]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=LONGEST, check=False)
+    assert helped.returncode == 0
+    assert "usage: " in helped.stdout
+    given = [str(shallow_folder), "--image", "x.png", "--prompt", PROMPT, "--output", "x.mp4", "--devices", "2"]
+    refused = subprocess.run(
+        [*command, *given], cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST, check=False
+    )
+    assert refused.returncode != 0
+    assert "torchrun has started the devices; leave out --devices 2." in refused.stderr
+
+
+def test_an_error_of_this_rank_in_the_midst_of_an_exchange(shallow_folder, monkeypatch):
+    """Which no other rank knows of: they end, and the next call says why."""
+    from consisid.engine.parallel.trunk import SpreadTrunk
+
+    engine = ConsisID.open(shallow_folder, devices=2)
+    person = random_identity(engine.variant)
+
+    def run(*_given, **_named):
+        raise ZeroDivisionError("of a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpreadTrunk, "run", run)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate(person, PROMPT, num_inference_steps=1)
+    assert running(engine) == []
+    with pytest.raises(RankError, match=r"rank 0 failed: ZeroDivisionError: of a test\. Open the engine again"):
+        engine.generate(person, PROMPT, num_inference_steps=1)
+    engine.close()

@@ -129,3 +129,31 @@ def test_many_videos(several, shallow):
     for request in requests:
         expected = shallow.generate(request["identity"], **{k: v for k, v in request.items() if k != "identity"})
         assert near(found[request["seed"]].latents, expected.latents)
+
+
+def test_a_person_again_at_another_size(several, shallow):
+    """Whose keys and values are the same, while the positions are others."""
+    person = random_identity(several.variant)
+    for frames in (9, 17, 9):
+        options = {"num_frames": frames, "num_inference_steps": 1, "seed": 3, "output_type": "latent"}
+        found, expected = (engine.generate(person, "A.", **options).latents for engine in (several, shallow))
+        assert near(found, expected)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_ends_a_video_between_two_tiles(several, shallow, monkeypatch, error):
+    """Nothing is owed then: the next video is right."""
+    from consisid.engine.decode import blended
+
+    def fade(*given):
+        raise error
+
+    person, options = random_identity(several.variant), {"num_inference_steps": 1, "seed": 3, "num_frames": 9}
+    with monkeypatch.context() as patch:
+        patch.setattr(blended, "_fade", fade)
+        with pytest.raises(error):
+            several.generate(person, "A.", decode="tiled", tile=(6, 7), **options)
+    found, expected = (
+        engine.generate(person, "A.", decode="tiled", tile=(6, 7), **options).frames for engine in (several, shallow)
+    )
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
