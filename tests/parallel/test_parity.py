@@ -15,7 +15,7 @@ STEPS = 2
 MESHES = [
     pytest.param((2, None), id="guidance", marks=pytest.mark.full),
     pytest.param((2, "ring=2"), id="ring"),
-    pytest.param((6, None), id="guidance and ulysses"),
+    pytest.param((6, None), id="guidance and ulysses", marks=pytest.mark.full),
     pytest.param((3, None), id="ulysses", marks=pytest.mark.full),
     pytest.param((4, None), id="guidance and ring", marks=pytest.mark.full),
     pytest.param((4, "ring=4"), id="ring with padding", marks=pytest.mark.full),

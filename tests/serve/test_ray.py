@@ -102,7 +102,7 @@ def test_a_replica_without_room_hands_a_video_back(tmp_path, monkeypatch):
     """A video that waits in a full replica would not see another one become free."""
     from consisid.engine.serve import replicas
 
-    monkeypatch.setattr(replicas, "LocalWorker", lambda settings: StandIn())
+    monkeypatch.setattr(replicas, "open_workers", lambda settings: [StandIn()])
     monkeypatch.setattr(replicas, "PATIENCE", 0.05)
     tasks = [Task(f"video_{i}", "", True, "largest", "", {}, "", "", "") for i in range(3)]
 
