@@ -1,4 +1,4 @@
-"""Six processes, which share guidance, tokens and heads, and rows: the shortest of what test_parity.py does with others."""
+"""Six processes, which share guidance, tokens and rows: the shortest of what test_parity.py does with others."""
 
 import numpy as np
 import pytest
