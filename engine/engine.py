@@ -22,7 +22,8 @@ from .manifest import DTYPES, Manifest, open_checkpoint
 from .memory.budget import check_mode, parse
 from .memory.costs import Costs, video_costs
 from .memory.device import DeviceShare, device_memory_free
-from .memory.planner import MemoryPlan, plan
+from .memory.planner import plan
+from .memory.plans import MemoryPlan
 from .memory.simulate import machine_named
 from .runtime.cuda_graphs import Captures
 from .runtime.executor import GraphExecutor, executor

@@ -19,7 +19,8 @@ from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.device import device_memory_free
-from consisid.engine.memory.planner import MemoryPlan, plan
+from consisid.engine.memory.planner import plan
+from consisid.engine.memory.plans import MemoryPlan
 from consisid.engine.memory.simulate import machine_named
 from consisid.engine.networks.positions import check_positions
 from consisid.engine.shapes import VideoShape

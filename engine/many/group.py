@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine import Engine
 from ..errors import DeviceMemoryError, InputError, MemoryBudgetError, shown
 from ..memory.device import OutOfMemory, first_line
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from ..prediction import Prediction, TimeTable, Work, run_together, time_table
 from ..run.holder import Holder
 from ..run.recovery import turn_to_smaller_plan

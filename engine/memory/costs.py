@@ -55,6 +55,7 @@ class StageCosts:
         tiles: of the decoder, what frames can be cut into.
         data: bytes that other stages made and that live on.
         sent: bytes that the busiest of several devices sends or receives in a pass with one sample.
+        holders: devices of which each may keep a part of what streams.
     """
 
     name: str
@@ -68,6 +69,7 @@ class StageCosts:
     rows: tuple[tuple[str, int], ...] = ()
     tiles: tuple["TileCosts", ...] = ()
     sent: int = 0
+    holders: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,10 @@ RUN: Mapping[str, int] = {"cuda": 20 * 2**20}  # and for each further run at onc
 
 @lru_cache(maxsize=64)
 def video_costs(
-    variant: Variant,
-    shape: VideoShape,
-    dtype: torch.dtype,
-    *,
-    batch: int = 1,
-    steps: int = 50,
-    guided: bool = True,
-    device: str = "cpu",
-    rows: bool = True,
-    parts: frozenset[str] | None = None,
-    loop: Loop | None = None,
+    variant: Variant, shape: VideoShape, dtype: torch.dtype, *, batch: int = 1, steps: int = 50, guided: bool = True,
+    device: str = "cpu", rows: bool = True, parts: frozenset[str] | None = None, loop: Loop | None = None,
     beside: int = 1,
-) -> Costs:
+) -> Costs:  # fmt: skip
     """Costs of a video; seconds of counting at the first call, no tensor with data is made.
 
     Args:

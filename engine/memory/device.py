@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .budget import show
-from .planner import MemoryPlan
+from .plans import MemoryPlan
 
 ROUNDING = 64 * 2**20  # bytes: what the driver's figures move by on their own
 

@@ -6,7 +6,6 @@ smaller one, is never slower.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -14,6 +13,7 @@ from ..errors import MemoryBudgetError
 from .allocator import aligned
 from .budget import show
 from .costs import ROWS, Costs, Key, StageCosts
+from .plans import MemoryPlan, StagePlan, part_bytes
 from .simulate import UNKNOWN, Machine, replay, spread
 
 BUFFERS = (2, 3, 4)
@@ -22,132 +22,6 @@ ROWS_PRICE = 1.1
 # What tiles take, against the same arithmetic in whole frames: 2.04 s for 0.875 s on an H200, where 1.35 times as many
 # pixels are decoded (bench/reports/h200.md).
 TILE_PRICE = 1.7
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a plan.
-
-    Attributes:
-        resident, streamed: weights by graph and layer, in the order of execution; what else a stage has is resident.
-        buffers, buffer_bytes: what streams goes through.
-        cfg: "batched" or "sequential".
-        tile: height and width of the decoder's tiles in latent pixels, None for whole frames.
-        rows: pieces of the blocks' feed-forward, 1 for whole.
-        peak: predicted bytes of device memory.
-        arena: those of them in which calls find room for what they make.
-        seconds: predicted, copies that nothing hides included.
-        stall: seconds per pass that calls wait for copies, once all that is resident has arrived.
-        copied: bytes from host to device per video.
-        ahead: the first units of the stage that follows, which come while this one ends; their memory counts in `peak`.
-        sent: bytes that pass between devices per video, of the busiest.
-    """
-
-    name: str
-    resident: tuple[Key, ...]
-    streamed: tuple[Key, ...]
-    buffers: int
-    buffer_bytes: int
-    cfg: str
-    tile: tuple[int, int] | None
-    peak: int
-    arena: int
-    seconds: float
-    stall: float
-    copied: int
-    rows: int = 1
-    ahead: tuple[Key, ...] = ()
-    sent: int = 0
-
-    @property
-    def order(self) -> tuple[int, bool, int, int]:
-        """Among equally fast candidates: guidance at once, whole frames, few bytes copied, little memory."""
-        return self.cfg != "batched", self.tile is not None, self.copied, self.peak
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What a run holds on its device, and when.
-
-    Attributes:
-        budget: bytes, None for no limit.
-        context: bytes of the peak that are CUDA's own, and that PyTorch neither counts nor limits.
-        held: all weights stay on the device between stages and videos.
-        machine: whose speeds the seconds are computed with.
-    """
-
-    label: str
-    budget: int | None
-    machine: Machine
-    stages: tuple[StagePlan, ...]
-    held: bool
-    context: int = 0
-
-    def stage(self, name: str) -> StagePlan:
-        """The stage called `name`."""
-        return next(stage for stage in self.stages if stage.name == name)
-
-    @property
-    def peak(self) -> int:
-        """Predicted peak, bytes."""
-        return max(stage.peak for stage in self.stages)
-
-    @property
-    def reserved(self) -> int:
-        """Predicted peak of what PyTorch reserves, bytes."""
-        return self.peak - self.context
-
-    @property
-    def seconds(self) -> float:
-        """Predicted time of a video."""
-        return sum(stage.seconds for stage in self.stages)
-
-    @property
-    def cfg(self) -> str:
-        return self.stage("denoise").cfg
-
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        return self.stage("decode").tile
-
-    @property
-    def rows(self) -> int:
-        return self.stage("denoise").rows
-
-    @property
-    def mode(self) -> str:
-        """In a few words, for stats."""
-        if self.held:
-            return "resident"
-        loop = self.stage("denoise")
-        if not loop.streamed:
-            return "stages hand over"
-        return f"{len(loop.streamed)} of {len(loop.streamed) + len(loop.resident)} blocks stream"
-
-    def __str__(self) -> str:
-        """The plan as a table."""
-        budget = "no limit" if self.budget is None else show(self.budget)
-        lines = [
-            f"{self.label}: budget {budget}, predicted peak {show(self.peak)}, {self.seconds:.1f} s at the speeds of "
-            f"{self.machine.name} ({self.machine.sources})",
-            f"  {'stage':<9} {'resident':>8} {'streams':>8} {'buffers':>14}  {'mode':<26} {'peak':>10} {'seconds':>9} "
-            f"{'stall/pass':>10}",
-        ]
-        for stage in self.stages:
-            ring = f"{stage.buffers} x {show(stage.buffer_bytes)}" if stage.streamed else "-"
-            mode = ""
-            if stage.name == "denoise":
-                mode = stage.cfg if stage.rows == 1 else f"{stage.cfg}, {stage.rows} row pieces"
-            if stage.name == "decode":
-                mode = "whole" if stage.tile is None else f"tile {stage.tile[0]}x{stage.tile[1]}"
-            lines.append(
-                f"  {stage.name:<9} {len(stage.resident):>8} {len(stage.streamed):>8} {ring:>14}  {mode:<26} "
-                f"{show(stage.peak):>10} {stage.seconds:>9.2f} {stage.stall:>10.4f}"
-            )
-        kept = "all weights stay on the device" if self.held else "weights leave with their stage"
-        sent = sum(stage.sent for stage in self.stages)
-        more = f"; the busiest device sends or receives {show(sent)}" if sent else ""
-        return "\n".join([*lines, f"  {kept}; resident and streams count layers{more}"])
 
 
 @lru_cache(maxsize=4096)
@@ -164,6 +38,8 @@ def candidates(
     reserved = {unit.key: aligned(unit.bytes, granule) for unit in stage.units}
     largest = max(reserved.values(), default=0)
     total = sum(reserved.values())
+    # Where devices reach each other no faster than the host, nothing is gained by asking them.
+    sources = [1] if machine.wire is None or stage.holders == 1 else [1, stage.holders]
     counts = [0] if held else [0, *range(2, len(stage.units) + 1)]
     cuts = [(1, stage.working), (ROWS, stage.rows)] if stage.rows else [(1, stage.working)]
     for mode, cut, (rows, held_by) in product(modes, (None, *stage.tiles) if tiling else (None,), cuts):
@@ -171,28 +47,33 @@ def candidates(
         more = 1.0 if cut is None else TILE_PRICE * cut.arithmetic
         passes = stage.together if mode == "batched" and len(stage.working) > 1 else stage.passes
         price = ROWS_PRICE if rows > 1 else 1.0
-        for count, buffers in product(counts, BUFFERS):
-            if buffers > max(count, BUFFERS[0]) or (count == 0 and buffers > BUFFERS[0]):
+        for count, buffers, holders in product(counts, BUFFERS, sources):
+            if buffers > max(count, BUFFERS[0]) or (count == 0 and (buffers > BUFFERS[0] or holders > 1)):
                 continue
             streamed = spread(stage.units, count)
+            parts = {unit.key: part_bytes(unit.bytes, holders) for unit in stage.units} if holders > 1 else {}
+            kept = sum(aligned(parts[key], granule) for key in streamed) if parts else 0
+            buffer = aligned(holders * max(parts.values()), granule) if parts else largest
             moving = sum(reserved[key] for key in streamed)
             units = [] if held else stage.units
             flops = stage.flops * more + (sum(unit.flops for unit in stage.units) if held else 0.0)
             run = replay(
                 units, streamed, buffers, passes, machine,
                 fixed=0 if held else stage.fixed, flops=price * flops, samples=price * stage.passes / passes,
-                sent=stage.sent,
+                sent=stage.sent, holders=holders,
             )  # fmt: skip
-            ring = buffers * largest if count else 0
-            weights = 0 if held else aligned(stage.fixed, granule) + total - moving + ring
+            ring = buffers * buffer if count else 0
+            weights = 0 if held else aligned(stage.fixed, granule) + total - moving + kept + ring
+            gathered = (holders - 1) * passes * sum(parts[key] for key in streamed) if parts else 0
             way = StagePlan(
                 name=stage.name,
                 resident=tuple(unit.key for unit in stage.units if unit.key not in streamed),
                 streamed=tuple(unit.key for unit in stage.units if unit.key in streamed),
-                buffers=buffers if count else 0, buffer_bytes=largest if count else 0,
+                buffers=buffers if count else 0, buffer_bytes=buffer if count else 0,
                 cfg=mode, tile=None if cut is None else cut.tile, rows=rows,
                 peak=weights + stage.data + working, arena=working,
-                seconds=run.seconds, stall=run.stall[1], copied=run.bytes, sent=stage.sent * stage.passes,
+                seconds=run.seconds, stall=run.stall[1], copied=run.bytes, sent=stage.sent * stage.passes + gathered,
+                holders=holders,
             )  # fmt: skip
             found.append(way)
     return tuple(sorted(found, key=lambda plan: (float(f"{plan.seconds:.9g}"), plan.order)))  # sums differ behind
@@ -275,6 +156,8 @@ def look_ahead(stages: Sequence[StagePlan], sizes: Costs, budget: int) -> tuple[
 def _leading(stage: StagePlan, size: StageCosts, room: int, granule: int) -> tuple[tuple[Key, ...], int]:
     """The first units of a stage whose buffers fit into `room` bytes, and the bytes of those buffers."""
     keys: list[Key] = []
+    if stage.holders > 1:  # what comes from other devices comes when all are there
+        return (), 0
     taken, free = 0, stage.buffers
     for unit in size.units:
         streams = unit.key in stage.streamed

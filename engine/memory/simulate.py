@@ -109,6 +109,7 @@ def replay(
     flops: float = 0.0,
     samples: float = 1,
     sent: int = 0,
+    holders: int = 1,
 ) -> Replay:
     """Replay a stage.
 
@@ -120,23 +121,31 @@ def replay(
         flops: of a pass, in calls that stream nothing; they come before the units.
         samples: what all flops are multiplied with.
         sent: bytes that pass between devices in a pass, which nothing hides.
+        holders: devices of which each reads all that streams once and keeps a part, which the others get when a pass
+            comes to it, and no earlier than that pass; 1 where it comes from the host.
     """
+    wire, missing = machine.wire or machine.link, (holders - 1) / holders
     seconds = [samples * unit.flops / machine.flops for unit in units]
     free = [0.0] * max(1, buffers)  # when the last reader of each buffer ends, in the order of use
-    copied, now, turn, moved = fixed / machine.link, 0.0, 0, fixed
+    moved = fixed + (sum(unit.bytes for unit in units if unit.key in streamed) if holders > 1 else 0)
+    copied, now, turn = moved / machine.link, 0.0, 0
     stalls: list[float] = []
     simulated = min(passes, 3)
     ends = []
     for index in range(simulated):
         now = max(now, copied if index == 0 else now)
         stall = now if index == 0 else 0.0
-        now += samples * (flops / machine.flops + sent / (machine.wire or machine.link))
+        now += samples * (flops / machine.flops + sent / wire)
+        begun = now
         for unit, length in zip(units, seconds, strict=True):
             ready = 0.0
             if unit.key in streamed:
                 slot = turn % len(free)
-                ready = copied = max(copied, free[slot]) + unit.bytes / machine.link
-                moved += unit.bytes
+                if holders > 1:
+                    ready = copied = max(copied, free[slot], begun) + missing * unit.bytes / wire
+                else:
+                    ready = copied = max(copied, free[slot]) + unit.bytes / machine.link
+                    moved += unit.bytes
             elif index == 0:
                 ready = copied = copied + unit.bytes / machine.link
                 moved += unit.bytes
@@ -147,7 +156,7 @@ def replay(
                 turn += 1
         stalls.append(stall)
         ends.append(now)
-    again = sum(unit.bytes for unit in units if unit.key in streamed)
+    again = sum(unit.bytes for unit in units if unit.key in streamed) if holders == 1 else 0
     later = ends[-1] - ends[-2] if simulated > 1 else 0.0
     return Replay(
         ends[-1] + (passes - simulated) * later,

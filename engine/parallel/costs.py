@@ -32,7 +32,7 @@ from .trunk import SpreadTrunk
 class Silent(Exchange):
     """Nothing is sent."""
 
-    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = ()) -> None:
+    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False) -> None:
         self.sent[what] += sum(tensor.nbytes for tensor, _ in gives)
 
 
@@ -55,7 +55,7 @@ def spread(
 
     Args:
         fused: memory is that of our kernels and of a GPU.
-        rows: the feed-forward can be cut.
+        rows: the feed-forward can be cut, and weights come at each call.
         memory: False leaves what is held as it is on one device, where only seconds are asked for.
     """
     room, halves = arena_bytes if fused else peak_bytes, 2 if guided else 1
@@ -65,7 +65,8 @@ def spread(
     def loop(stage: StageCosts) -> StageCosts:
         counted = partial(count_spread_step, variant, shape, dtype, mesh, batch, fused=fused)
         units = tuple(replace(unit, flops=unit.flops / mesh.sequence / at_once) for unit in stage.units)
-        stage = replace(stage, units=units, sent=_sent(variant, shape, mesh, dtype.itemsize))
+        sent, holders = _sent(variant, shape, mesh, dtype.itemsize), mesh.size if rows else 1
+        stage = replace(stage, units=units, sent=sent, holders=holders)
         if not memory:
             return stage
         working = tuple((mode, room(counted(samples[mode]))) for mode, _ in stage.working)

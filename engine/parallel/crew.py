@@ -41,7 +41,7 @@ class Crew:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._said, self._cleared = 0, 0
-        self._group: dist.ProcessGroup | None = None
+        self._groups: list[dist.ProcessGroup] = []
         self._joined = False
         self._closed, self._lock, self._speaking = Event(), Lock(), Lock()
         self._exchange: Exchange | None = None
@@ -141,7 +141,8 @@ class Crew:
         with self.watching(exchange):
             exchange.doing = "group"
             join(self.store, exchange)
-            self._group, self._joined = dist.group.WORLD, True
+            self._groups = [group for group in (dist.group.WORLD, exchange.beside) if group is not None]
+            self._joined = True
             exchange.doing = None
 
     def _explain(self, error: RuntimeError) -> None:
@@ -208,9 +209,10 @@ class Crew:
     def end(self, grace: float = GRACE) -> None:
         """End the processes, and wait until they have; they have `grace` seconds to do it themselves."""
         self._closed.set()
-        group, self._group = self._group, None
-        if group is not None and grace == 0 and dist.get_backend(group) == "nccl":
-            group.abort()  # kernels that wait for a rank that is gone
+        groups, self._groups = self._groups, []
+        for group in groups if grace == 0 else []:
+            if dist.get_backend(group) == "nccl":
+                group.abort()  # kernels that wait for a rank that is gone
         end = time.monotonic() + grace
         for process in self.processes.values():
             if grace == 0:

@@ -264,4 +264,5 @@ def _joined(engine: Engine, crew: Crew, mesh: Mesh, timeout: float, transport: s
     exchange = Exchange(0, mesh.size, engine.device, timedelta(seconds=timeout), transport)
     put(crew.store, "go", b"")
     crew.join(exchange)
+    engine.weights.others = exchange
     return Team(exchange, mesh, crew)

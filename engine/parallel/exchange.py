@@ -28,6 +28,7 @@ class Exchange:
         sent: bytes that this rank has sent, by what they were for.
         count: exchanges that this rank has begun, which tells who lags behind.
         doing: what the present one is for, None between two.
+        beside: a group for what passes while other exchanges do; its name and its connections are its own.
     """
 
     rank: int
@@ -38,19 +39,21 @@ class Exchange:
     sent: Counter[str] = field(default_factory=Counter)
     count: int = 0
     doing: str | None = None
+    beside: dist.ProcessGroup | None = None
 
     @property
     def through_host(self) -> bool:
         """Whether tensors are copied to the host to be sent."""
         return self.transport == "gloo" and self.device.type == "cuda"
 
-    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = ()) -> None:
+    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False) -> None:
         """Send and receive at once; between two ranks tensors arrive in the order in which they were sent.
 
         Args:
             what: they are for.
             gives: contiguous tensors to other ranks.
             takes: contiguous tensors to be filled by other ranks.
+            beside: in the other group.
 
         Raises:
             RuntimeError: a rank has gone, or not answered in time.
@@ -61,14 +64,23 @@ class Exchange:
         self.sent[what] += sum(tensor.nbytes for tensor, _ in gives)
         sources = [(self._bytes(tensor.cpu() if self.through_host else tensor), rank) for tensor, rank in gives]
         places = [(torch.empty_like(x, device="cpu") if self.through_host else x, rank) for x, rank in takes]
-        work = [dist.P2POp(dist.isend, tensor, rank) for tensor, rank in sources]
-        work += [dist.P2POp(dist.irecv, self._bytes(place), rank) for place, rank in places]
+        group = self.beside if beside else None
+        work = [dist.P2POp(dist.isend, tensor, rank, group) for tensor, rank in sources]
+        work += [dist.P2POp(dist.irecv, self._bytes(place), rank, group) for place, rank in places]
         for each in dist.batch_isend_irecv(work):
             each.wait(self.timeout) if self.transport == "gloo" else each.wait()
         if self.through_host:
             for (tensor, _), (place, _) in zip(takes, places, strict=True):
                 tensor.copy_(place)
         self.doing = None
+
+    def gather(self, part: Tensor, buffer: Tensor) -> None:
+        """The parts of all ranks, uint8 [n] each, into a buffer uint8 [n * ranks]: `part` is this rank's."""
+        places = buffer.view(self.size, -1)
+        places[self.rank].copy_(part)
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        gives, takes = [(part, rank) for rank in others], [(places[rank], rank) for rank in others]
+        self.swap("weights", gives, takes, beside=True)
 
     def settle(self) -> None:
         """Wait until everything has arrived: what NCCL does is queued on the device, and when a rank is lost it ends
@@ -100,4 +112,5 @@ def join(store: dist.Store, exchange: Exchange) -> None:
     dist.init_process_group(
         exchange.transport, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
     )  # fmt: skip
+    exchange.beside = dist.new_group(backend=exchange.transport, timeout=wait)
     sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line

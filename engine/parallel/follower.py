@@ -18,7 +18,7 @@ from ..decode.tile import Tile
 from ..errors import ConsisIDError, one_line
 from ..graphs.graph import Graph
 from ..manifest import Manifest
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from ..run.holder import Holder
 from ..shapes import VideoShape
 from ..util.device import check_device, current
@@ -97,6 +97,7 @@ class Follower:
         weights, trunk = self.engine.weights, self.spread
         assert trunk is not None
         if self._idle(size, count):
+            self._pass_by(begun=begun)
             return
         weights.expect("denoise", passes)
         with weights.scratch("denoise"):
@@ -113,6 +114,7 @@ class Follower:
         weights, trunk = self.engine.weights, self.spread
         assert trunk is not None
         if self._idle(size, count):
+            self._pass_by(first=True)
             return
         with weights.scratch("denoise"):
             hidden, modulation = self._taken(size, 0, dtype)
@@ -154,6 +156,13 @@ class Follower:
     def _idle(self, size: int, count: int) -> bool:
         return self.mesh.coordinates(self.exchange.rank)[0] * size >= count
 
+    def _pass_by(self, **what: bool) -> None:
+        """Nothing is computed here, which others wait for only where they have weights from here."""
+        plan = self.holder.plan
+        if plan is not None and plan.stage("denoise").holders > 1:
+            assert self.spread is not None
+            self.spread.pass_by(**what)
+
     def _taken(self, size: int, layers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """This device's hidden state [B, s, C] and the modulation, of all layers or of one."""
         assert self.spread is not None
@@ -190,6 +199,7 @@ def work(store: dist.Store, rank: int, size: int, began: Callable[[Exchange], No
         store.set(f"ready/{rank}", engine.manifest.spec.key)
         store.wait(["go"], FOREVER)
         join(store, exchange)
+        engine.weights.others = exchange
         follower = Follower(engine, exchange, mesh)
         while True:
             order, values = pickle.loads(store.get(f"order/{pulse.heard}"))

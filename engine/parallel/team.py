@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backends import Outputs
 from ..lora.weights import Active
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from .crew import Crew, processors

@@ -10,7 +10,7 @@ from ..backends import Outputs, Runner, backend
 from ..engine import Engine
 from ..graphs.graph import Graph, in_ff_chunks
 from ..graphs.spread import LOCAL, PARTS, spread_table
-from ..graphs.trunk import blocks
+from ..graphs.trunk import blocks, in_turn
 from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
 from .attention import SpreadAttention
@@ -75,7 +75,8 @@ class SpreadTrunk:
     @torch.no_grad()
     def block(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The first block: the device's hidden state [B, s, C] -> the same."""
-        return self.networks.one("block", hidden, modulation, cos, sin)
+        with self.networks.weights.together("denoise"):
+            return self.networks.one("block", hidden, modulation, cos, sin)
 
     @torch.no_grad()
     def run(
@@ -89,12 +90,26 @@ class SpreadTrunk:
         else:
             work = self.networks.trunk([hidden], modulation, cos, sin, keys, values, begun=begun)
         del hidden
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                found: Tensor = end.value
-                return found
+        with self.networks.weights.together("denoise"):
+            return in_turn([work])[0]
+
+    def pass_by(self, first: bool = False, begun: bool = False) -> None:
+        """`run`, or where `first` `block`, of a device that has nothing to compute: the others want its part of the
+        weights."""
+        config, weights = self.networks.variant.transformer, self.networks.weights
+
+        def call(name: str, *inputs: Tensor, layer: int = 0) -> Tensor:
+            weights.acquire(name, layer)
+            weights.release(name, layer)
+            return inputs[0]
+
+        with weights.together("denoise"):
+            nothing, rows = torch.empty(0), torch.empty(config.num_layers)
+            faces = [nothing] * config.num_cross_attn
+            if first:
+                call("block", nothing)
+            else:
+                in_turn([blocks(call, config, [nothing], rows, nothing, nothing, faces, faces, begun=begun)])
 
 
 def _spread(

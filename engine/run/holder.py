@@ -6,7 +6,7 @@ import torch
 
 from ..engine import Engine
 from ..lora.weights import Active
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 
 
 class Holder:

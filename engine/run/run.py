@@ -16,7 +16,7 @@ from ..first_block import first_block_of
 from ..lora.weights import Active
 from ..memory.budget import Budget, chosen
 from ..memory.device import DeviceMemory
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from ..networks.positions import check_positions
 from ..prediction import TimeTable, time_table
 from ..runtime.executor import GraphExecutor

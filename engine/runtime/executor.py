@@ -47,6 +47,9 @@ class Weights(Protocol):
     def expected(self, stage: str) -> int:
         """What was said by `expect`."""
 
+    def together(self, stage: str) -> AbstractContextManager[None]:
+        """Inside, several devices go through the weights of a stage; see weights/manager.py."""
+
     def tidy(self) -> None:
         """Large tensors have been let go of, and small ones that stay are made next."""
 
@@ -74,6 +77,9 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
 
     def expected(self, stage: str) -> int:
         return 1
+
+    def together(self, stage: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def tidy(self) -> None:
         """There is no plan of the memory."""

@@ -15,7 +15,7 @@ from ..backends.tensorrt.run import shares
 from ..checkpoint.reading import Checkpoint
 from ..graphs.graph import Graph
 from ..lora.weights import PART, reads
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from .copy_stream import CopyStream
 from .device import DeviceWeights
 from .manager import WeightManager

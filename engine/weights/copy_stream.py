@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ class CopyStream(Protocol):
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         """Queue a copy."""
+
+    def queue(self, work: Callable[[], Any]) -> None:
+        """Queue whatever a function does on a device, among the copies."""
 
     def copied(self) -> Any:
         """An event after all copies so far."""
@@ -56,8 +60,11 @@ class InlineCopies:
         return torch.empty(size, dtype=torch.uint8)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
+        self.queue(lambda: to.copy_(source))
+
+    def queue(self, work: Callable[[], Any]) -> None:
         start = time.perf_counter()
-        to.copy_(source)
+        work()
         self._stalls[-1] += time.perf_counter() - start
 
     def copied(self) -> Any:
@@ -103,8 +110,11 @@ class CudaCopyStream:
         return memory
 
     def copy(self, to: Tensor, source: Tensor) -> None:
+        self.queue(lambda: to.copy_(source, non_blocking=True))
+
+    def queue(self, work: Callable[[], Any]) -> None:
         with torch.cuda.stream(self.stream):
-            to.copy_(source, non_blocking=True)
+            work()
 
     def copied(self) -> Any:
         return self.stream.record_event()

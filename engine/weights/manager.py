@@ -15,10 +15,11 @@ from ..graphs.graph import Graph
 from ..lora.weights import Active, LoraPatchedCheckpoint, reads
 from ..memory.arena import Arena, prepare_libraries
 from ..memory.costs import Key
-from ..memory.planner import MemoryPlan
+from ..memory.plans import MemoryPlan
 from ..runtime.cuda_graphs import Captures
 from .copy_stream import CopyStream
 from .device import DeviceWeights
+from .gather import Gatherer, Others
 from .host import PinnedHostWeights
 from .prefetch import Prefetcher
 
@@ -29,6 +30,7 @@ class WeightManager:
     Attributes:
         version: another number when other LoRAs are in the weights.
         peaks: the most that was reserved of a GPU in each stage that has ended, bytes; whoever reads them clears them.
+        others: devices that may keep a part of what streams; None where there are none.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, copy_stream: CopyStream):
@@ -37,6 +39,7 @@ class WeightManager:
         self.host = PinnedHostWeights(self.tensors, dtype, device, copy_stream)
         self.version = 0
         self.peaks: dict[str, int] = {}
+        self.others: Others | None = None
         self.plan: MemoryPlan | None = None
         self.captures: Captures | None = None  # recordings that know addresses of weights
         self.copied = 0
@@ -143,6 +146,15 @@ class WeightManager:
         torch.cuda.empty_cache()  # what loading weights has left
         self._arena = Arena(self.device, size)
 
+    def together(self, stage: str) -> AbstractContextManager[None]:
+        """Inside, all devices go through the weights of a stage once, each through all of them in the same order."""
+        if self.others is None or self.plan is None or self.plan.stage(stage).holders == 1:
+            return nullcontext()
+        if stage != self._stage:
+            self._enter(stage)
+        assert isinstance(self._prefetcher, Gatherer)
+        return self._prefetcher.together()
+
     def expect(self, stage: str, passes: int) -> None:
         """How often a stage will go through its weights when it begins, or from now on; 1 where nobody says."""
         self._passes[stage] = passes
@@ -237,10 +249,10 @@ class WeightManager:
             pinned = self.host.pin(self._graphs, planned.streamed)
             self.source = "pinned memory" if pinned else "page cache"
         sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
-        return Prefetcher(
-            self.copy_stream, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill, self._ahead,
-            self._blocks,
-        )  # fmt: skip
+        belt = (self.copy_stream, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill)
+        if planned.holders > 1 and self.others is not None:
+            return Gatherer(*belt, others=self.others, holders=planned.holders)
+        return Prefetcher(*belt, self._ahead, self._blocks)
 
     def _ahead(self) -> None:
         """The present stage copies nothing more: the first weights of the next come, as far as the plan has room."""

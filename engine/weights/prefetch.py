@@ -166,6 +166,10 @@ class Prefetcher:
                 break
             self._issued += 1
 
+    def _bring(self, key: Key, buffer: Tensor) -> None:
+        """Queue what fills a buffer of the ring."""
+        self.fill(key, buffer)
+
     def _send(self, key: Key) -> bool:
         """Queue the copy of the unit that is next, unless it is there; False where no buffer is free for it."""
         if key in self.streamed:
@@ -174,7 +178,7 @@ class Prefetcher:
                 return False
             if slot.used is not None:
                 self.copy_stream.copy_waits(slot.used)
-            self.fill(key, slot.buffer)
+            self._bring(key, slot.buffer)
             slot.position, slot.ready, slot.used = self._issued, self.copy_stream.copied(), None
         elif key not in self._arrived and key not in self._awaited:
             self.fill(key, self._home[key])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from consisid.engine.memory.device import DeviceMemory, device_memory_free, explain
-from consisid.engine.memory.planner import MemoryPlan, StagePlan
+from consisid.engine.memory.plans import MemoryPlan, StagePlan
 from consisid.engine.memory.simulate import UNKNOWN
 
 MIB = 2**20

@@ -12,6 +12,7 @@ from threading import Thread
 import pytest
 import torch
 from support.people import random_identity
+from support.split_plans import STEPS, split
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import EngineError, InputError, RankError
@@ -104,6 +105,26 @@ def test_a_rank_is_lost(shallow_folder, stage, fault):
     assert running(engine) == []
     with pytest.raises(RankError, match=f"{sentence}.*Open the engine again"):
         engine.generate(random_identity(engine.variant), PROMPT)
+    engine.close()
+
+
+def test_a_device_that_is_lost_takes_its_part_along(shallow_folder, monkeypatch):
+    engine = ConsisID.open(shallow_folder, devices=2, timeout=4)
+    chosen = split(engine, 4)
+    monkeypatch.setattr("consisid.engine.run.run.plan_of", lambda *_, **__: chosen)
+    monkeypatch.setattr(engine, "memory", 2**30)
+    gather, left = engine.team.exchange.gather, iter(range(5))
+
+    def once(part, buffer):
+        if next(left, None) is None:
+            kill(engine, 1)
+        gather(part, buffer)
+
+    monkeypatch.setattr(engine.team.exchange, "gather", once)
+    error = ended(lambda: engine.generate(random_identity(engine.variant), PROMPT, num_inference_steps=STEPS))
+    assert isinstance(error, RankError)
+    assert "rank 1 of 2 was ended by signal 9" in str(error)
+    assert running(engine) == []
     engine.close()
 
 

@@ -12,7 +12,7 @@ from support.residency import OPTIONS, PERSON, PROMPT, SHAPE, SIZE, Killed, late
 
 from consisid.engine.errors import DeviceMemoryError, InputError, NumericalError
 from consisid.engine.memory.device import DeviceMemory, explain
-from consisid.engine.memory.planner import MemoryPlan, StagePlan
+from consisid.engine.memory.plans import MemoryPlan, StagePlan
 from consisid.engine.memory.simulate import UNKNOWN
 from consisid.engine.run.options import Options
 from consisid.engine.run.run import Run

@@ -10,7 +10,8 @@ from support.residency import OPTIONS, PERSON, PROMPT, SHAPE, LateCopies, forced
 from consisid.engine.graphs.graph import in_ff_chunks
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.costs import ROWS
-from consisid.engine.memory.planner import MemoryPlan, plan
+from consisid.engine.memory.planner import plan
+from consisid.engine.memory.plans import MemoryPlan
 from consisid.engine.memory.simulate import MACHINES
 from consisid.engine.memory.tracing import count
 from consisid.engine.shapes import VideoShape

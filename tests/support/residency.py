@@ -8,7 +8,8 @@ import torch
 
 from consisid.engine import ConsisID
 from consisid.engine.memory.costs import video_costs
-from consisid.engine.memory.planner import MemoryPlan, candidates, look_ahead
+from consisid.engine.memory.planner import candidates, look_ahead
+from consisid.engine.memory.plans import MemoryPlan
 from consisid.engine.memory.simulate import UNKNOWN
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY
@@ -48,8 +49,11 @@ class LateCopies:
 
     def copy(self, to, source):
         to.view(torch.uint8).fill_(255)
-        self._queue.append((to, source))
+        self.queue(lambda: to.copy_(source))
         self.log.append(("copy", to.untyped_storage().data_ptr()))
+
+    def queue(self, work):
+        self._queue.append(work)
 
     def _event(self, kind):
         self._events += 1
@@ -66,7 +70,7 @@ class LateCopies:
         self.log.append(("compute waits", event[0]))
         for i, entry in enumerate(self._queue[: event[1]]):
             if entry is not None:
-                entry[0].copy_(entry[1])
+                entry()
                 self._queue[i] = None
 
     def copy_waits(self, event):
