@@ -171,8 +171,7 @@ class Engine(Adapters):
             yield
 
     def hand_over(self, run: Occupant | None) -> bool:
-        """The weights on the device and the limit of its memory are another run's from now on; whether they were not
-        before."""
+        """The weights on the device and the limit of its memory are another run's now; whether they were not before."""
         if self.active is run:
             return False
         if self.active is not None:
@@ -250,6 +249,9 @@ class Engine(Adapters):
     def loop_of(self, networks: GraphExecutor, shape: VideoShape, holder: Any) -> GraphExecutor:
         """What the denoising loop of a holder calls, given the graphs for its shape and plan."""
         return networks
+
+    def announce(self, shape: VideoShape, holder: Any) -> None:
+        """A holder has the device, and its loop will come."""
 
     def decoders(self, shape: VideoShape, holder: Any) -> Modes:
         """The ways in which the latents of a holder become frames."""

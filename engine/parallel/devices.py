@@ -123,14 +123,18 @@ class OnDevices(Engine):
         plan, team = holder.plan, self.team
         rows = 1 if plan is None else plan.rows
         trunk = trunk_of(self, networks, shape, team.exchange, team.mesh, rows, self.spread_runners)
-        begin = partial(team.begin, shape, plan, holder.loras)
-        begin()  # so that the others bring their weights while this device makes the table of norms
+        begin = partial(team.begin, shape, plan, holder.loras, "denoise")
+        begin()  # where nobody has announced it
         return TeamExecutor(networks, team, trunk, begin)
+
+    def announce(self, shape: VideoShape, holder: Holder) -> None:
+        if self.team is not None and holder.owner is holder:  # the others bring their weights while this one encodes
+            self.team.begin(shape, holder.plan, holder.loras, "denoise")
 
     def decoders(self, shape: VideoShape, holder: Holder) -> Modes:
         if self.team is None or self.manifest.spec.layers_per_shard:
             return MODES
-        begin = partial(self.team.begin, shape, holder.plan, holder.loras)
+        begin = partial(self.team.begin, shape, holder.plan, holder.loras, "decode")
         return {
             **MODES, "whole": partial(slabs, self.team, begin, False), "exact": partial(slabs, self.team, begin, True),
             "tiled": partial(dealt_tiles, self.team, begin),

@@ -54,21 +54,23 @@ class Follower:
         self.decoders: dict[int, SlabDecoder | TileDecoder] = {}
         self.spread: SpreadTrunk | None = None
 
-    def begin(self, shape: tuple[int, int, int], plan: MemoryPlan | None, loras: int) -> None:
+    def begin(self, shape: tuple[int, int, int], plan: MemoryPlan | None, loras: int, stage: str) -> None:
         """A run begins, or goes on under another plan.
 
         Args:
             shape: height, width and frames.
             loras: bytes in which they come, 0 for none.
+            stage: what weights are brought for.
         """
         engine = self.engine
         self.holder = Holder(engine)
-        self.holder.plan, self.holder.stage_name = plan, "denoise"
+        self.holder.plan, self.holder.stage_name = plan, "denoise"  # which has the LoRAs, whatever comes next
         if loras:
             packed = torch.empty(loras, dtype=torch.uint8, device=engine.device)
             self.exchange.share("loras", [packed])
             self.holder.loras = pickle.loads(packed.cpu().numpy().tobytes())
         self.holder.enter()
+        engine.weights.enter(stage)
         found = VideoShape.of(engine.variant, *shape, any_frames=True)
         rows, networks = 1 if plan is None else plan.rows, engine.networks(found)
         if rows > 1 and self.mesh.sequence == 1:

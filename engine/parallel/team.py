@@ -56,13 +56,13 @@ class Team:
             yield
             self.exchange.settle()
 
-    def begin(self, shape: VideoShape, plan: MemoryPlan | None, loras: Active) -> None:
-        """A run, or another plan of it; nothing where the others know."""
+    def begin(self, shape: VideoShape, plan: MemoryPlan | None, loras: Active, stage: str) -> None:
+        """A run, or another plan of it, whose next stage of theirs is this; nothing where the others know."""
         if (shape, plan, loras) != self._said:
             packed = b"" if loras == self._loras else pickle.dumps(loras)
             self._loras = loras
             with self.together():
-                self.order("begin", shape=shape.pixels, plan=plan, loras=len(packed))
+                self.order("begin", shape=shape.pixels, plan=plan, loras=len(packed), stage=stage)
                 if packed:
                     data = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(self.exchange.device)
                     self.exchange.share("loras", [data])

@@ -67,9 +67,8 @@ class Run(Holder):
         self._given_scheduler = copy.deepcopy(engine.scheduler)
         self.scheduler = self._given_scheduler
         self.guidance_scale = float(self.options.guidance_scale)
-        self.num_timesteps, self.restarts = 0, 0
+        self.num_timesteps = self.restarts = self.step = 0
         self.attention_kwargs = self.options.attention_kwargs
-        self.step = 0
         self._streams: frozenset[Hashable] = frozenset()
         self._written = 0  # finished steps in the file
         self._complete = True
@@ -158,6 +157,7 @@ class Run(Holder):
         self.loop_stalls: list[float] = []
         self.decides = first_block_of(self.options.left_out.first_block, self.loop_steps)
         self.enter()
+        self.engine.announce(self.request.shape, self)
 
     def stepper(self) -> Stepper:
         """The steps of the run's scheduler."""

@@ -87,6 +87,9 @@ class BakedWeights(WeightManager):
     def release(self, name: str, layer: int) -> None:
         """The engine keeps them."""
 
+    def enter(self, stage: str) -> None:
+        """TensorRT brings weights when an engine is called."""
+
     def scratch(self, stage: str | None = None) -> AbstractContextManager[None]:
         """TensorRT has memory of its own."""
         return nullcontext()

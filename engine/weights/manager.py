@@ -146,12 +146,16 @@ class WeightManager:
         torch.cuda.empty_cache()  # what loading weights has left
         self._arena = Arena(self.device, size)
 
+    def enter(self, stage: str) -> None:
+        """A stage begins before its first call, so that its weights are there by then."""
+        if self.plan is not None and not self.plan.held and stage != self._stage:
+            self._enter(stage)
+
     def together(self, stage: str) -> AbstractContextManager[None]:
         """Inside, all devices go through the weights of a stage once, each through all of them in the same order."""
         if self.others is None or self.plan is None or self.plan.stage(stage).holders == 1:
             return nullcontext()
-        if stage != self._stage:
-            self._enter(stage)
+        self.enter(stage)
         assert isinstance(self._prefetcher, Gatherer)
         return self._prefetcher.together()
 
