@@ -264,11 +264,11 @@ class Engine(Adapters):
     @torch.no_grad()
     def warm_up(self) -> dict[str, float]:
         """Run every graph once on random inputs; the seconds that each took, by name."""
-        networks, seconds = self.networks(), {}
-        for name, graph in self.manifest.spec.graphs().items():
-            dtype = graph.dtype(self.dtype)
+        networks, graphs, seconds = self.networks(), self.manifest.spec.graphs(), {}
+        for name in networks.runners:
+            dtype, specs = graphs[name].dtype(self.dtype), graphs[name].specs()
             with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
-                inputs = [spec.example(WARM_UP_SIZES, dtype, self.device) for spec in graph.specs().values()]
+                inputs = [spec.example(WARM_UP_SIZES, dtype, self.device) for spec in specs.values()]
             start = time.perf_counter()
             networks(name, *inputs)
             if self.device.type == "cuda":

@@ -19,7 +19,7 @@ from .configs import Frames, Pixels
 from .errors import EngineError, InputError
 from .graphs.graph import Graph
 from .graphs.grouped import grouped_table
-from .graphs.spread import spread_table
+from .graphs.spread import spread_groups, spread_table
 from .graphs.table import graph_table
 from .shapes import VideoShape
 from .util.files import atomic_file, sha256
@@ -99,8 +99,8 @@ class BuildSpec:
 
     def every_graph(self) -> dict[str, Graph]:
         """Those, and the ones for a share of the tokens."""
-        shared = spread_table(self.variant, self.shape, self.sequence) if self.sequence > 1 else {}
-        return self.graphs() | shared
+        table = spread_groups if self.layers_per_shard else spread_table
+        return self.graphs() | (table(self.variant, self.shape, self.sequence) if self.sequence > 1 else {})
 
     @property
     def bound_to(self) -> tuple[str, ...]:

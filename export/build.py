@@ -83,7 +83,7 @@ def build(
     backend = check_backend(backend)
     check_targets(backend, targets, flags)
     check_layers(layers_per_shard)
-    check_sequence(sequence, backend)
+    check_sequence(sequence)
     place = torch.device("cpu") if targets else check_device(device)
     runs_on = "cuda" if targets else place.type
     unusable = find_unusable(backend, place)

@@ -208,14 +208,10 @@ def check_layers(count: int) -> int:
     return int(count)
 
 
-def check_sequence(count: int, name: str) -> None:
-    """Devices that share the tokens; raises InputError for a number that is none, or where engines cannot."""
+def check_sequence(count: int) -> None:
+    """Devices that share the tokens; raises InputError for a number that is none."""
     if not 1 <= whole("sequence", count) <= MOST_DEVICES:
         raise InputError(f"sequence={shown(count)} is not from 1 to {MOST_DEVICES}.")
-    if count > 1 and holds_weights(name):
-        raise BackendError(
-            f"Engines of {name} have all tokens in each: leave out --sequence, or add --backend inductor."
-        )
 
 
 def find_unusable(name: str, device: torch.device) -> dict[str, str]:

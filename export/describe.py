@@ -13,7 +13,7 @@ from consisid.engine.backends import holds_weights
 from consisid.engine.errors import InputError
 from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.grouped import LAYERS, grouped_table
-from consisid.engine.graphs.spread import spread_table
+from consisid.engine.graphs.spread import spread_groups, spread_table
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.manifest import DTYPES, Manifest, provenance
 from consisid.engine.memory.budget import parse
@@ -148,7 +148,7 @@ def plan_build(
     check_backend(backend)
     check_targets(backend, targets, flags)
     check_layers(layers_per_shard)
-    check_sequence(sequence, backend)
+    check_sequence(sequence)
     if targets and isinstance(memory, str) and memory.strip().lower() == "auto":
         raise InputError("--memory auto is what is free on the GPU here; with --target give a number.")
     place = torch.device("cpu") if targets else check_device(device)
@@ -158,11 +158,10 @@ def plan_build(
     shape = VideoShape.of(source.variant, size["height"], size["width"], size["num_frames"])
     check_positions(source.variant.transformer, shape)
     dtype = dtype or ("float32" if kind == "cpu" else "bfloat16")
-    table = graph_table(source.variant, shape)
-    if holds_weights(backend):
-        table = grouped_table(source.variant, shape, layers_per_shard)
+    holds = holds_weights(backend)
+    table = grouped_table(source.variant, shape, layers_per_shard) if holds else graph_table(source.variant, shape)
     if sequence > 1:
-        table |= spread_table(source.variant, shape, sequence)
+        table |= (spread_groups if holds else spread_table)(source.variant, shape, sequence)
     graphs = {
         name: (len(graph.layers), len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())))
         for name, graph in table.items()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from ..networks.split_block import BlockIn, BlockOut
+from ..networks.split_block import Between, BlockIn, BlockOut
 from ..networks.transformer import FaceAttention
 from ..shapes import VideoShape
 from ..variants import Variant
@@ -16,6 +16,9 @@ PARTS = {"block": ("spread_in", "spread_out"), "last_block": ("spread_in", "spre
 
 LOCAL = {"face": "spread_face", "last_face": "spread_last_face"}
 """Of what needs its own tokens only: the graph for these."""
+
+BETWEEN = "between"
+"""What the graphs between two joint attentions are called, with the block that begins in each."""
 
 
 def spread_table(variant: Variant, shape: VideoShape, parts: int) -> dict[str, Graph]:
@@ -42,3 +45,22 @@ def spread_table(variant: Variant, shape: VideoShape, parts: int) -> dict[str, G
             given = dict(table[name].inputs) | {"hidden": Spec(("B", tokens, t.inner_dim))}
             found[LOCAL[name]] = replace(table[name], make=partial(FaceAttention, t, first), inputs=given)
     return {name: replace(graph, name=name, grouped=False) for name, graph in found.items()}
+
+
+def spread_groups(variant: Variant, shape: VideoShape, parts: int) -> dict[str, Graph]:
+    """spread_table for engines that hold their weights: a graph for all that lies between two joint attentions."""
+    t, table = variant.transformer, spread_table(variant, shape, parts)
+    given, face = table["spread_in"].inputs, table.get("spread_face")
+    text, found = -(-t.max_text_seq_length // parts), {}
+    for layer in range(t.num_layers + 1):
+        inputs = {"hidden": given["hidden"]}
+        if layer > 0:
+            inputs["attention"] = given["hidden"]
+        inputs["modulation"] = Spec((2 if 0 < layer < t.num_layers else 1, *given["modulation"].shape))
+        if layer < t.num_layers:
+            inputs |= {"cos": given["cos"], "sin": given["sin"]}
+        if face is not None and layer > 0 and t.face_index(layer - 1) is not None:
+            inputs |= {name: spec for name, spec in face.inputs.items() if name != "hidden"}
+        name = f"{BETWEEN}_{layer}"
+        found[name] = Graph(name, "transformer", partial(Between, t, text, layer), inputs, stage="denoise")
+    return found

@@ -221,7 +221,7 @@ class Adapters:
         if spec.layers_per_shard and "refit" in spec.flags:
             return
         held = {name: entry for name, entry in self.manifest.graphs.items() if holds_weights(entry.backend)}
-        for name, graph in spec.graphs().items() if held else ():
+        for name, graph in spec.every_graph().items() if held else ():
             if name in held and reads(graph, list(weight_shapes(graph.module())), 0, changed):
                 raise BackendError(
                     f"This engine folder does not take the LoRA: {held[name].backend} holds the weights of {name}, and "

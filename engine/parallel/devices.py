@@ -17,6 +17,8 @@ from ..backends import Runner
 from ..decode.frames import MODES, Modes
 from ..engine import Engine
 from ..errors import EngineError, InputError, RankError, shown
+from ..graphs.graph import Graph
+from ..graphs.grouped import TRUNK
 from ..manifest import MOST_DEVICES, Manifest
 from ..memory.costs import Costs
 from ..run.holder import Holder
@@ -106,6 +108,11 @@ class OnDevices(Engine):
             raise
         finalize(engine, Team.end, engine.team)
         return engine
+
+    def wants(self, graph: Graph) -> bool:
+        """Of graphs that hold their weights not those for all tokens, where each device has a part of them."""
+        spread_out = self.mesh is not None and self.mesh.sequence > 1 and self.manifest.spec.layers_per_shard > 0
+        return super().wants(graph) and not (spread_out and graph.name.startswith(TRUNK))
 
     @cached_property
     def spread_runners(self) -> dict[Hashable, Runner]:
@@ -197,14 +204,9 @@ def check_graphs(manifest: Manifest, folder: Path, mesh: Mesh) -> None:
         EngineError: it was compiled for another.
     """
     spec = manifest.spec
-    if mesh.sequence == 1 or (spec.sequence == mesh.sequence and not spec.layers_per_shard):
+    if mesh.sequence == 1 or spec.sequence == mesh.sequence:
         return
-    if spec.layers_per_shard:
-        raise EngineError(
-            f"The engines of {folder} hold their weights and have all tokens in each; on several devices they share "
-            'guidance and frames only: give mesh="cfg=2", and two devices.'
-        )
-    if any(entry.file for entry in manifest.graphs.values()):
+    if spec.layers_per_shard or any(entry.file for entry in manifest.graphs.values()):
         raise EngineError(
             f"{folder} was compiled for tokens on {spec.sequence} device{'s' * (spec.sequence > 1)}, and mesh {mesh} "
             f"spreads them over {mesh.sequence}; build it with --sequence {mesh.sequence}, or with --backend eager."

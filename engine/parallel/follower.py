@@ -37,7 +37,7 @@ class PartEngine(OnDevices):
     """An engine's graphs that run on every device."""
 
     def wants(self, graph: Graph) -> bool:
-        return graph.stage in STAGES
+        return graph.stage in STAGES and super().wants(graph)
 
 
 class Follower:

@@ -9,10 +9,11 @@ from torch import Tensor
 from ..backends import Outputs, Runner, backend
 from ..engine import Engine
 from ..graphs.graph import Graph, in_ff_chunks
-from ..graphs.spread import LOCAL, PARTS, spread_table
+from ..graphs.spread import BETWEEN, LOCAL, PARTS, spread_groups, spread_table
 from ..graphs.trunk import blocks, in_turn
 from ..runtime.executor import GraphExecutor
 from ..shapes import VideoShape
+from ..weights.baked import BakedWeights
 from .attention import SpreadAttention
 from .exchange import Exchange
 from .mesh import Mesh, Share
@@ -28,20 +29,27 @@ class SpreadTrunk:
         networks: the graphs of this device.
         rows: pieces of the blocks' feed-forward.
         load: makes graphs callable that are not among them.
+        holds: they hold their weights.
     """
 
     def __init__(
-        self, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int, load: Load
-    ):
-        self.networks, self.mesh = networks, mesh
+        self, networks: GraphExecutor, shape: VideoShape, exchange: Exchange, mesh: Mesh, rows: int, load: Load,
+        holds: bool = False,
+    ):  # fmt: skip
+        self.networks, self.mesh, self.holds = networks, mesh, holds
         self.shares = mesh.shares(networks.variant, shape)
         _, mine, turn = mesh.coordinates(exchange.rank)
         self.share = self.shares[mesh.rank(0, mine, turn)]
         if mesh.sequence > 1:
-            attention = SpreadAttention(exchange, mesh, self.shares)
-            self.networks = networks.under(
-                {**networks.runners, **self._runners(shape, attention, networks, rows, load)}
+            self.attention = SpreadAttention(exchange, mesh, self.shares)
+            runners = (
+                self._holders(shape, load) if holds else self._runners(shape, self.attention, networks, rows, load)
             )
+            self.networks = networks.under({**networks.runners, **runners})
+
+    def _holders(self, shape: VideoShape, load: Load) -> Mapping[str, Runner]:
+        table = spread_groups(self.networks.variant, shape, self.mesh.sequence)
+        return {name: load(graph, name) for name, graph in table.items()}
 
     def _runners(
         self, shape: VideoShape, attention: SpreadAttention, networks: GraphExecutor, rows: int, load: Load
@@ -85,6 +93,8 @@ class SpreadTrunk:
     ) -> Tensor:  # fmt: skip
         """Video tokens [B, v, C] from the device's hidden state [B, s, C]; see graphs.trunk.blocks."""
         config = self.networks.variant.transformer
+        if self.holds and self.mesh.sequence > 1:
+            return self._between([hidden], modulation, (cos, sin), list(zip(keys, values, strict=True)))
         if self.mesh.sequence > 1:
             work = blocks(self.networks.one, config, [hidden], modulation, cos, sin, keys, values, begun=begun)
         else:
@@ -92,6 +102,23 @@ class SpreadTrunk:
         del hidden
         with self.networks.weights.together("denoise"):
             return in_turn([work])[0]
+
+    def _between(
+        self, tokens: list[Tensor], modulation: Tensor, angles: tuple[Tensor, Tensor],
+        faces: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:  # fmt: skip
+        """`run` by graphs that hold their weights: hidden states and attention take turns."""
+        config, hidden = self.networks.variant.transformer, tokens.pop()
+        heads: Sequence[Tensor] = self.networks.many(f"{BETWEEN}_0", hidden, modulation[:1], *angles)
+        for layer in range(1, config.num_layers + 1):
+            attended, face = self.attention(*heads), config.face_index(layer - 1)
+            inputs = [hidden, attended, modulation[layer - 1 : layer + 1]]
+            inputs += angles if layer < config.num_layers else ()
+            inputs += faces[face] if face is not None else ()
+            del hidden, attended, heads
+            hidden, *heads = self.networks.many(f"{BETWEEN}_{layer}", *inputs)  # noqa: RUF059  # the next turn reads them
+            del inputs
+        return hidden
 
     def pass_by(self, first: bool = False, begun: bool = False) -> None:
         """`run`, or where `first` `block`, of a device that has nothing to compute: the others want its part of the
@@ -143,7 +170,7 @@ def trunk_of(
     Args:
         loaded: graphs that have been loaded before, by whoever calls this.
     """
-    entries = engine.manifest.graphs
+    entries, holds = engine.manifest.graphs, bool(engine.manifest.spec.layers_per_shard)
 
     def load(graph: Graph, like: str, rows: int = 1) -> Runner:
         key = shape, graph.name, like, rows
@@ -151,7 +178,11 @@ def trunk_of(
             entry = entries.get(graph.name) if rows == 1 else None  # nothing is compiled in pieces
             module = backend(entry.backend if entry else "eager")
             file = engine.folder / entry.file if entry and entry.file else None
+            if holds and entry:
+                engine.weights.bind(graph, entry.weights)
             loaded[key] = module.load(graph, file, engine.device, engine.weights.names(like))
+            if isinstance(engine.weights, BakedWeights):
+                engine.weights.hold(graph.name, loaded[key])
         return loaded[key]
 
-    return SpreadTrunk(networks, shape, exchange, mesh, rows, load)
+    return SpreadTrunk(networks, shape, exchange, mesh, rows, load, holds)

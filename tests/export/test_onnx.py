@@ -12,6 +12,7 @@ from torch import Tensor
 from consisid.engine.backends import backend
 from consisid.engine.graphs.graph import Graph, weight_shapes
 from consisid.engine.graphs.grouped import grouped_table
+from consisid.engine.graphs.spread import spread_groups
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import TINY, TINY_1_5
 from consisid.export.onnx.model import DERIVED, skeleton
@@ -24,6 +25,8 @@ GRAPHS = grouped_table(TINY, VideoShape.of(TINY, None, None, None), 3)
 # What TINY_1_5 has otherwise than TINY.
 GRAPHS_1_5 = grouped_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None), 3)
 OTHERS_1_5 = ("time_embed", "image_embed", "embed", "head")
+# For two devices: before the first joint attention, between two with a face attention, behind the last.
+SPREAD = spread_groups(TINY, VideoShape.of(TINY, None, None, None), 2)
 # Another order of additions in float32, over up to fifty layers.
 TOLERANCE = 5e-6
 SIZES = ({"B": 2, "N": 3, "H": 96, "W": 128}, {"B": 1, "N": 1, "H": 65, "W": 72})
@@ -65,6 +68,11 @@ def test_onnx_runtime_equals_eager(name, exported):
 @pytest.mark.parametrize("name", OTHERS_1_5)
 def test_onnx_runtime_equals_eager_with_patches_over_time(name, exported):
     check(GRAPHS_1_5[name], exported(GRAPHS_1_5[name]))
+
+
+@pytest.mark.parametrize("layer", [0, 1, TINY.transformer.num_layers])
+def test_onnx_runtime_equals_eager_for_a_share_of_the_tokens(layer, exported):
+    check(SPREAD[f"between_{layer}"], exported(SPREAD[f"between_{layer}"]))
 
 
 FIXED = ("eva", "retinaface", "bisenet")  # a random configuration has those of TINY

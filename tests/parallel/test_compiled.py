@@ -6,7 +6,7 @@ from support.engines import build_in_part, build_stand_in, kept
 from support.people import random_identity
 
 from consisid.engine import ConsisID
-from consisid.engine.errors import BackendError, EngineError, InputError
+from consisid.engine.errors import EngineError, InputError
 from consisid.engine.manifest import Manifest
 from consisid.export import build
 
@@ -52,7 +52,6 @@ def test_a_mesh_that_nothing_was_compiled_for(shallow_checkpoint, tmp_path):
     [
         ({"sequence": 0}, InputError, "sequence=0 is not from 1 to 64"),
         ({"sequence": 2.0}, InputError, "is not a whole number"),
-        ({"sequence": 2, "backend": "tensorrt"}, BackendError, "leave out --sequence"),
     ],
 )
 def test_what_is_not_built(tmp_path, options, error, sentence):

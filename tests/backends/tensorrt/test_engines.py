@@ -61,7 +61,8 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("rtx")
     checkpoint = write_checkpoint(SMALL, root / "checkpoint")
     arguments = [str(checkpoint), "--output", str(root / "engine"), "--backend", "tensorrt-rtx", "--num-frames", "9"]
-    assert build_main([*arguments, "--target", ",".join(TARGETS), "--layers-per-shard", "2"]) == 0
+    arguments += ["--target", ",".join(TARGETS), "--layers-per-shard", "2", "--sequence", "2"]
+    assert build_main(arguments) == 0
     return root / "engine"
 
 
@@ -71,6 +72,7 @@ def test_a_folder_for_other_gpus(folder):
     assert (manifest.spec.targets, manifest.spec.dtype, manifest.spec.device) == (TARGETS, "bfloat16", "cuda")
     assert manifest.provenance["tensorrt_rtx"] == RTX.api.__version__
     assert {"trunk_0", "text_layers_0", "modulations", "decode_first"} <= set(manifest.graphs)
+    assert {"between_0", "between_1", "between_2"} <= set(manifest.graphs)  # for two devices
     for entry in manifest.graphs.values():
         assert (entry.backend, entry.weights) == ("tensorrt-rtx", [])
         assert (folder / entry.file).stat().st_size == entry.bytes > 0
