@@ -115,22 +115,31 @@ def several(case: Sequence[Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# One video on two devices: what they share, and the budget of each in GiB.
-MESHES = (("cfg=2", None), ("ulysses=2", 24), ("cfg=2", 8), ("ring=2", 8), ("ulysses=2", 5))
+# One video on two devices: what they share, and the budget of each in GiB; with PARTS as if the host were slow, so that
+# each keeps a part of the weights for both.
+PARTS = "parts"
+MESHES: Sequence[tuple[Any, ...]] = (
+    ("cfg=2", None), ("ulysses=2", 24), ("cfg=2", 8), ("ring=2", 8), ("ulysses=2", 5), ("cfg=2", 12, PARTS),
+    ("ulysses=2", 9, PARTS),
+)  # fmt: skip
 
 
 def devices(case: Sequence[Any]) -> dict[str, Any]:
     """A video of the preview on two devices, as the first sees it; the second is held to the same budget."""
+    from unittest.mock import patch
+
     import torch
     from hollow.calls import Device, Kind
     from support.people import random_identity
 
     from consisid.engine import ConsisID
+    from consisid.engine.memory.simulate import machine_named
     from consisid.export import build
 
     torch.backends.cuda.enable_cudnn_sdp(False)
-    device, (mesh, budget) = Device(), case
-    with tempfile.TemporaryDirectory() as place:
+    device, (mesh, budget, *parts) = Device(), case
+    machine = dataclasses.replace(machine_named(GPU["HOLLOW_NAME"]), **({"link": 1e9} if parts else {}))
+    with tempfile.TemporaryDirectory() as place, patch("consisid.engine.engine.machine_named", lambda gpu: machine):
         build("preview", Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
         torch.cuda.empty_cache()
         memory = None if budget is None else int(budget * GIB)
@@ -340,15 +349,17 @@ def _several(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
+    commits = dict.fromkeys(row["commit"] for row in rows)
     lines = [
-        "", f"### One video on two devices: ConsisID-preview, commit {rows[0]['commit']}", "",
+        "", f"### One video on two devices: ConsisID-preview, commit {' and '.join(commits)}", "",
         "The first device; what passes between the two goes through the host here. Without a budget there is no arena: "
-        "what the allocator leaves in pieces is in what is reserved.", "",
+        "what the allocator leaves in pieces is in what is reserved. Weights come from both devices where the host is "
+        "taken to be slow (1 GB/s).", "",
         "| mesh | budget of each | predicted | reserved | of it | denoise | decode | weights | decoder |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
-        mesh, budget = row["case"]
+        mesh, budget = row["case"][:2]
         budget = "none" if budget is None else f"{budget:g}"
         if "reserved" not in row:
             lines.append(f"| {mesh} | {budget} | failed: {row['failed']} | | | | | | |")
