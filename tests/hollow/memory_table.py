@@ -119,7 +119,7 @@ def several(case: Sequence[Any]) -> dict[str, Any]:
 # each keeps a part of the weights for both.
 PARTS = "parts"
 MESHES: Sequence[tuple[Any, ...]] = (
-    ("cfg=2", None), ("ulysses=2", 24), ("cfg=2", 8), ("ring=2", 8), ("ulysses=2", 5), ("cfg=2", 12, PARTS),
+    ("cfg=2", None), ("ulysses=2", 24), ("cfg=2", 8), ("ring=2", 8), ("ulysses=2", 5), ("cfg=2", 10, PARTS),
     ("ulysses=2", 9, PARTS),
 )  # fmt: skip
 

@@ -113,10 +113,18 @@ def test_other_videos_in_between(several, shallow, planned):
     assert (made(several) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("devices", "source"), [(2, "blocks stream"), (8, "blocks stream from 8 devices")])
-def test_a_plan_asks_the_others_where_the_host_is_too_slow(devices, source):
+@pytest.mark.parametrize(
+    ("devices", "frames", "source"),
+    [
+        pytest.param(2, 49, "blocks stream", id="two"),
+        pytest.param(4, 49, "blocks stream", id="four", marks=FULL),
+        pytest.param(4, 25, "blocks stream from 4 devices", id="four, short", marks=FULL),
+        pytest.param(8, 49, "blocks stream from 8 devices", id="eight"),
+    ],
+)
+def test_a_plan_asks_the_others_where_the_host_is_too_slow(devices, frames, source):
     """At full size on H100s: what two compute hides every copy from the host, what eight do does not."""
-    shape, machine = VideoShape.of(PREVIEW, None, None, None), MACHINES["h100"]
+    shape, machine = VideoShape.of(PREVIEW, None, None, frames), MACHINES["h100"]
     one = video_costs(PREVIEW, shape, torch.bfloat16, device="cuda")
     mesh = Mesh.choose(devices, 48)
     given = {"batch": 1, "guided": True, "fused": True, "rows": True}
@@ -126,8 +134,8 @@ def test_a_plan_asks_the_others_where_the_host_is_too_slow(devices, source):
     alone = replace(costs, stages=tuple(replace(stage, holders=1) for stage in costs.stages))
     host = plan(5 * 2**30, alone, machine, tiling=True)
     assert found.seconds <= host.seconds
-    if devices == 8:
-        assert found.stage("denoise").stall < host.stage("denoise").stall
+    if source.endswith("devices"):
+        assert found.seconds < 0.95 * host.seconds
         assert f"each of {devices} devices keeps a part of what streams" in str(found)
     no_wire = replace(machine, wire=None)
     assert plan(5 * 2**30, costs, no_wire, tiling=True).stage("denoise").holders == 1
