@@ -1,5 +1,7 @@
 """Plans for any budget: within it, never slower for more, and refused with the budget that would do."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from consisid.engine.errors import InputError, MemoryBudgetError
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.budget import parse, show
 from consisid.engine.memory.costs import Unit
-from consisid.engine.memory.planner import plan, smaller
+from consisid.engine.memory.planner import candidates, plan, smaller
+from consisid.engine.memory.plans import part_bytes
 from consisid.engine.memory.simulate import MACHINES, UNKNOWN, Machine, machine_named, replay, spread
 
 pytestmark = pytest.mark.slow
@@ -213,6 +216,37 @@ def test_replay_by_hand():
     assert half.stall[1] == pytest.approx(0.0)
     assert half.bytes == 40 + 4 * 20
     assert spread(UNITS, 2) == {("block", 0), ("block", 2)}
+
+
+def test_replay_of_weights_that_devices_keep_together():
+    """Each of two reads all once, 40 bytes at 10 a second; then the other half of a unit takes 0.5 s, and a pass waits for
+    the first."""
+    every = frozenset(unit.key for unit in UNITS)
+    found = replay(UNITS, every, 2, 5, Machine("m", 50.0, 10.0, "", wire=10.0), holders=2)
+    assert found.seconds == pytest.approx(4 + 5 * (0.5 + 4 * 2))
+    assert found.stall == pytest.approx((4.5, 0.5))
+    assert found.bytes == 40
+    slow = replay(UNITS, every, 2, 5, Machine("m", 100.0, 10.0, "", wire=2.5), holders=2)
+    assert slow.stall[1] == pytest.approx(2 + 3 * (2 - 1))
+
+
+def test_what_devices_keep_together_is_in_the_peak():
+    """A part of each block that streams, and a ring whose buffers hold the parts of all."""
+    found = sizes_of("preview")
+    stage = replace(next(each for each in found.stages if each.name == "denoise"), holders=3)
+    sizes, largest = {unit.key: unit.bytes for unit in stage.units}, max(unit.bytes for unit in stage.units)
+    seen = set()
+    for way in candidates(stage, found.granule, MACHINES["h100"], "batched", False, False):
+        kept = sum(aligned(part_bytes(sizes[key], way.holders), found.granule) for key in way.streamed)
+        resident = sum(aligned(sizes[key], found.granule) for key in way.resident)
+        buffer = aligned(way.holders * part_bytes(largest, way.holders), found.granule) if way.streamed else 0
+        assert way.buffer_bytes == buffer
+        given = aligned(stage.fixed, found.granule) + stage.data + way.arena + resident + way.buffers * buffer
+        assert way.peak == given + (kept if way.holders > 1 else 0)
+        gathered = (way.holders - 1) * stage.together * sum(part_bytes(sizes[key], way.holders) for key in way.streamed)
+        assert way.sent == gathered
+        seen.add((way.holders, bool(way.streamed)))
+    assert seen == {(1, False), (1, True), (3, True)}
 
 
 def test_the_dry_run_prints_the_plan(capsys):
