@@ -219,8 +219,8 @@ def test_replay_by_hand():
 
 
 def test_replay_of_weights_that_devices_keep_together():
-    """Each of two reads all once, 40 bytes at 10 a second; then the other half of a unit takes 0.5 s, and a pass waits for
-    the first."""
+    """Each of two reads all once, 40 bytes at 10 a second; then the other half of a unit takes 0.5 s, which a pass
+    waits for once."""
     every = frozenset(unit.key for unit in UNITS)
     found = replay(UNITS, every, 2, 5, Machine("m", 50.0, 10.0, "", wire=10.0), holders=2)
     assert found.seconds == pytest.approx(4 + 5 * (0.5 + 4 * 2))
