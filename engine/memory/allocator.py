@@ -10,6 +10,7 @@ goes in one segment, the arena, whose size is found by replaying the requests of
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 BLOCK = 512  # bytes; every request is rounded up to a multiple
 SMALL = 2**20  # up to here requests share small segments
@@ -26,6 +27,11 @@ Event = tuple[int, int]
 def aligned(count: int, to: int = BLOCK) -> int:
     """Bytes rounded up to a multiple."""
     return -(-count // to) * to
+
+
+def part_bytes(size: int, holders: int) -> int:
+    """Of the weights of a call, what each of several devices keeps."""
+    return aligned(ceil(size / holders))
 
 
 @dataclass

@@ -10,10 +10,10 @@ from functools import lru_cache
 from itertools import product
 
 from ..errors import MemoryBudgetError
-from .allocator import aligned
+from .allocator import aligned, part_bytes
 from .budget import show
 from .costs import ROWS, Costs, Key, StageCosts
-from .plans import MemoryPlan, StagePlan, part_bytes
+from .plans import MemoryPlan, StagePlan
 from .simulate import UNKNOWN, Machine, replay, spread
 
 BUFFERS = (2, 3, 4)
@@ -39,7 +39,7 @@ def candidates(
     largest = max(reserved.values(), default=0)
     total = sum(reserved.values())
     # Where devices reach each other no faster than the host, nothing is gained by asking them.
-    sources = [1] if machine.wire is None or stage.holders == 1 else [1, stage.holders]
+    sources = [1, stage.holders] if stage.holders > 1 and (machine.wire or 0) > machine.link else [1]
     counts = [0] if held else [0, *range(2, len(stage.units) + 1)]
     cuts = [(1, stage.working), (ROWS, stage.rows)] if stage.rows else [(1, stage.working)]
     for mode, cut, (rows, held_by) in product(modes, (None, *stage.tiles) if tiling else (None,), cuts):

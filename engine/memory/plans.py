@@ -1,17 +1,10 @@
 """What a plan of the memory says: per stage what is resident, what streams, and what that costs."""
 
 from dataclasses import dataclass
-from math import ceil
 
-from .allocator import aligned
 from .budget import show
 from .costs import Key
 from .simulate import Machine
-
-
-def part_bytes(size: int, holders: int) -> int:
-    """Of the weights of a call, what each of several devices keeps."""
-    return aligned(ceil(size / holders))
 
 
 @dataclass(frozen=True)

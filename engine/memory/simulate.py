@@ -2,14 +2,15 @@
 
 One copy engine works through the copies in the order of execution; one compute stream through the calls. A call waits
 for its weights; a copy into a buffer that is used again waits for the last call that read it. This is the order that
-engine/weights/prefetch.py issues on a device.
+engine/weights/prefetch.py, and of weights from other devices gather.py, issue on a device.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from .allocator import part_bytes
 from .costs import Key, Unit
 
 
@@ -121,19 +122,21 @@ def replay(
         flops: of a pass, in calls that stream nothing; they come before the units.
         samples: what all flops are multiplied with.
         sent: bytes that pass between devices in a pass, which nothing hides.
-        holders: devices of which each reads all that streams once and keeps a part, which the others get when a pass
-            comes to it, and no earlier than that pass; 1 where it comes from the host.
+        holders: devices of which each reads a part of what streams once, which the others get when a pass comes to it,
+            and no earlier than that pass; 1 where it comes from the host.
     """
     wire, missing = machine.wire or machine.link, (holders - 1) / holders
     seconds = [samples * unit.flops / machine.flops for unit in units]
     free = [0.0] * max(1, buffers)  # when the last reader of each buffer ends, in the order of use
-    moved = fixed + (sum(unit.bytes for unit in units if unit.key in streamed) if holders > 1 else 0)
-    copied, now, turn = moved / machine.link, 0.0, 0
+    moved, arrived = fixed, dict[Key, float]()
+    for unit in units if holders > 1 else ():  # parts and what is resident come before anything else
+        moved += part_bytes(unit.bytes, holders) if unit.key in streamed else unit.bytes
+        arrived[unit.key] = moved / machine.link
+    copied, now, turn = moved / machine.link, fixed / machine.link, 0
     stalls: list[float] = []
     simulated = min(passes, 3)
     ends = []
     for index in range(simulated):
-        now = max(now, copied if index == 0 else now)
         stall = now if index == 0 else 0.0
         now += samples * (flops / machine.flops + sent / wire)
         begun = now
@@ -146,6 +149,8 @@ def replay(
                 else:
                     ready = copied = max(copied, free[slot]) + unit.bytes / machine.link
                     moved += unit.bytes
+            elif index == 0 and holders > 1:
+                ready = arrived[unit.key]
             elif index == 0:
                 ready = copied = copied + unit.bytes / machine.link
                 moved += unit.bytes
@@ -175,4 +180,6 @@ def machine_named(gpu: str) -> Machine:
     if {"laptop", "mig"}.intersection(words):  # another chip of the same name, or a part of one
         return UNKNOWN
     names = {*words, *(left + right for left, right in pairwise(words))}  # "rtx 4090" is two words
-    return next((row for key, row in MACHINES.items() if key in names), UNKNOWN)
+    row = next((row for key, row in MACHINES.items() if key in names), UNKNOWN)
+    # These cards have bridges between two or four at most, or none.
+    return replace(row, wire=None) if {"pcie", "nvl"}.intersection(words) else row

@@ -91,11 +91,14 @@ class SpreadAttention:
         if count == 1:
             return joint_attention(q, k, v, scale)
         counts = [sum(self._share(i, ring).count for i in range(self.mesh.ulysses)) for ring in range(count)]
-        keys, found = torch.stack((k, v)), partial_attention(q, k, v, scale)
+        after, before = self.ring[(self.turn + 1) % count], self.ring[(self.turn - 1) % count]
+        keys, found = torch.stack((k, v)), None
+        del k, v
         for step in range(1, count):
             came = keys.new_empty((*keys.shape[:2], counts[(self.turn - step) % count], *keys.shape[3:]))
-            after, before = self.ring[(self.turn + 1) % count], self.ring[(self.turn - 1) % count]
-            self.exchange.swap("ring", [(keys, after)], [(came, before)])
-            keys = came
-            found = merge(found, partial_attention(q, keys[0], keys[1], scale))
-        return found[0].to(q.dtype)
+            with self.exchange.swapping("ring", [(keys, after)], [(came, before)]):
+                part = partial_attention(q, keys[0], keys[1], scale)
+            keys, found = came, part if found is None else merge(found, part)
+            del came, part
+        assert found is not None
+        return merge(found, partial_attention(q, keys[0], keys[1], scale))[0].to(q.dtype)

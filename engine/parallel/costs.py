@@ -32,8 +32,12 @@ from .trunk import SpreadTrunk
 class Silent(Exchange):
     """Nothing is sent."""
 
-    def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False) -> None:
+    @contextmanager
+    def swapping(
+        self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False
+    ) -> Iterator[None]:
         self.sent[what] += sum(tensor.nbytes for tensor, _ in gives)
+        yield
 
 
 class Alone(Team):
@@ -49,13 +53,15 @@ class Alone(Team):
 
 def spread(
     costs: Costs, variant: Variant, shape: VideoShape, dtype: torch.dtype, mesh: Mesh, *, batch: int, guided: bool,
-    fused: bool, rows: bool, memory: bool = True,
+    fused: bool, rows: bool, holders: int = 1, beside: int = 1, memory: bool = True,
 ) -> Costs:  # fmt: skip
     """Costs of a video on one device, for several: what the first of them holds, and what passes between them.
 
     Args:
         fused: memory is that of our kernels and of a GPU.
-        rows: the feed-forward can be cut, and weights come at each call.
+        rows: the feed-forward can be cut.
+        holders: devices of which each may keep a part of what streams.
+        beside: runs of which each goes through the weights by itself.
         memory: False leaves what is held as it is on one device, where only seconds are asked for.
     """
     room, halves = arena_bytes if fused else peak_bytes, 2 if guided else 1
@@ -64,9 +70,12 @@ def spread(
 
     def loop(stage: StageCosts) -> StageCosts:
         counted = partial(count_spread_step, variant, shape, dtype, mesh, batch, fused=fused)
-        units = tuple(replace(unit, flops=unit.flops / mesh.sequence / at_once) for unit in stage.units)
-        sent, holders = _sent(variant, shape, mesh, dtype.itemsize), mesh.size if rows else 1
-        stage = replace(stage, units=units, sent=sent, holders=holders)
+        share = mesh.sequence * at_once * beside
+        units = tuple(replace(unit, flops=unit.flops / share) for unit in stage.units)
+        stage = replace(
+            stage, units=units, sent=_sent(variant, shape, mesh, dtype.itemsize), holders=holders,
+            flops=stage.flops / beside, passes=stage.passes * beside, together=stage.together * beside,
+        )  # fmt: skip
         if not memory:
             return stage
         working = tuple((mode, room(counted(samples[mode]))) for mode, _ in stage.working)

@@ -210,13 +210,17 @@ class Crew:
         """End the processes, and wait until they have; they have `grace` seconds to do it themselves."""
         self._closed.set()
         groups, self._groups = self._groups, []
-        for group in groups if grace == 0 else []:
-            if dist.get_backend(group) == "nccl":
-                group.abort()  # kernels that wait for a rank that is gone
         end = time.monotonic() + grace
         for process in self.processes.values():
             if grace == 0:
                 process.kill()
+        # Kernels that wait for a rank that is gone, and those of one group perhaps for the other's: both at once.
+        lost = [group for group in groups if grace == 0 and dist.get_backend(group) == "nccl"]
+        ending = [Thread(target=group.abort, daemon=True) for group in lost]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join(GRACE)
         for process in self.processes.values():
             try:
                 process.wait(max(0.0, end - time.monotonic()) if grace else None)

@@ -4,6 +4,7 @@ import os
 import pickle
 import socket
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -89,6 +90,7 @@ class OnDevices(Engine):
             raise InputError(f"mesh={shown(mesh)} is of {box.size} devices, and there are {size}.")
         check_graphs(manifest, Path(folder), box)
         transport = check_transport(transport, manifest.spec.device)
+        box = replace(box, transport=transport)
         open_here = partial(
             super().open, folder, places[0] if places else first, memory=memory, verify=verify, warm_up=warm_up
         )
@@ -155,8 +157,15 @@ class OnDevices(Engine):
             return found
         return spread(
             found, self.variant, shape, self.dtype, self.mesh, batch=batch, guided=guided,
-            fused=self.device.type == "cuda", rows=self.may_cut_rows,
+            fused=self.device.type == "cuda", rows=self.may_cut_rows, holders=self.holders, beside=beside,
         )  # fmt: skip
+
+    @property
+    def holders(self) -> int:
+        """Devices of which each may keep a part of what streams: one where what they send passes through the host, or
+        engines hold their weights."""
+        through_host = self.device.type == "cuda" and self.mesh.transport == "gloo"
+        return 1 if through_host or self.manifest.spec.layers_per_shard else self.mesh.size
 
     def give_back(self) -> None:
         super().give_back()

@@ -1,8 +1,9 @@
-"""Sending tensors between the processes of several devices: everything goes through `swap`, which counts."""
+"""Sending tensors between the processes of several devices: everything goes through `swapping`, which counts."""
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -47,7 +48,16 @@ class Exchange:
         return self.transport == "gloo" and self.device.type == "cuda"
 
     def swap(self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False) -> None:
-        """Send and receive at once; between two ranks tensors arrive in the order in which they were sent.
+        """`swapping` with nothing to compute meanwhile."""
+        with self.swapping(what, gives, takes, beside):
+            pass
+
+    @contextmanager
+    def swapping(
+        self, what: str, gives: Sequence[Parcel] = (), takes: Sequence[Parcel] = (), beside: bool = False
+    ) -> Iterator[None]:
+        """Send and receive at once, while the block inside computes something else; between two ranks tensors arrive in
+        the order in which they were sent.
 
         Args:
             what: they are for.
@@ -59,6 +69,7 @@ class Exchange:
             RuntimeError: a rank has gone, or not answered in time.
         """
         if not gives and not takes:
+            yield
             return
         self.count, self.doing = self.count + 1, what
         self.sent[what] += sum(tensor.nbytes for tensor, _ in gives)
@@ -67,7 +78,10 @@ class Exchange:
         group = self.beside if beside else None
         work = [dist.P2POp(dist.isend, tensor, rank, group) for tensor, rank in sources]
         work += [dist.P2POp(dist.irecv, self._bytes(place), rank, group) for place, rank in places]
-        for each in dist.batch_isend_irecv(work):
+        sending, self.doing = dist.batch_isend_irecv(work), None
+        yield
+        self.doing = what
+        for each in sending:
             each.wait(self.timeout) if self.transport == "gloo" else each.wait()
         if self.through_host:
             for (tensor, _), (place, _) in zip(takes, places, strict=True):
@@ -112,5 +126,9 @@ def join(store: dist.Store, exchange: Exchange) -> None:
     dist.init_process_group(
         exchange.transport, store=group, rank=exchange.rank, world_size=exchange.size, timeout=wait
     )  # fmt: skip
-    exchange.beside = dist.new_group(backend=exchange.transport, timeout=wait)
+    try:
+        exchange.beside = dist.new_group(backend=exchange.transport, timeout=wait)
+    except BaseException:
+        dist.destroy_process_group()
+        raise
     sys.excepthook = hook  # PyTorch puts one there that writes the rank before each line

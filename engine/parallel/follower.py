@@ -59,11 +59,12 @@ class Follower:
 
         Args:
             shape: height, width and frames.
-            loras: bytes in which they come, 0 for none.
+            loras: bytes in which they come, 0 where they are those of before.
             stage: what weights are brought for.
         """
-        engine = self.engine
+        engine, before = self.engine, self.holder.loras
         self.holder = Holder(engine)
+        self.holder.loras = before
         self.holder.plan, self.holder.stage_name = plan, "denoise"  # which has the LoRAs, whatever comes next
         if loras:
             packed = torch.empty(loras, dtype=torch.uint8, device=engine.device)

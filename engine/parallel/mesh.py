@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
+from typing import Any
 
 from ..errors import InputError, shown
 from ..manifest import MOST_DEVICES
@@ -59,11 +60,13 @@ class Mesh:
         cfg: 2 gives the halves of guidance to different devices, 1 keeps them together.
         ulysses: devices that exchange tokens for heads around attention (arXiv:2309.14509); it divides the heads.
         ring: devices whose keys and values go around (arXiv:2310.01889), for any number of heads.
+        transport: what they send by, see exchange.TRANSPORTS; for plans.
     """
 
     cfg: int = 1
     ulysses: int = 1
     ring: int = 1
+    transport: str = ""
 
     @property
     def size(self) -> int:
@@ -85,7 +88,7 @@ class Mesh:
         Raises:
             InputError: another text; an axis that cannot be.
         """
-        found: dict[str, int] = {}
+        found: dict[str, Any] = {}
         for part in text.split(",") if isinstance(text, str) else [""]:
             name, _, number = part.strip().partition("=")
             if name not in AXES or name in found or not number.isdecimal() or not 1 <= int(number) <= MOST_DEVICES:

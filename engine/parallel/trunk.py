@@ -83,7 +83,7 @@ class SpreadTrunk:
     @torch.no_grad()
     def block(self, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The first block: the device's hidden state [B, s, C] -> the same."""
-        with self.networks.weights.together("denoise"):
+        with self.networks.weights.together("denoise", units=1):
             return self.networks.one("block", hidden, modulation, cos, sin)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class SpreadTrunk:
             weights.release(name, layer)
             return inputs[0]
 
-        with weights.together("denoise"):
+        with weights.together("denoise", units=1 if first else None):
             nothing, rows = torch.empty(0), torch.empty(config.num_layers)
             faces = [nothing] * config.num_cross_attn
             if first:

@@ -47,7 +47,7 @@ class Weights(Protocol):
     def expected(self, stage: str) -> int:
         """What was said by `expect`."""
 
-    def together(self, stage: str) -> AbstractContextManager[None]:
+    def together(self, stage: str, units: int | None = None) -> AbstractContextManager[None]:
         """Inside, several devices go through the weights of a stage; see weights/manager.py."""
 
     def tidy(self) -> None:
@@ -78,7 +78,7 @@ class Held(dict[str, Sequence[Sequence[Tensor]]]):
     def expected(self, stage: str) -> int:
         return 1
 
-    def together(self, stage: str) -> AbstractContextManager[None]:
+    def together(self, stage: str, units: int | None = None) -> AbstractContextManager[None]:
         return nullcontext()
 
     def tidy(self) -> None:

@@ -61,16 +61,21 @@ class BakedWeights(WeightManager):
         self._graphs[graph.name] = (graph, names)
 
     def _renew(self, changed: frozenset[str]) -> None:
+        for name in self.engines:
+            self._refit(name, changed)
+
+    def _refit(self, name: str, changed: frozenset[str]) -> None:
+        """An engine has the weights of now, if it reads one of those that changed."""
         store, now = DeviceWeights(self.tensors, torch.device("cpu"), self.dtype), self.tensors.names
-        for name, engine in self.engines.items():
-            graph, _ = self._graphs[name]
-            if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
-                names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, now)]
-                engine.refit(dict(zip(names, store.layer(graph, names, 0), strict=True)))
+        graph, _ = self._graphs[name]
+        if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
+            names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, now)]
+            self.engines[name].refit(dict(zip(names, store.layer(graph, names, 0), strict=True)))
 
     def hold(self, name: str, engine: Any) -> None:
-        """Make an engine known."""
+        """Make an engine known, with the LoRAs that there are."""
         self.engines[name] = engine
+        self._refit(name, self.tensors.names)
 
     def use(self, plan: MemoryPlan | None) -> None:
         if plan != self.plan:

@@ -56,15 +56,16 @@ class PinnedHostWeights:
             offset += aligned(size)
         return tuple(found)
 
-    def pin(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], keys: Sequence[Key]) -> bool:
+    def pin(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], keys: Sequence[Key], again: bool = True) -> bool:
         """Read units into pinned memory, where they stay; False where the host has too little for all of them, or
-        refuses to pin it, which a warning says."""
+        refuses to pin it, which a warning says, or where they are not read again and there is a file."""
         new = [key for key in keys if key not in self._flat]
         sizes = {key: self.size(graphs[key[0]][0]) for key in new}
         keep = self.keep
         if keep is None:
             random = isinstance(self.tensors.checkpoint, RandomWeights)  # there is no file to read them from
-            keep = random or (self.device.type == "cuda" and sum(sizes.values()) <= PINNED_SHARE * host_memory_free())
+            room = self.device.type == "cuda" and sum(sizes.values()) <= PINNED_SHARE * host_memory_free()
+            keep = random or (again and room)
         for key in new if keep else []:
             flat = self.copy_stream.host(sizes[key])
             if flat is None:
@@ -109,6 +110,27 @@ class PinnedHostWeights:
                 # From memory that is not pinned the driver takes a copy before this returns: `piece` may go.
                 self.copy_stream.copy(part, piece)
         return self.size(graph)
+
+    def fill_part(self, graph: Graph, names: Sequence[str], layer: int, part: Tensor, start: int) -> int:
+        """Queue the copies of some bytes of a unit, from `start` on, into uint8 [n] on the device; the bytes that they
+        move, fewer than n at the end of the unit."""
+        flat = self._flat.get((graph.name, layer))
+        if flat is not None:
+            piece = flat[start : start + len(part)]
+            self.copy_stream.copy(part[: len(piece)], piece)
+            return len(piece)
+        dtype, offset, moved = graph.dtype(self.dtype), 0, 0
+        for name in names:
+            place = offset
+            for source in graph.sources(name, layer):
+                tensor = self._kept(graph.part, source, dtype).contiguous().view(-1).view(torch.uint8)
+                first, last = max(start, place), min(start + len(part), place + len(tensor))
+                if first < last:
+                    self.copy_stream.copy(part[first - start : last - start], tensor[first - place : last - place])
+                    moved += last - first
+                place += len(tensor)
+            offset += aligned(place - offset)
+        return moved
 
     def _read(self, part: str, source: str, dtype: torch.dtype) -> Tensor:
         return self.tensors.tensor(part, source, "cpu", dtype)

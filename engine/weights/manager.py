@@ -151,13 +151,13 @@ class WeightManager:
         if self.plan is not None and not self.plan.held and stage != self._stage:
             self._enter(stage)
 
-    def together(self, stage: str) -> AbstractContextManager[None]:
-        """Inside, all devices go through the weights of a stage once, each through all of them in the same order."""
+    def together(self, stage: str, units: int | None = None) -> AbstractContextManager[None]:
+        """Inside, all devices go once through the weights of a stage, or its first units, each in the same order."""
         if self.others is None or self.plan is None or self.plan.stage(stage).holders == 1:
             return nullcontext()
         self.enter(stage)
         assert isinstance(self._prefetcher, Gatherer)
-        return self._prefetcher.together()
+        return self._prefetcher.together(units)
 
     def expect(self, stage: str, passes: int) -> None:
         """How often a stage will go through its weights when it begins, or from now on; 1 where nobody says."""
@@ -250,12 +250,13 @@ class WeightManager:
         if not order:
             return None
         if stage == "denoise" and streamed:
-            pinned = self.host.pin(self._graphs, planned.streamed)
-            self.source = "pinned memory" if pinned else "page cache"
+            split = planned.holders > 1 and self.others is not None
+            pinned = self.host.pin(self._graphs, planned.streamed, again=not split)
+            self.source = f"{planned.holders} devices" if split else "pinned memory" if pinned else "page cache"
         sizes = {key: self.host.size(self._graphs[key[0]][0]) for key in order}
         belt = (self.copy_stream, order, sizes, streamed, planned.buffers, planned.buffer_bytes, self._fill)
         if planned.holders > 1 and self.others is not None:
-            return Gatherer(*belt, others=self.others, holders=planned.holders)
+            return Gatherer(*belt, others=self.others, holders=planned.holders, fill_part=self._fill_part)
         return Prefetcher(*belt, self._ahead, self._blocks)
 
     def _ahead(self) -> None:
@@ -282,3 +283,6 @@ class WeightManager:
 
     def _fill(self, key: Key, buffer: Tensor) -> None:
         self.copied += self.host.fill(*self._graphs[key[0]], key[1], buffer)
+
+    def _fill_part(self, key: Key, part: Tensor, start: int) -> None:
+        self.copied += self.host.fill_part(*self._graphs[key[0]], key[1], part, start)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,12 @@ def devices(case: Sequence[Any]) -> dict[str, Any]:
 
     torch.backends.cuda.enable_cudnn_sdp(False)
     device, (mesh, budget, *parts) = Device(), case
-    machine = dataclasses.replace(machine_named(GPU["HOLLOW_NAME"]), **({"link": 1e9} if parts else {}))
-    with tempfile.TemporaryDirectory() as place, patch("consisid.engine.engine.machine_named", lambda gpu: machine):
+    machine, engines = machine_named(GPU["HOLLOW_NAME"]), "consisid.engine"
+    with tempfile.TemporaryDirectory() as place, ExitStack() as patches:
+        if parts:
+            slow = dataclasses.replace(machine, link=1e9)
+            patches.enter_context(patch(f"{engines}.engine.machine_named", lambda gpu: slow))
+            patches.enter_context(patch(f"{engines}.parallel.devices.OnDevices.holders", 2))  # although it is by gloo
         build("preview", Path(place) / "engine", backend="eager", device="cuda", random_weights=True)
         torch.cuda.empty_cache()
         memory = None if budget is None else int(budget * GIB)

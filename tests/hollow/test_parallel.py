@@ -41,6 +41,7 @@ def test_weights_that_two_devices_keep_together(hollow, wide_folder, person, mon
     in every step."""
     slow = replace(MACHINES["h100"], link=1e8)
     monkeypatch.setattr("consisid.engine.engine.machine_named", lambda gpu: slow)
+    monkeypatch.setattr("consisid.engine.parallel.devices.OnDevices.holders", 2)  # although by gloo nothing is gained
     engine = ConsisID.open(wide_folder, mesh=mesh, memory=None, **DEVICES)
     try:
         plans = (engine.plan(f"{budget}MiB", steps=3) for budget in range(1000, 1500, 20))

@@ -9,11 +9,10 @@ from support.examples import examples
 from support.plans import GIB, KINDS, sizes_of
 
 from consisid.engine.errors import InputError, MemoryBudgetError
-from consisid.engine.memory.allocator import aligned
+from consisid.engine.memory.allocator import aligned, part_bytes
 from consisid.engine.memory.budget import parse, show
 from consisid.engine.memory.costs import Unit
 from consisid.engine.memory.planner import candidates, plan, smaller
-from consisid.engine.memory.plans import part_bytes
 from consisid.engine.memory.simulate import MACHINES, UNKNOWN, Machine, machine_named, replay, spread
 
 pytestmark = pytest.mark.slow
@@ -188,6 +187,17 @@ def test_machines_that_are_not_known(gpu):
     assert machine_named(gpu) is UNKNOWN
 
 
+@pytest.mark.parametrize(
+    "gpu", ["NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL"]
+)
+def test_cards_do_not_reach_each_other_as_modules_do(gpu):
+    found = machine_named(gpu)
+    assert found.flops == machine_named(gpu.replace("PCIe", "").replace("NVL", "")).flops
+    assert found.wire is None
+    for module in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"):
+        assert machine_named(module).wire > machine_named(module).link
+
+
 def test_machines_are_as_fast_as_somebody_measured():
     """No row above the dense peak of a data sheet by more than what clocks above the nominal one give."""
     peaks = {"h200": 989, "h100": 989, "h100pcie": 756, "a100": 312, "l40s": 362, "rtx5090": 209.5, "rtx4090": 165.2,
@@ -219,15 +229,20 @@ def test_replay_by_hand():
 
 
 def test_replay_of_weights_that_devices_keep_together():
-    """Each of two reads all once, 40 bytes at 10 a second; then the other half of a unit takes 0.5 s, which a pass
-    waits for once."""
-    every = frozenset(unit.key for unit in UNITS)
-    found = replay(UNITS, every, 2, 5, Machine("m", 50.0, 10.0, "", wire=10.0), holders=2)
-    assert found.seconds == pytest.approx(4 + 5 * (0.5 + 4 * 2))
-    assert found.stall == pytest.approx((4.5, 0.5))
-    assert found.bytes == 40
-    slow = replay(UNITS, every, 2, 5, Machine("m", 100.0, 10.0, "", wire=2.5), holders=2)
+    """Each of two reads half of each unit, 0.5 s; then the other half takes 0.5 s, which a pass waits for once."""
+    units = tuple(Unit(("block", i), 1024, 100.0) for i in range(4))
+    every = frozenset(unit.key for unit in units)
+    found = replay(units, every, 2, 5, Machine("m", 50.0, 1024.0, "", wire=1024.0), holders=2)
+    assert found.seconds == pytest.approx(4 * 0.5 + 5 * (0.5 + 4 * 2))
+    assert found.stall == pytest.approx((2.5, 0.5))
+    assert found.bytes == 4 * 512
+    slow = replay(units, every, 2, 5, Machine("m", 100.0, 1024.0, "", wire=256.0), holders=2)
     assert slow.stall[1] == pytest.approx(2 + 3 * (2 - 1))
+    # What stays comes in its turn among the parts, and all before the first half of another device.
+    mixed = replay(units, spread(units, 2), 2, 5, Machine("m", 50.0, 1024.0, "", wire=1024.0), holders=2)
+    assert mixed.stall == pytest.approx((3 + 0.5, 0.5))
+    assert mixed.bytes == 2 * 512 + 2 * 1024
+    assert mixed.seconds == pytest.approx(3 + 5 * (0.5 + 4 * 2))
 
 
 def test_what_devices_keep_together_is_in_the_peak():

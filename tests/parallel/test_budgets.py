@@ -49,6 +49,50 @@ def test_the_plan_says_what_several_devices_take(shallow_folder):
         several.close()
 
 
+def test_several_videos_go_through_the_weights_one_after_the_other():
+    """So that a plan of several has each one's passes, and saves nothing."""
+    import torch
+
+    from consisid.engine.memory.costs import video_costs
+    from consisid.engine.memory.planner import candidates
+    from consisid.engine.memory.simulate import UNKNOWN
+    from consisid.engine.parallel.costs import spread
+    from consisid.engine.parallel.mesh import Mesh
+    from consisid.engine.shapes import VideoShape
+    from consisid.engine.variants import TINY
+
+    found = {}
+    for beside in (1, 3):
+        one = video_costs(TINY, VideoShape.of(TINY, None, None, None), torch.float32, beside=beside)
+        given = {"batch": 1, "guided": True, "fused": False, "rows": False, "beside": beside, "memory": False}
+        costs = spread(one, TINY, VideoShape.of(TINY, None, None, None), torch.float32, Mesh(ulysses=3), **given)
+        stage = next(each for each in costs.stages if each.name == "denoise")
+        ways = candidates(stage, 1, UNKNOWN, "batched", False, False)
+        found[beside] = next(way for way in ways if len(way.streamed) == 4 and way.buffers == 2)
+    fixed = stage.fixed
+    assert found[3].copied - fixed == 3 * (found[1].copied - fixed)
+    assert found[3].sent == 3 * found[1].sent
+    assert found[3].seconds == pytest.approx(3 * found[1].seconds, rel=0.02)
+
+
+@pytest.mark.parametrize(("device", "transport", "layers", "holders"), [
+    ("cuda", "nccl", 0, 4), ("cuda", "gloo", 0, 1), ("cpu", "gloo", 0, 4), ("cuda", "nccl", 4, 1),
+])  # fmt: skip
+def test_who_may_keep_a_part_of_the_weights(device, transport, layers, holders):
+    """Not where everything passes through the host, nor of engines that hold their weights."""
+    from types import SimpleNamespace
+
+    from consisid.engine.parallel.devices import OnDevices
+    from consisid.engine.parallel.mesh import Mesh
+
+    spec = SimpleNamespace(layers_per_shard=layers)
+    engine = SimpleNamespace(
+        device=SimpleNamespace(type=device), mesh=Mesh(cfg=2, ulysses=2, transport=transport),
+        manifest=SimpleNamespace(spec=spec),
+    )  # fmt: skip
+    assert OnDevices.holders.fget(engine) == holders
+
+
 @pytest.mark.parametrize("devices", [2, 3, 8])
 def test_seconds_of_the_preview_follow_from_its_shares(devices):
     """At full size: the blocks' arithmetic is divided, and what passes between devices is added at the wire's rate."""

@@ -128,6 +128,14 @@ def test_a_device_that_is_lost_takes_its_part_along(shallow_folder, monkeypatch)
     engine.close()
 
 
+def test_a_group_that_is_made_in_part_is_no_more(shallow_folder, monkeypatch):
+    """The next engine opens."""
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ConsisID.open(shallow_folder, devices=2, timeout=20)
+    assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.parametrize("devices", [None, pytest.param(2, marks=pytest.mark.full)])
 def test_another_number_of_devices_goes_on(shallow, shallow_folder, tmp_path, devices):
     """From the checkpoint of a run that a rank was lost in."""

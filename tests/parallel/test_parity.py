@@ -67,9 +67,11 @@ def test_loras_are_on_every_device(several, shallow):
     for engine in (several, shallow):
         engine.load_lora_weights(lora(shallow.checkpoint))
     try:
-        found = made(several)
-        assert near(found, made(shallow))
+        found, expected = made(several), made(shallow)
+        assert near(found, expected)
         assert not near(found, plain)
+        assert torch.equal(made(several), found)  # they have it still, and for a video of another size
+        assert near(made(several, num_frames=9), made(shallow, num_frames=9))
     finally:
         for engine in (several, shallow):
             engine.unload_lora_weights()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.loras import lora
@@ -9,9 +10,10 @@ from support.people import random_identity
 from support.split_plans import STEPS, split
 
 from consisid.engine import ConsisID
+from consisid.engine.errors import InputError
+from consisid.engine.memory.allocator import part_bytes
 from consisid.engine.memory.costs import video_costs
 from consisid.engine.memory.planner import plan
-from consisid.engine.memory.plans import part_bytes
 from consisid.engine.memory.simulate import MACHINES
 from consisid.engine.parallel.costs import spread
 from consisid.engine.parallel.mesh import Mesh
@@ -62,8 +64,9 @@ def planned(several, monkeypatch):
     [
         pytest.param(4, 2, {}, id="all"),
         pytest.param(4, 4, {}, id="as many buffers", marks=FULL),
-        pytest.param(2, 2, {}, id="half of them"),
-        pytest.param(4, 3, {"cfg": "sequential"}, id="halves one after the other"),
+        pytest.param(2, 2, {}, id="half of them", marks=FULL),
+        pytest.param(4, 3, {"cfg": "sequential"}, id="halves one after the other", marks=FULL),
+        pytest.param(4, 2, {"num_videos_per_prompt": 3, "cfg": "sequential"}, id="an odd batch", marks=FULL),
         pytest.param(3, 2, {"guidance_scale": 1.0}, id="unguided"),
         pytest.param(4, 2, {"num_inference_steps": 6, "shortcuts": {"first_block": 0.3}}, id="first-block cache"),
         pytest.param(4, 2, {"num_inference_steps": 6, "shortcuts": {"cache": 0.3}}, id="step cache", marks=FULL),
@@ -94,6 +97,38 @@ def test_bytes_are_those_of_the_plan(several, planned):
     assert stats.streamed_bytes <= sum(each.copied for each in chosen.stages)
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_many_videos(several, shallow, planned, together):
+    """That go through the weights one after the other on several devices."""
+    planned(4)
+    person = random_identity(shallow.variant)
+    given = {"identity": person, "num_frames": 9, "output_type": "latent", "num_inference_steps": 2}
+    requests = [{**given, "prompt": f"Person {i}.", "seed": i} for i in range(3)]
+    found = {job.request.options.seed: job.result() for job in several.generate_many(requests, together=together)}
+    for request in requests:
+        expected = shallow.generate(person, **{k: v for k, v in request.items() if k != "identity"})
+        assert (found[request["seed"]].latents - expected.latents).abs().max() <= 1e-4
+
+
+def test_frames_that_are_read_between_two_videos(several, shallow, planned):
+    planned(4)
+    person, options = random_identity(shallow.variant), {"num_inference_steps": 2, "seed": 3}
+    stream = several.generate(person, "A.", output_type="stream", **options).frames
+    first = next(stream)
+    assert (made(several) - made(shallow)).abs().max() <= 1e-4
+    frames = np.stack([first, *stream])
+    expected = shallow.generate(person, "A.", **options).frames
+    assert np.abs(frames.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_photo_without_a_face(several, shallow, planned):
+    """The others have begun by then; the next video is right."""
+    planned(4)
+    with pytest.raises(InputError):
+        several.generate(np.zeros((96, 144, 3), np.uint8), "A.", num_inference_steps=2)
+    assert (made(several) - made(shallow)).abs().max() <= 1e-4
+
+
 def test_other_videos_in_between(several, shallow, planned):
     """Of another size, with everything on the devices, with a LoRA and cut short: the same bytes afterwards."""
     planned(4)
@@ -102,7 +137,9 @@ def test_other_videos_in_between(several, shallow, planned):
     for engine in (several, shallow):
         engine.load_lora_weights(lora(shallow.checkpoint))
     try:
-        assert (made(several) - made(shallow)).abs().max() <= 1e-4
+        found = made(several)
+        assert (found - made(shallow)).abs().max() <= 1e-4
+        assert torch.equal(made(several), found)
     finally:
         for engine in (several, shallow):
             engine.unload_lora_weights()
@@ -116,7 +153,7 @@ def test_other_videos_in_between(several, shallow, planned):
 @pytest.mark.parametrize(
     ("devices", "frames", "source"),
     [
-        pytest.param(2, 49, "blocks stream", id="two"),
+        pytest.param(2, 49, "blocks stream", id="two", marks=FULL),
         pytest.param(4, 49, "blocks stream", id="four", marks=FULL),
         pytest.param(4, 25, "blocks stream from 4 devices", id="four, short", marks=FULL),
         pytest.param(8, 49, "blocks stream from 8 devices", id="eight"),
@@ -127,7 +164,7 @@ def test_a_plan_asks_the_others_where_the_host_is_too_slow(devices, frames, sour
     shape, machine = VideoShape.of(PREVIEW, None, None, frames), MACHINES["h100"]
     one = video_costs(PREVIEW, shape, torch.bfloat16, device="cuda")
     mesh = Mesh.choose(devices, 48)
-    given = {"batch": 1, "guided": True, "fused": True, "rows": True}
+    given = {"batch": 1, "guided": True, "fused": True, "rows": True, "holders": devices}
     costs = spread(one, PREVIEW, shape, torch.bfloat16, mesh, **given)
     found = plan(5 * 2**30, costs, machine, tiling=True)
     assert found.mode.endswith(source)

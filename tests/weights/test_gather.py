@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.residency import LateCopies
 
-from consisid.engine.memory.plans import part_bytes
+from consisid.engine.memory.allocator import part_bytes
 from consisid.engine.weights.gather import Gatherer
 
 KEYS = [("block", i) for i in range(6)]
@@ -39,11 +39,15 @@ def gatherer(rank: int, holders: int, streamed: int = 6, buffers: int = 2) -> tu
         host.append(key)
         copies.copy(buffer[:SIZE], UNITS[key])
 
+    def fill_part(key, part, start):
+        host.append(key)
+        copies.copy(part[: SIZE - start], UNITS[key][start : start + len(part)])
+
     room = holders * part_bytes(SIZE, holders)
     sizes = dict.fromkeys(KEYS, SIZE)
     found = Gatherer(
         copies, KEYS, sizes, frozenset(KEYS[:streamed]), buffers, room, fill, others=Others(rank, holders),
-        holders=holders,
+        holders=holders, fill_part=fill_part,
     )  # fmt: skip
     found.begin(None)
     return found, host
@@ -87,6 +91,25 @@ def test_what_one_device_did_alone_the_others_do_not_see():
             go_through(fresh, keys)
     fresh.close()
     assert found.others.asked == fresh.others.asked
+
+
+def test_a_pass_may_be_of_the_first_unit_alone():
+    """Whatever room the ring has, nothing else is gathered, and the rest of the pass comes after."""
+    found, _ = gatherer(0, 2, buffers=4)
+    with found.together(1):
+        go_through(found, KEYS[:1])
+    assert found.others.asked == KEYS[:1]
+    with found.together():
+        go_through(found, KEYS[1:])
+    assert found.others.asked == KEYS
+
+
+def test_closing_waits_for_the_parts():
+    """Where a stage ends that has only begun."""
+    found, _ = gatherer(1, 2)
+    assert any(work is not None for work in found.copy_stream._queue)
+    found.close()
+    assert not any(work is not None for work in found.copy_stream._queue)
 
 
 def test_nothing_is_asked_for_before_all_are_there():

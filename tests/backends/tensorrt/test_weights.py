@@ -6,6 +6,7 @@ import torch
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.graphs.graph import STAGES
 from consisid.engine.graphs.grouped import grouped_table
+from consisid.engine.graphs.spread import spread_groups
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.lora.weights import Lora
 from consisid.engine.memory import planner as memory
@@ -106,3 +107,19 @@ def test_a_lora_refits_the_engines_that_hold_what_it_changes(tiny_checkpoint):
         else:
             assert found == {}
         assert weights.version == count + 1
+
+
+def test_an_engine_that_comes_later_has_the_lora_too(tiny_checkpoint):
+    """As those for a share of the tokens, which are loaded when the loop begins."""
+    checkpoint, to_out = Checkpoint(tiny_checkpoint), "transformer_blocks.1.attn1.to_out.0"
+    weights = BakedWeights(checkpoint, CPU, torch.float32, copy_stream_of(CPU))
+    down, up = torch.randn(2, 192), torch.randn(192, 2)
+    state = {f"transformer.{to_out}.lora_A.weight": down, f"transformer.{to_out}.lora_B.weight": up}
+    weights.set_loras(((Lora.read(state, checkpoint), 1.0),))
+    for name, graph in spread_groups(TINY, VideoShape.of(TINY, None, None, None), 2).items():
+        weights.bind(graph, [])
+        weights.hold(name, Engine(0))
+    given = {name: engine.weights for name, engine in weights.engines.items() if hasattr(engine, "weights")}
+    right = checkpoint.tensor("transformer", f"{to_out}.weight") + up @ down
+    assert list(given) == ["between_2"]  # of which the second block's attention is the beginning
+    torch.testing.assert_close(given["between_2"], {f"{to_out}.weight": right})
