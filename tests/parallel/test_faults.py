@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 import torch
+from support.devices import STEPS, split
 from support.people import random_identity
-from support.split_plans import STEPS, split
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import EngineError, InputError, RankError

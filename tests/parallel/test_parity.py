@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from support.devices import STEPS, made, near, on_devices
 from support.loras import lora
 from support.people import random_identity
 
-from consisid.engine import ConsisID
-
 pytestmark = pytest.mark.slow
 
-STEPS = 2
 # Devices and mesh: TINY has 3 heads, 32 text tokens and 270 video tokens.
 MESHES = [
     pytest.param((2, None), id="guidance", marks=pytest.mark.full),
@@ -23,23 +21,7 @@ MESHES = [
 ]
 
 
-@pytest.fixture(scope="module", params=MESHES)
-def several(request, shallow_folder):
-    devices, mesh = request.param
-    engine = ConsisID.open(shallow_folder, devices=devices, mesh=mesh, timeout=120)
-    yield engine
-    engine.close()
-
-
-def made(engine, **options):
-    """Final latents of a video of a stranger."""
-    asked = {"num_inference_steps": STEPS, "seed": 3, "output_type": "latent"} | options
-    found = engine.generate(random_identity(engine.variant), "A person walks through snow.", **asked)
-    return torch.stack([each.latents for each in (found if isinstance(found, list) else [found])])
-
-
-def near(one, other):
-    return (one - other).abs().max() <= 1e-4
+several = pytest.fixture(scope="module", params=MESHES)(on_devices)
 
 
 @pytest.mark.parametrize(

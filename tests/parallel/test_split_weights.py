@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.devices import STEPS, made, near, on_devices, split
 from support.loras import lora
 from support.people import random_identity
-from support.split_plans import STEPS, split
 
-from consisid.engine import ConsisID
 from consisid.engine.errors import InputError
 from consisid.engine.memory.allocator import part_bytes
 from consisid.engine.memory.costs import video_costs
@@ -31,18 +30,7 @@ MESHES = [
 ]
 
 
-@pytest.fixture(scope="module", params=MESHES)
-def several(request, shallow_folder):
-    devices, mesh = request.param
-    engine = ConsisID.open(shallow_folder, devices=devices, mesh=mesh, timeout=120)
-    yield engine
-    engine.close()
-
-
-def made(engine, **options):
-    asked = {"num_inference_steps": STEPS, "seed": 3, "output_type": "latent"} | options
-    found = engine.generate(random_identity(engine.variant), "A person walks.", **asked)
-    return torch.stack([each.latents for each in (found if isinstance(found, list) else [found])])
+several = pytest.fixture(scope="module", params=MESHES)(on_devices)
 
 
 @pytest.fixture
@@ -76,7 +64,7 @@ def planned(several, monkeypatch):
 def test_latents_are_those_of_one_device(several, shallow, planned, streamed, buffers, options):
     """Also where one device has nothing to compute, and the others its weights."""
     planned(streamed, buffers, options.get("cfg", "batched"))
-    assert (made(several, **options) - made(shallow, **options)).abs().max() <= 1e-4
+    assert near(made(several, **options), made(shallow, **options))
     assert several.team.exchange.sent["weights"] > 0
 
 
@@ -107,7 +95,7 @@ def test_many_videos(several, shallow, planned, together):
     found = {job.request.options.seed: job.result() for job in several.generate_many(requests, together=together)}
     for request in requests:
         expected = shallow.generate(person, **{k: v for k, v in request.items() if k != "identity"})
-        assert (found[request["seed"]].latents - expected.latents).abs().max() <= 1e-4
+        assert near(found[request["seed"]].latents, expected.latents)
 
 
 def test_frames_that_are_read_between_two_videos(several, shallow, planned):
@@ -115,7 +103,7 @@ def test_frames_that_are_read_between_two_videos(several, shallow, planned):
     person, options = random_identity(shallow.variant), {"num_inference_steps": 2, "seed": 3}
     stream = several.generate(person, "A.", output_type="stream", **options).frames
     first = next(stream)
-    assert (made(several) - made(shallow)).abs().max() <= 1e-4
+    assert near(made(several), made(shallow))
     frames = np.stack([first, *stream])
     expected = shallow.generate(person, "A.", **options).frames
     assert np.abs(frames.astype(int) - expected.astype(int)).max() <= 1
@@ -126,19 +114,19 @@ def test_a_photo_without_a_face(several, shallow, planned):
     planned(4)
     with pytest.raises(InputError):
         several.generate(np.zeros((96, 144, 3), np.uint8), "A.", num_inference_steps=2)
-    assert (made(several) - made(shallow)).abs().max() <= 1e-4
+    assert near(made(several), made(shallow))
 
 
 def test_other_videos_in_between(several, shallow, planned):
     """Of another size, with everything on the devices, with a LoRA and cut short: the same bytes afterwards."""
     planned(4)
     expected = made(several)
-    assert (made(several, num_frames=9) - made(shallow, num_frames=9)).abs().max() <= 1e-4
+    assert near(made(several, num_frames=9), made(shallow, num_frames=9))
     for engine in (several, shallow):
         engine.load_lora_weights(lora(shallow.checkpoint))
     try:
         found = made(several)
-        assert (found - made(shallow)).abs().max() <= 1e-4
+        assert near(found, made(shallow))
         assert torch.equal(made(several), found)
     finally:
         for engine in (several, shallow):
@@ -147,7 +135,7 @@ def test_other_videos_in_between(several, shallow, planned):
         made(several, callback_on_step_end=lambda *_: 1 / 0)
     assert torch.equal(made(several), expected)
     several.memory = None
-    assert (made(several) - expected).abs().max() <= 1e-4
+    assert near(made(several), expected)
 
 
 @pytest.mark.parametrize(
