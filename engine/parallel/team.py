@@ -57,7 +57,7 @@ class Team:
             self.exchange.settle()
 
     def begin(self, shape: VideoShape, plan: MemoryPlan | None, loras: Active, stage: str) -> None:
-        """A run, or another plan of it, whose next stage of theirs is this; nothing where the others know."""
+        """A run, or another plan of it; nothing where the others know. `stage` is what they bring weights for first."""
         if (shape, plan, loras) != self._said:
             packed = b"" if loras == self._loras else pickle.dumps(loras)
             self._loras = loras
