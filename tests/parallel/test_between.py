@@ -3,6 +3,7 @@
 PyTorch runs them here, in a thread for each device; what TensorRT makes of them is in tests/backends.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -40,9 +41,11 @@ class Wires(Exchange):
 
     queues: dict = field(default_factory=dict)
 
-    def swap(self, what, gives=(), takes=(), beside=False):
+    @contextmanager
+    def swapping(self, what, gives=(), takes=(), beside=False):
         for tensor, rank in gives:
             self.queues[self.rank, rank].put(tensor.clone())
+        yield
         for place, rank in takes:
             place.copy_(self.queues[rank, self.rank].get(timeout=60))
 
