@@ -59,8 +59,9 @@ class Holder:
             return
         engine, plan, weights = self.engine, self.plan, self.engine.weights
         if engine.hand_over(self):
-            weights.use(plan)
+            # What the engine holds of another plan is its own, which only counts right while it is there.
             engine.share.begin(None if plan is None or plan.budget is None else plan.budget - plan.context)
+            weights.use(plan)
             if self.stage_name != "decode":  # which has no LoRA, and of which others may have runs between two frames
                 weights.set_loras(self.loras)
             for run in self.runs:

@@ -74,6 +74,8 @@ class WeightManager:
         if plan is not None and not plan.held:
             self._store, self._bound = DeviceWeights(self.tensors, self.device, self.dtype), {}
         self.plan = plan
+        self.tidy()
+        self.note_peak()
 
     def set_loras(self, active: Active) -> None:
         """From now on, with these LoRAs in the transformer's weights."""
