@@ -16,7 +16,7 @@ from .conditioning import Conditioner
 from .decode.frames import MODES, Modes
 from .errors import EngineError, InputError
 from .face.extractor import Faces
-from .graphs.graph import Graph, in_ff_chunks, weight_shapes
+from .graphs.graph import Graph, in_ff_chunks
 from .lora.mixin import Adapters
 from .manifest import DTYPES, Manifest, open_checkpoint
 from .memory.budget import check_mode, parse
@@ -225,7 +225,7 @@ class Engine(Adapters):
             if not self.wants(graph):
                 continue
             entry = entries.get(name)
-            names = entry.weights if entry else list(weight_shapes(graph.module()))
+            names = entry.weights if entry else list(graph.weights)
             module = backend(entry.backend if entry else "eager")
             file = self.folder / entry.file if entry and entry.file else None
             run = module.load(graph, file, self.device, names)
@@ -242,7 +242,7 @@ class Engine(Adapters):
         entries, runners = self.manifest.graphs, dict(networks.runners)
         for name, graph in self.manifest.spec.graphs(shape).items():
             if graph.chunked:
-                names = entries[name].weights if name in entries else list(weight_shapes(graph.module()))
+                names = entries[name].weights if name in entries else list(graph.weights)
                 runners[name] = backend("eager").load(in_ff_chunks(graph, rows), None, self.device, names)
         return networks.under(runners)
 

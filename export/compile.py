@@ -18,7 +18,7 @@ from consisid.engine.backends.inductor import EXAMPLE_SIZES
 from consisid.engine.backends.tensorrt.build import capability
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.errors import BackendError, InputError, shown
-from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph
 from consisid.engine.manifest import MOST_DEVICES
 from consisid.engine.shapes import whole
 
@@ -76,7 +76,7 @@ def compile_graph(
     if left == ["eager"]:
         return Choice("eager", None, rejected=dict(unusable or {}))
     dtype = graph.dtype(dtype)
-    names, weights = list(weight_shapes(graph.module())), first_layer()
+    names, weights = list(graph.weights), first_layer()
     inputs = _example(graph, device, dtype)
     truth = _outputs(
         backend("eager").load(graph, None, device, names),
@@ -116,7 +116,7 @@ def candidates(graph: Graph, device: torch.device) -> tuple[str, ...]:
 
 def not_worth_it(name: str, graphs: Mapping[str, Graph], device: torch.device) -> dict[str, str]:
     """Candidates of "auto" that take longer to compile than they save, each with the reason."""
-    count = sum(len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())) for graph in graphs.values())
+    count = sum(len(graph.layers) * sum(map(prod, graph.weights.values())) for graph in graphs.values())
     if name != AUTO or device.type != "cpu" or count >= SMALL:
         return {}
     reason = f"{count / 1e6:.0f} million parameters on a CPU are not worth minutes of compiling"

@@ -11,7 +11,6 @@ import torch
 
 from consisid.engine.backends import holds_weights
 from consisid.engine.errors import InputError
-from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.grouped import LAYERS, grouped_table
 from consisid.engine.graphs.spread import spread_groups, spread_table
 from consisid.engine.graphs.table import graph_table
@@ -163,7 +162,7 @@ def plan_build(
     if sequence > 1:
         table |= (spread_groups if holds else spread_table)(source.variant, shape, sequence)
     graphs = {
-        name: (len(graph.layers), len(graph.layers) * sum(map(prod, weight_shapes(graph.module()).values())))
+        name: (len(graph.layers), len(graph.layers) * sum(map(prod, graph.weights.values())))
         for name, graph in table.items()
     }
     planned = None

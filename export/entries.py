@@ -8,7 +8,7 @@ from consisid.engine.backends import holds_weights
 from consisid.engine.backends.tensorrt.library import BuildOptions
 from consisid.engine.checkpoint.reading import Checkpoint
 from consisid.engine.errors import CheckpointError
-from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph
 from consisid.engine.manifest import BuildSpec, GraphEntry
 from consisid.engine.util.files import sha256
 from consisid.engine.weights.device import DeviceWeights
@@ -34,7 +34,7 @@ def compiled(
         BackendError: the graph cannot be compiled.
     """
     start = time.perf_counter()
-    names = list(weight_shapes(graph.module()))
+    names = list(graph.weights)
     _check_complete(graph, names, store.tensors.checkpoint)
     stem = folder / "graphs" / graph.name
     choice = compile_graph(

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
-from consisid.engine.memory.tracing import count
+from consisid.engine.memory.tracing import count_flops
 from consisid.engine.shapes import VideoShape, chunks
 from consisid.engine.variants import Variant
 
@@ -57,7 +56,7 @@ def step_cost(variant: Variant, shape: VideoShape, *, folded: bool = True, whole
 
 def graph_flops(variant: Variant, shape: VideoShape, name: str) -> float:
     """One call of a graph for one sample, operator by operator."""
-    return count(graph_table(variant, shape)[name], {"B": 1, "N": 1}, torch.float32).flops
+    return count_flops(graph_table(variant, shape)[name], {"B": 1, "N": 1}, torch.float32)
 
 
 def decode_flops(variant: Variant, shape: VideoShape) -> float:
@@ -76,5 +75,5 @@ def weight_bytes(variant: Variant, shape: VideoShape, names: tuple[str, ...], el
     """Bytes of the weights of some graphs, all their layers, at `element` bytes each: the least that running through
     them moves, whatever the batch."""
     found = [graph for name, graph in graph_table(variant, shape).items() if name in names]
-    sizes = (len(g.layers) * sum(size.numel() for size in weight_shapes(g.module()).values()) for g in found)
+    sizes = (len(g.layers) * sum(size.numel() for size in g.weights.values()) for g in found)
     return float(element * sum(sizes))

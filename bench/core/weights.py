@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from consisid.engine.backends import backend
 from consisid.engine.checkpoint.random_weights import RandomTensors
-from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.runtime.executor import GraphExecutor, Held, PerLayer
 from consisid.engine.shapes import VideoShape
@@ -56,11 +56,11 @@ class RandomWeights:
         return self._tensors.draw(part, name, self.device, torch.bfloat16, shape).to(self.dtype)
 
     def of(self, graph: Graph, layers: int | None = None) -> list[tuple[Tensor, ...]]:
-        """Per layer, or for the first `layers`, the tensors of a call of a graph, in the order of weight_shapes."""
+        """Per layer, or for the first `layers`, the tensors of a call of a graph, in the order of Graph.weights."""
         bound = []
         for layer in range(len(graph.layers[:layers])):
             tensors = []
-            for name in weight_shapes(graph.module()):
+            for name in graph.weights:
                 pieces = [self.tensor(graph.part, source) for source in graph.sources(name, layer)]
                 tensors.append((pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(graph.dtype(self.dtype)))
             bound.append(tuple(tensors))
@@ -79,7 +79,7 @@ class RandomWeights:
 
 def load_graph(name: str, graph: Graph, package: Path | None, device: torch.device) -> Any:
     """A graph by a backend, from the package that it was compiled into."""
-    return backend(name).load(graph, package, device, list(weight_shapes(graph.module())))
+    return backend(name).load(graph, package, device, list(graph.weights))
 
 
 def diffusers_transformer(weights: RandomWeights) -> nn.Module:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from consisid.engine.memory.tracing import count
+from consisid.engine.memory.tracing import count_flops
 from consisid.kernels import joint_attention
 from consisid.kernels.attention_others import BACKENDS, NAMES, PACKAGES, by_package, by_torch, load_package, reference
 from consisid.kernels.dispatch import default_config
@@ -174,7 +174,7 @@ def graph(c: Context, name: str) -> Work:
 def graphs(c: Context, names: Sequence[str] = ("block", "face")) -> Iterator[Case]:
     for name in names:
         if name in c.weights.table:
-            flops = count(c.weights.table[name], PHOTO | {"B": c.batch}, torch.float32).flops
+            flops = count_flops(c.weights.table[name], PHOTO | {"B": c.batch}, torch.float32)
             yield Case(f"graph {name}", partial(graph, c, name), flops, repeats=10, budget=0.5, limit=30)
 
 

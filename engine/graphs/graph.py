@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -73,6 +73,11 @@ class Graph:
         """The module without weights, on the meta device."""
         with torch.device("meta"):
             return self.make().eval().requires_grad_(False)
+
+    @cached_property
+    def weights(self) -> Mapping[str, torch.Size]:
+        """Names and shapes of everything that is bound at a call, in the order of the module."""
+        return weight_shapes(self.module())
 
     def sources(self, weight: str, layer: int) -> tuple[str, ...]:
         """The tensors of the checkpoint that, stacked along the first dimension, are `weight` of that layer."""

@@ -3,7 +3,7 @@
 A graph is compiled once and called once per entry of `layers`, each time with other weights.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -20,6 +20,11 @@ from .graph import Graph, Spec
 
 def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
     """All graphs of a model at a shape, by name, in the order in which a video calls them."""
+    return {row.name: row for row in _rows(variant, shape)}
+
+
+@lru_cache(maxsize=32)  # what a graph has found out of its module is kept with it
+def _rows(variant: Variant, shape: VideoShape) -> list[Graph]:
     t, x, e = variant.transformer, variant.text, variant.eva
     dim, tokens, text_tokens = t.inner_dim, shape.video_tokens, t.max_text_seq_length
     latents = (variant.vae.latent_channels, shape.latent_height, shape.latent_width)
@@ -221,9 +226,10 @@ def graph_table(variant: Variant, shape: VideoShape) -> dict[str, Graph]:
                     grouped=True,
                 )
             )
-    return {row.name: row for row in rows}
+    return rows
 
 
+@lru_cache(maxsize=32)
 def _cache_specs(variant: Variant, shape: VideoShape) -> dict[str, Spec]:
     """What decode_next takes after the latents: what decode_first gives after the frames, by a run without data."""
     frames = chunks(shape.latent_frames)[0]

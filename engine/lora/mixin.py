@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..backends import holds_weights
 from ..checkpoint.reading import Checkpoint
 from ..errors import BackendError, InputError, shown
-from ..graphs.graph import weight_shapes
 from .weights import PART, Active, Lora, reads
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ class Adapters:
             return
         held = {name: entry for name, entry in self.manifest.graphs.items() if holds_weights(entry.backend)}
         for name, graph in spec.every_graph().items() if held else ():
-            if name in held and reads(graph, list(weight_shapes(graph.module())), 0, changed):
+            if name in held and reads(graph, list(graph.weights), 0, changed):
                 raise BackendError(
                     f"This engine folder does not take the LoRA: {held[name].backend} holds the weights of {name}, and "
                     "it was not built refittable; build the folder on this GPU with --backend tensorrt --refit, or "

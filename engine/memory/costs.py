@@ -11,13 +11,13 @@ from math import ceil
 import torch
 
 from ..errors import InputError, shown
-from ..graphs.graph import STAGES, Graph, weight_shapes
+from ..graphs.graph import STAGES, Graph
 from ..graphs.table import graph_table
 from ..shapes import VideoShape, chunks, whole
 from ..shortcuts import Loop
 from ..variants import Variant
 from .allocator import GRANULE, Event, aligned, arena_bytes, peak_bytes, reserved_bytes
-from .tracing import Count, count, count_decode, count_step
+from .tracing import Count, count, count_decode, count_flops, count_step
 
 PHOTO = 1024  # pixels: the largest side that photo.py leaves
 SPLITS = (2, 3, 4, 6)  # tiles of the decoder per side
@@ -178,6 +178,14 @@ def _counted(
     return count(graph_table(variant, shape)[name], dict(sizes), dtype, fused)
 
 
+@lru_cache(maxsize=512)
+def _flops(
+    variant: Variant, shape: VideoShape, name: str, sizes: tuple[tuple[str, int], ...], dtype: torch.dtype
+) -> int:
+    """Those of a graph, kept as well."""
+    return count_flops(graph_table(variant, shape)[name], dict(sizes), dtype)
+
+
 def packed_bytes(shapes: Mapping[str, torch.Size], itemsize: int) -> int:
     """Bytes of tensors in one piece of memory, when each starts at a multiple of allocator.BLOCK."""
     return sum(aligned(shape.numel() * itemsize) for shape in shapes.values())
@@ -187,7 +195,7 @@ def _fixed(graphs: list[Graph], itemsize: int) -> int:
     """Bytes of all layers of the graphs, tensors of the checkpoint that several read counted once."""
     found: dict[tuple[str, ...], int] = {}
     for graph in graphs:
-        for name, shape in weight_shapes(graph.module()).items():
+        for name, shape in graph.weights.items():
             for layer in range(len(graph.layers)):
                 found[graph.part, *graph.sources(name, layer)] = aligned(shape.numel() * itemsize)
     return sum(found.values())
@@ -204,13 +212,12 @@ def _stage(
     together = runs if name == "denoise" else 1
     modes = {"batched": halves * batch, "sequential": batch} if name == "denoise" and guided else {"batched": batch}
     beside = batch if name == "text" else 1  # prompts are encoded beside each other
-    working, pieces, counts, cut = {}, {}, {}, tuple[TileCosts, ...]()
+    working, pieces, flops, cut = {}, {}, {}, tuple[TileCosts, ...]()
     for mode, samples in modes.items():
         # The projection of the text sees both halves, whatever the loop does.
         free = {"B": halves * batch if name == "prepare" else samples, "N": steps, "H": PHOTO, "W": PHOTO}
-        counts = {
-            graph.name: _counted(variant, shape, graph.name, _sizes(graph, free), dtype, fused) for graph in graphs
-        }
+        sizes = {graph.name: _sizes(graph, free) for graph in graphs}
+        flops = {graph.name: _flops(variant, shape, graph.name, sizes[graph.name], dtype) for graph in graphs}
         if name == "denoise":
             working[mode] = room(count_step(variant, shape, batch, samples, dtype, 1, fused, runs > 1))
             if rows:
@@ -222,8 +229,8 @@ def _stage(
             frame = 3 * 9 * shape.height * shape.width * dtype.itemsize
             cut = tuple(_tiles(latent, events, 2 * frame, fused))
         else:
-            found = (beside * room(each.events) + reserved_bytes([each.inputs], fused) for each in counts.values())
-            working[mode] = max(found)
+            counts = [_counted(variant, shape, graph.name, sizes[graph.name], dtype, fused) for graph in graphs]
+            working[mode] = max(beside * room(each.events) + reserved_bytes([each.inputs], fused) for each in counts)
     calls = {graph.name: len(graph.layers) * beside for graph in graphs}  # of a pass; with a pass per half
     if name == "decode":
         calls = {"decode_first": batch, "decode_next": batch * (len(chunks(shape.latent_frames)) - 1)}
@@ -231,8 +238,8 @@ def _stage(
     units = tuple(
         Unit(
             (graph.name, layer),
-            packed_bytes(weight_shapes(graph.module()), dtype.itemsize),
-            beside * together * counts[graph.name].flops,
+            packed_bytes(graph.weights, dtype.itemsize),
+            beside * together * flops[graph.name],
         )
         for graph in streamed
         for layer in range(len(graph.layers))
@@ -242,7 +249,7 @@ def _stage(
         name=name,
         fixed=_fixed(rest, dtype.itemsize),
         units=units,
-        flops=sum(calls[graph.name] * counts[graph.name].flops for graph in rest) * (1 if name == "text" else runs),
+        flops=sum(calls[graph.name] * flops[graph.name] for graph in rest) * (1 if name == "text" else runs),
         passes={"denoise": loop.halves, "text": halves}.get(name, 1),
         together={"denoise": loop.steps}.get(name, halves if name == "text" else 1),
         working=tuple(working.items()),

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from consisid.kernels import whole, workspace
 
@@ -30,8 +30,6 @@ from ..variants import Variant
 from ..video import to_uint8
 from .allocator import Event, peak_bytes
 
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the registry does not know
-
 
 @dataclass(frozen=True)
 class Count:
@@ -40,12 +38,10 @@ class Count:
     Attributes:
         inputs: bytes of what it takes, weights apart.
         events: what it asks of the memory and gives back, its outputs included, which it does not give back.
-        flops: of matrix products, convolutions and attention.
     """
 
     inputs: int
     events: tuple[Event, ...]
-    flops: float
 
     @property
     def peak(self) -> int:
@@ -64,7 +60,6 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.numbers = {tensor.untyped_storage()._cdata: -1 for tensor in known}
         self.events: list[Event] = []
-        self.flops = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -78,10 +73,6 @@ class Live(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._appeared(tensor.untyped_storage())
         self.events += [(number, 0) for number in numbers]
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        elif packet is CPU_ATTENTION:
-            self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
         return out
 
     def _appeared(self, storage: torch.UntypedStorage) -> None:
@@ -96,26 +87,38 @@ class Live(TorchDispatchMode):
 
 
 def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bool = False) -> Count:
-    """Count one call of a graph.
+    """Count the memory of one call of a graph.
 
     Args:
         sizes: its free ones, B samples, N steps, H x W pixels of a photo.
-        fused: memory is that of our kernels, as on a GPU, instead of their references. FLOPs are the references'.
+        fused: memory is that of our kernels, as on a GPU, instead of their references.
     """
-    plain = _count(graph, sizes, dtype, fused=False)
-    return replace(plain, events=_count(graph, sizes, dtype, fused=True).events) if fused else plain
-
-
-def _count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: bool) -> Count:
     with without_data(fused):
         call = Fake({graph.name: graph}, dtype)
         inputs = call.inputs(graph, sizes)
         live = Live([*call.known, *inputs])
         with live:
             outputs = call(graph.name, *inputs)
-        found = Count(_bytes(inputs), tuple(live.events), live.flops)  # before the outputs are given back
+        found = Count(_bytes(inputs), tuple(live.events))  # before the outputs are given back
         del outputs
         return found
+
+
+def count_flops(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype) -> int:
+    """FLOPs of the products, convolutions and attention of one call of a graph, by the references of our kernels.
+
+    On the meta device, where a call takes a fraction of the time. Attention asks for other memory there than on a CPU
+    or a GPU, and convolutions may, so that this is no place to count it.
+
+    Args:
+        sizes: as in `count`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        call = Fake({graph.name: graph}, dtype)
+        inputs = call.inputs(graph, sizes)
+        with FlopCounterMode(display=False) as counter:
+            call(graph.name, *inputs)
+        return counter.get_total_flops()
 
 
 @lru_cache(maxsize=64)

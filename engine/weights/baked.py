@@ -68,8 +68,8 @@ class BakedWeights(WeightManager):
         """An engine has the weights of now, if it reads one of those that changed."""
         store, now = DeviceWeights(self.tensors, torch.device("cpu"), self.dtype), self.tensors.names
         graph, _ = self._graphs[name]
-        if graph.part == PART and reads(graph, list(self.host.shapes(graph)), 0, changed):
-            names = [weight for weight in self.host.shapes(graph) if reads(graph, [weight], 0, now)]
+        if graph.part == PART and reads(graph, list(graph.weights), 0, changed):
+            names = [weight for weight in graph.weights if reads(graph, [weight], 0, now)]
             self.engines[name].refit(dict(zip(names, store.layer(graph, names, 0), strict=True)))
 
     def hold(self, name: str, engine: Any) -> None:

@@ -29,18 +29,14 @@ class DeviceWeights:
             found.append(self._held[key])
         return tuple(found)
 
-    def pack(
-        self, graphs: Mapping[str, tuple[Graph, Sequence[str]]],
-        shapes: Callable[[Graph], Mapping[str, torch.Size]], buffer: Callable[[int], Tensor],
-    ) -> None:  # fmt: skip
+    def pack(self, graphs: Mapping[str, tuple[Graph, Sequence[str]]], buffer: Callable[[int], Tensor]) -> None:
         """Hold all layers of these graphs, so far as they are not, in one piece of memory: the allocator rounds once.
 
         Args:
-            shapes: of a graph's weights.
             buffer: makes uint8 [n] on the device.
         """
         wanted = {
-            (graph.part, *graph.sources(name, layer)): (shapes(graph)[name], graph.dtype(self.dtype))
+            (graph.part, *graph.sources(name, layer)): (graph.weights[name], graph.dtype(self.dtype))
             for graph, names in graphs.values()
             for layer in range(len(graph.layers))
             for name in names

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.random_weights import RandomWeights
-from ..graphs.graph import Graph, weight_shapes
+from ..graphs.graph import Graph
 from ..lora.weights import PART, LoraPatchedCheckpoint, reads
 from ..memory.allocator import aligned
 from ..memory.budget import show
@@ -34,23 +34,16 @@ class PinnedHostWeights:
         self.tensors, self.dtype, self.device, self.copy_stream, self.keep = tensors, dtype, device, copy_stream, keep
         self._flat: dict[Key, Tensor] = {}
         self._merged: dict[str, Tensor] = {}  # with LoRAs in them: no file has these
-        self._shapes: dict[str, dict[str, torch.Size]] = {}
-
-    def shapes(self, graph: Graph) -> dict[str, torch.Size]:
-        """weight_shapes of a graph; making its module takes a while."""
-        if graph.name not in self._shapes:
-            self._shapes[graph.name] = weight_shapes(graph.module())
-        return self._shapes[graph.name]
 
     def size(self, graph: Graph) -> int:
         """Bytes of one call's weights in one piece."""
-        return packed_bytes(self.shapes(graph), graph.dtype(self.dtype).itemsize)
+        return packed_bytes(graph.weights, graph.dtype(self.dtype).itemsize)
 
     def views(self, graph: Graph, names: Sequence[str], buffer: Tensor) -> tuple[Tensor, ...]:
         """The tensors of a call in a unit's buffer, uint8 [n], each at a multiple of allocator.BLOCK."""
         found, offset = [], 0
         for name in names:
-            shape, dtype = self.shapes(graph)[name], graph.dtype(self.dtype)
+            shape, dtype = graph.weights[name], graph.dtype(self.dtype)
             size = shape.numel() * dtype.itemsize
             found.append(buffer[offset : offset + size].view(dtype).view(shape))
             offset += aligned(size)

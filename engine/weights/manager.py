@@ -59,7 +59,7 @@ class WeightManager:
         self._graphs[graph.name] = (graph, names)
         if self.plan is None or self.plan.held:
             if self.device.type == "cuda":
-                self._store.pack({graph.name: (graph, names)}, self.host.shapes, self.copy_stream.buffer)
+                self._store.pack({graph.name: (graph, names)}, self.copy_stream.buffer)
             for layer in range(len(graph.layers)):
                 self._resident((graph.name, layer))
 
@@ -225,7 +225,7 @@ class WeightManager:
             if entry[0].stage == stage and not entry[0].streams
         }  # fmt: skip
         if fixed:
-            self._store.pack(fixed, self.host.shapes, self.copy_stream.buffer)
+            self._store.pack(fixed, self.copy_stream.buffer)
         for name, (graph, _) in fixed.items():
             for layer in range(len(graph.layers)):
                 self._resident((name, layer))

@@ -22,7 +22,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from consisid import kernels
 from consisid.engine.backends.inductor import EXAMPLE_SIZES, SIZES, trace
-from consisid.engine.graphs.graph import Graph, weight_shapes
+from consisid.engine.graphs.graph import Graph
 from consisid.engine.networks.vae_decoder import SpatialNorm, Upsample
 
 from .functions import DOMAIN, OPSET, attention, protos
@@ -62,7 +62,7 @@ def skeleton(graph: Graph, dtype: torch.dtype, sizes: Mapping[str, int] | None =
     graph = replace(graph, make=partial(_without_writes, graph), inputs=fixed(graph, sizes or {}), more_inputs=None)
     with kernels.whole():
         program = trace(graph, torch.device("meta"), dtype).graph_module
-    weights = tuple(weight_shapes(graph.module()))
+    weights = tuple(graph.weights)
     nodes = tuple(_frontier(program, len(weights)))
     placeholders = program.graph.find_nodes(op="placeholder")
     named = dict(zip(placeholders[len(placeholders) - len(weights) :], weights, strict=True))
@@ -211,7 +211,7 @@ def _keep_source(node: onnx.NodeProto) -> None:
 
 @torch.no_grad()
 def values(made: Skeleton, weights: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The constants of a skeleton by name, on the CPU, from weights in the order of weight_shapes."""
+    """The constants of a skeleton by name, on the CPU, from weights in the order of Graph.weights."""
     graph = made.program.graph
     placeholders = graph.find_nodes(op="placeholder")
     own = placeholders[len(placeholders) - len(weights) :]
@@ -228,7 +228,7 @@ def write(made: Skeleton, weights: Sequence[Tensor], file: Path) -> None:
     """`file` with the constants in it bound to weights, their bytes in the file of that name and ".data".
 
     Args:
-        weights: on the CPU, in the dtype of the graph, in the order of weight_shapes.
+        weights: on the CPU, in the dtype of the graph, in the order of Graph.weights.
     """
     model = onnx.ModelProto()
     model.CopyFrom(made.model)

@@ -50,7 +50,7 @@ OTHERS_1_5 = ("time_embed", "image_embed", "embed", "head")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FUSED else [pytest.mark.full]) for name in OTHERS_1_5]
+    "name", [pytest.param(name, marks=[] if name == "embed" else [pytest.mark.full]) for name in OTHERS_1_5]
 )
 def test_compiled_graphs_of_patches_over_time(name, tmp_path):
     graph = graph_table(TINY_1_5, VideoShape.of(TINY_1_5, None, None, None))[name]

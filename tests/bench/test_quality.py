@@ -14,10 +14,10 @@ from consisid.engine import ConsisID
 pytestmark = pytest.mark.slow
 
 
-def test_quality(shallow_folder, tmp_path, capsys):
+def test_quality(mini_folder, tmp_path, capsys):
     photo = tmp_path / "photo.png"
     Image.fromarray(astronaut()).save(photo)
-    given = [str(shallow_folder), "--quality", "--output", str(tmp_path), "--steps", "6", "--runs", "1", "-q"]
+    given = [str(mini_folder), "--quality", "--output", str(tmp_path), "--steps", "6", "--runs", "1", "-q"]
     assert cli.main([*given, "--image", str(photo)]) == 0
     said = json.loads((tmp_path / "quality.json").read_text())
     rows = {row["name"]: row for row in said["rows"]}
@@ -37,9 +37,9 @@ def test_quality(shallow_folder, tmp_path, capsys):
     assert Image.open(tmp_path / "quality.png").size[0] > 500
 
 
-def test_quality_is_measured_on_the_frames(shallow_folder):
+def test_quality_is_measured_on_the_frames(mini_folder):
     """By hand, of one approximation."""
-    engine = ConsisID.open(shallow_folder)
+    engine = ConsisID.open(mini_folder)
     from consisid.bench.core.inputs import PROMPT, identity
 
     rows = {row["name"]: row for row in quality.measure(engine, identity(engine.variant), PROMPT, 4, 1, seen=False)}
@@ -51,9 +51,10 @@ def test_quality_is_measured_on_the_frames(shallow_folder):
     assert rows["cache 2x"]["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error))
 
 
-def test_throughput(shallow_folder, tmp_path, capsys):
+def test_throughput(mini_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(throughput, "PREDICTED", [("h100", None), ("rtx4090", 5)])
     given = ["--steps", "2", "--videos", "2", "--budget", "140MiB"]
-    assert throughput.main([str(shallow_folder), "--output", str(tmp_path), *given]) == 0
+    assert throughput.main([str(mini_folder), "--output", str(tmp_path), *given]) == 0
     said = json.loads((tmp_path / "throughput.json").read_text())
     rows = said["measured"]
     assert {(row["budget"], row["together"], row["cache"]) for row in rows} == {
@@ -70,7 +71,7 @@ def test_throughput(shallow_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [["--steps", "1"], ["--runs", "0"]])
-def test_what_cannot_be_measured(shallow_folder, tmp_path, capsys, flags):
-    assert cli.main([str(shallow_folder), "--quality", "--output", str(tmp_path), *flags]) == 2
+def test_what_cannot_be_measured(mini_folder, tmp_path, capsys, flags):
+    assert cli.main([str(mini_folder), "--quality", "--output", str(tmp_path), *flags]) == 2
     assert f"{' '.join(flags)}" in (said := capsys.readouterr().err)
     assert "at least" in said

@@ -86,7 +86,6 @@ def test_a_block_on_a_gpu_holds_one_wide_tensor(batch, rows):
     wide = {batch * len(piece) * 4 * WIDTH * 2 for piece in torch.arange(TOKENS).tensor_split(rows)}
     fused, plain = (count(graph, {"B": batch}, torch.bfloat16, fused=fused) for fused in (True, False))
     assert [alive(counted.events, wide) for counted in (fused, plain)] == [1, 2]
-    assert fused.flops == plain.flops
 
 
 def test_a_piece_of_several_samples_is_copied():

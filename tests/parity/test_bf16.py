@@ -6,14 +6,13 @@ bf16 and float32 draw other numbers from one seed.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 from support.autoencoders import without_posterior_noise
 from support.drawn import random_variant
-from support.engines import FUSED, LOOP, SHALLOW, build_in_part, kept
+from support.engines import ALL_FUSED, SHALLOW, build_in_part
 from support.loras import lora
 from support.people import random_identity
 from support.reference import reference_pipeline, run_reference
@@ -32,22 +31,15 @@ FACTOR = 1.1
 SHORT = replace(SHALLOW, num_frames=9, transformer=replace(SHALLOW.transformer, sample_frames=9))
 
 
-@pytest.mark.parametrize(
-    "names", [pytest.param(LOOP, id="loop"), pytest.param(FUSED, id="fused", marks=pytest.mark.full)]
-)
-def test_compiled_bf16_error_is_within_the_reference_own(names, tmp_path):
-    """SHORT with these graphs compiled by AOTInductor."""
+@pytest.mark.full
+def test_compiled_bf16_error_is_within_the_reference_own(tmp_path):
+    """SHORT with all graphs compiled by AOTInductor in which it makes one loop of several operators."""
     checkpoint = without_posterior_noise(write_checkpoint(SHORT, tmp_path / "checkpoint"))
-    folder = tmp_path / f"compiled-bf16-{len(names)}"
-
-    def make(place: Path) -> None:
-        build_in_part(checkpoint, place, names.__contains__, dtype="bfloat16", bundle=True)
-
-    kept(folder, make)
-    engine = ConsisID.open(folder)
-    assert {name for name, entry in engine.manifest.graphs.items() if entry.backend == "inductor"} == names
+    build_in_part(checkpoint, tmp_path / "engine", ALL_FUSED.__contains__, dtype="bfloat16")
+    engine = ConsisID.open(tmp_path / "engine")
+    assert {name for name, entry in engine.manifest.graphs.items() if entry.backend == "inductor"} == ALL_FUSED
     compare(engine, checkpoint)
-    assert {name for name in names if engine.networks().calls[name]} == names
+    assert {name for name in ALL_FUSED if engine.networks().calls[name]} == ALL_FUSED
 
 
 @pytest.mark.parametrize("seed", [None, 0, 2, 5])

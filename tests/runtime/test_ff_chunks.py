@@ -13,7 +13,7 @@ from consisid.engine.memory.costs import ROWS
 from consisid.engine.memory.planner import plan
 from consisid.engine.memory.plans import MemoryPlan
 from consisid.engine.memory.simulate import MACHINES
-from consisid.engine.memory.tracing import count
+from consisid.engine.memory.tracing import count, count_flops
 from consisid.engine.shapes import VideoShape
 from consisid.engine.variants import PREVIEW, TINY
 
@@ -52,11 +52,12 @@ def test_the_last_rows_are_not_lost():
 def test_pieces_hold_less():
     """At full size the wide rows are what a block holds most of, once, and no more in pieces."""
     graph = graph_table(PREVIEW, PREVIEW_SHAPE)["block"]
-    whole, pieces = (count(g, {"B": 1}, torch.bfloat16, True) for g in (graph, in_ff_chunks(graph, ROWS)))
+    graphs = graph, in_ff_chunks(graph, ROWS)
+    whole, pieces = (count(g, {"B": 1}, torch.bfloat16, True) for g in graphs)
     wide = 4 * PREVIEW.transformer.inner_dim * (PREVIEW_SHAPE.video_tokens + 226) * 2
     assert wide < whole.peak <= 2 * wide
     assert pieces.peak < 0.9 * whole.peak
-    assert whole.flops == pieces.flops
+    assert len({count_flops(g, {"B": 1}, torch.bfloat16) for g in graphs}) == 1
 
 
 def test_three_gigabytes_are_enough():

@@ -34,8 +34,9 @@ PHOTO = frozenset({"eva", "retinaface", "bisenet"})  # a third of the time; `mak
 # Graphs of the loop in which Inductor makes one loop of several operators; what else runs there are single products,
 # which it leaves to oneDNN.
 LOOP = frozenset({"embed", "block", "last_block", "head", "face"})
-# Those of the rest. decode_next has the layers of decode_first.
-FUSED = LOOP | {"vae_encode", "face_extract", "decode_first"}
+# With the graph in which it makes most; decode_next has the layers of decode_first.
+FUSED = LOOP | {"decode_first"}
+ALL_FUSED = FUSED | {"vae_encode", "face_extract"}
 # TINY with the shallowest decoder: every kind of layer is in it, and compiling it takes a third of the time.
 SHALLOW = replace(
     TINY,

@@ -9,7 +9,6 @@ from support.residency import OPTIONS, PROMPT, SHAPE, LateCopies, forced, latent
 
 from consisid.engine import ConsisID
 from consisid.engine.errors import MemoryBudgetError
-from consisid.engine.graphs.graph import weight_shapes
 from consisid.engine.graphs.table import graph_table
 from consisid.engine.memory.allocator import aligned
 from consisid.engine.memory.costs import video_costs
@@ -49,16 +48,13 @@ def test_same_bytes_for_any_residency(engine, expected, monkeypatch, streamed, b
 def test_packed_tensors_begin_where_the_allocator_would_let_them(shallow):
     """In bfloat16, which a file of float32 cannot give in place."""
     table = graph_table(SHALLOW, shallow.shape)
-    shapes = {name: weight_shapes(graph.module()) for name, graph in table.items()}
     store, pieces = DeviceWeights(shallow.weights.tensors, shallow.device, torch.bfloat16), list[torch.Tensor]()
 
     def buffer(size):
         pieces.append(torch.empty(size, dtype=torch.uint8))
         return pieces[-1]
 
-    store.pack(
-        {name: (table[name], list(shapes[name])) for name in ("head", "embed")}, lambda g: shapes[g.name], buffer
-    )
+    store.pack({name: (table[name], list(table[name].weights)) for name in ("head", "embed")}, buffer)
     (piece,) = pieces
     places = [tensor.data_ptr() - piece.data_ptr() for tensor in store._held.values()]
     assert len(places) > 3
