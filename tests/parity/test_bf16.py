@@ -52,7 +52,7 @@ def test_bf16_error_is_within_the_reference_own(seed, tmp_path):
 
 def test_bf16_error_with_a_lora(tmp_path):
     """Ours rounds the sum of weight and LoRA once; diffusers rounds what each of them gives."""
-    checkpoint = without_posterior_noise(write_checkpoint(TINY, tmp_path / "checkpoint"))
+    checkpoint = without_posterior_noise(write_checkpoint(SHORT, tmp_path / "checkpoint"))
     build(checkpoint, tmp_path / "engine", dtype="bfloat16", backend="eager")
     engine = ConsisID.open(tmp_path / "engine")
     state = lora(engine.checkpoint)
