@@ -1,6 +1,6 @@
 """What a call of a graph allocates and computes, counted on tensors that have shapes and no data.
 
-The graph's own module runs once on fake tensors; every storage that an operator returns is counted while it lives.
+The graph's own module runs once on the meta device; every storage that an operator returns is counted while it lives.
 What an operator takes for itself (workspaces of convolutions and matrix products) is not seen. What a compiler fuses
 beyond our kernels allocates less than is counted here: an estimate from above, for eager and compiled alike.
 """
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +30,8 @@ from ..shapes import VideoShape, chunks
 from ..variants import Variant
 from ..video import to_uint8
 from .allocator import Event, peak_bytes
+
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Live(TorchDispatchMode):
             extra = [args[0].nbytes]  # convolution libraries read a copy
         numbers = range(len(self.events), len(self.events) + len(extra))
         self.events += zip(numbers, extra, strict=True)
-        for tensor in tree_leaves(out):
+        # Of a batch norm the first: with data, the statistics that it was given are not saved anew.
+        for tensor in tree_leaves(out[:1] if packet is torch.ops.aten.native_batch_norm else out):
             if isinstance(tensor, Tensor):
                 self._appeared(tensor.untyped_storage())
         self.events += [(number, 0) for number in numbers]
@@ -107,8 +111,7 @@ def count(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, fused: boo
 def count_flops(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype) -> int:
     """FLOPs of the products, convolutions and attention of one call of a graph, by the references of our kernels.
 
-    On the meta device, where a call takes a fraction of the time. Attention asks for other memory there than on a CPU
-    or a GPU, and convolutions may, so that this is no place to count it.
+    Attention is taken apart here into products, which are what of it counts.
 
     Args:
         sizes: as in `count`.
@@ -231,8 +234,17 @@ class Fake:
 @contextmanager
 def without_data(fused: bool) -> Iterator[None]:
     """Tensors that are made inside have no data; `fused`: memory is that of our kernels."""
-    with FakeTensorMode(), torch.no_grad(), whole() if fused else nullcontext():
+    with torch.device("meta"), torch.no_grad(), _WholeAttention(), whole() if fused else nullcontext():
         yield
+
+
+class _WholeAttention(TorchFunctionMode):
+    """Attention as on a CPU or a GPU, which store no scores; without data PyTorch would take it apart."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return CPU_ATTENTION(*args, **(kwargs or {}))[0]
 
 
 def _dense(x: Tensor) -> bool:

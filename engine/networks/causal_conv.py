@@ -42,7 +42,7 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> 
     In float32 on a CPU it is a sum of 2-d convolutions, one for each time step of the kernel: those PyTorch hands to
     oneDNN, while a 3-d one of a small sample goes to slow_conv3d, which does without it.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type not in ("cpu", "meta") or x.dtype != torch.float32:
         return F.conv3d(x, weight, bias, padding=(0, padding, padding))
     batch, frames = x.shape[0], x.shape[2] - weight.shape[2] + 1
     images = x.transpose(1, 2).contiguous()  # [B, F, C, H, W]

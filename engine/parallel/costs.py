@@ -121,7 +121,7 @@ def count_spread_step(
         graphs = {name: graph for name, graph in cut.items() if graph.stage == "denoise"}
         call = Fake(graphs | local, dtype)
         networks = _networks(few, graphs, call, dtype)
-        exchange = Silent(0, mesh.size, torch.device("cpu"), timedelta())
+        exchange = Silent(0, mesh.size, torch.device("meta"), timedelta())
         trunk = SpreadTrunk(networks, shape, exchange, mesh, rows, partial(_load, call))
         team = Alone(exchange, mesh, cast(Crew, None))
         latents, image = call.inputs(table["embed"], {"B": batch})
@@ -153,7 +153,7 @@ def count_slab(
         call = Fake(table, dtype)
         run = SlabDecoder(
             _networks(variant, table, call, dtype, bound=True),
-            Silent(0, devices, torch.device("cpu"), timedelta()), size, None,
+            Silent(0, devices, torch.device("meta"), timedelta()), size, None,
         )  # fmt: skip
         parts = [torch.empty(1, channels, frames, *size, dtype=dtype) for frames in (chunks(shape.latent_frames)[0], 2)]
         live = Live([*call.known, *parts])
@@ -171,7 +171,7 @@ def _networks(
     weights = call.weights if bound else dict.fromkeys(graphs, ())
     held = Held({name: [tuple(weights[name])] * len(graph.layers) for name, graph in graphs.items()})
     runners = {name: _load(call, graph, name) for name, graph in graphs.items()}
-    return PerLayer(variant, runners, held, torch.device("cpu"), dtype)
+    return PerLayer(variant, runners, held, torch.device("meta"), dtype)
 
 
 def _load(call: Fake, graph: Graph, like: str, rows: int = 1) -> Runner:
