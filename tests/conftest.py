@@ -69,6 +69,11 @@ def tiny_reference(tiny_checkpoint: Path):
     return reference_pipeline(tiny_checkpoint)
 
 
+@pytest.fixture(scope="session")
+def shallow_reference(shallow_checkpoint: Path):
+    return reference_pipeline(shallow_checkpoint)
+
+
 @pytest.fixture
 def face() -> Image.Image:
     return random_face()

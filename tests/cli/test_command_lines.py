@@ -250,14 +250,14 @@ def test_names_and_prompts_that_are_not_utf8(shallow_folder, tmp_path):
         (["--face", "nan,0,1,1"], "face=(nan, 0.0, 1.0, 1.0): give"),
     ],
 )
-def test_generate_refuses_in_one_line(tiny_folder, tmp_path, capsys, monkeypatch, options, message, tiny):
-    monkeypatch.setattr(ConsisID, "open", lambda *a, **k: opened(tiny, *a, **k))
+def test_generate_refuses_in_one_line(shallow_folder, tmp_path, capsys, monkeypatch, options, message, shallow):
+    monkeypatch.setattr(ConsisID, "open", lambda *a, **k: opened(shallow, *a, **k))
     Image.fromarray(astronaut()[:330, 70:400]).save(tmp_path / "photo.png")
     random_identity(TINY).save(tmp_path / "person.safetensors")
     before = sorted(tmp_path.iterdir())
     photo = "photo.png" if "--face" in options else "person.safetensors"
     options = [option.replace("{tmp}", str(tmp_path)) for option in options]
-    arguments = [str(tiny_folder), "--image", str(tmp_path / photo), "--prompt", "A man.", "--output",
+    arguments = [str(shallow_folder), "--image", str(tmp_path / photo), "--prompt", "A man.", "--output",
                  str(tmp_path / "out.mp4"), *options]  # fmt: skip
     if message is None:
         with pytest.raises(SystemExit) as ended:
@@ -311,7 +311,7 @@ def test_build_refuses_in_one_line(tmp_path, capsys, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_under_save_identity(tiny_folder, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_under_save_identity(shallow_folder, tmp_path, capsys, monkeypatch):
     random_face().save(tmp_path / "face.png")
 
     def full(*args):
@@ -319,7 +319,7 @@ def test_a_full_disk_under_save_identity(tiny_folder, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("consisid.engine.util.sealed.save_file", full)
     kept = tmp_path / "me.safetensors"
-    arguments = [str(tiny_folder), "--image", str(tmp_path / "face.png"), "--aligned", "--prompt", "A man.",
+    arguments = [str(shallow_folder), "--image", str(tmp_path / "face.png"), "--aligned", "--prompt", "A man.",
                  "--output", str(tmp_path / "out.mp4"), "--save-identity", str(kept)]  # fmt: skip
     assert cli.main(arguments) == REFUSED
     said = capsys.readouterr().err
@@ -328,11 +328,11 @@ def test_a_full_disk_under_save_identity(tiny_folder, tmp_path, capsys, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["face.png"]
 
 
-def test_a_full_disk_under_checkpoint_is_a_warning(tiny, tmp_path, monkeypatch):
+def test_a_full_disk_under_checkpoint_is_a_warning(shallow, tmp_path, monkeypatch):
     """The video is worth more than the file that would help if it were lost."""
     options = {"seed": 1, "num_inference_steps": 2, "num_frames": 9, "output_type": "latent"}
     person = random_identity(TINY)
-    expected = tiny.generate(person, "A man.", **options).latents
+    expected = shallow.generate(person, "A man.", **options).latents
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -340,7 +340,7 @@ def test_a_full_disk_under_checkpoint_is_a_warning(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("consisid.engine.util.sealed.save_file", full)
     kept = tmp_path / "steps.safetensors"
     with pytest.warns(UserWarning, match=r"steps.safetensors cannot be written \(No space left on device\).*goes on"):
-        made = tiny.generate(person, "A man.", **options, checkpoint=kept, checkpoint_every=1)
+        made = shallow.generate(person, "A man.", **options, checkpoint=kept, checkpoint_every=1)
     assert (made.latents == expected).all()
     assert list(tmp_path.iterdir()) == []
 
@@ -359,7 +359,7 @@ def test_a_full_disk_under_checkpoint_is_a_warning(tiny, tmp_path, monkeypatch):
         ("empty.mp4", b"", "empty.mp4 cannot be read as a video"),
     ],
 )
-def test_bench_identity_takes_videos_with_a_face(tiny_folder, tmp_path, capsys, name, frames, message):
+def test_bench_identity_takes_videos_with_a_face(shallow_folder, tmp_path, capsys, name, frames, message):
     photo, video = tmp_path / "photo.png", tmp_path / name
     Image.fromarray(astronaut()).save(photo)
     if isinstance(frames, int):
@@ -369,7 +369,7 @@ def test_bench_identity_takes_videos_with_a_face(tiny_folder, tmp_path, capsys, 
     else:
         video.write_bytes(frames)
     arguments = ["--identity", "--image", str(photo), "--video", str(video), "--output", str(tmp_path / "out")]
-    assert bench_cli.main([str(tiny_folder), *arguments]) == REFUSED
+    assert bench_cli.main([str(shallow_folder), *arguments]) == REFUSED
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

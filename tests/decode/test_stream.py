@@ -22,20 +22,20 @@ def person():
     return random_identity(TINY)
 
 
-def make(tiny, **options):
-    return tiny.generate(person(), "A man.", **OPTIONS, **options)
+def make(shallow, **options):
+    return shallow.generate(person(), "A man.", **OPTIONS, **options)
 
 
-def test_a_stream_is_the_same_video_frame_by_frame(tiny):
+def test_a_stream_is_the_same_video_frame_by_frame(shallow):
     """The second chunk is not decoded before its first frame is asked for."""
-    whole = make(tiny)
-    video = make(tiny, output_type="stream")
+    whole = make(shallow)
+    video = make(shallow, output_type="stream")
     assert "decode_first" not in video.stats.calls
-    before = tiny.networks().calls["decode_next"]
+    before = shallow.networks().calls["decode_next"]
     read = [next(video.frames) for _ in range(9)]
-    assert tiny.networks().calls["decode_next"] == before
+    assert shallow.networks().calls["decode_next"] == before
     read += list(video.frames)
-    assert tiny.networks().calls["decode_next"] == before + 1
+    assert shallow.networks().calls["decode_next"] == before + 1
     assert np.array_equal(np.stack(read), whole.frames)
     assert video.shape == whole.shape == (17, 96, 144)
     assert video.stats.calls["decode_first"] == 1
@@ -43,19 +43,19 @@ def test_a_stream_is_the_same_video_frame_by_frame(tiny):
 
 
 @pytest.mark.parametrize("mode", ["tiled", "exact", "tiled-reference"])
-def test_every_mode_through_generate(tiny, mode):
-    video = make(tiny, decode=mode, tile=(6, 10), num_frames=9)
+def test_every_mode_through_generate(shallow, mode):
+    video = make(shallow, decode=mode, tile=(6, 10), num_frames=9)
     assert video.frames.shape == (9, 96, 144, 3)
     if mode == "exact":
-        other = make(tiny, num_frames=9)
+        other = make(shallow, num_frames=9)
         assert np.abs(video.frames.astype(int) - other.frames).max() <= 1
 
 
-def test_output_types_have_one_picture(tiny):
+def test_output_types_have_one_picture(shallow):
     size = {"num_frames": 9}
-    frames = make(tiny, **size).frames
+    frames = make(shallow, **size).frames
     for kind in ("np", "pt", "pil"):
-        video = make(tiny, **size, output_type=kind)
+        video = make(shallow, **size, output_type=kind)
         assert video.shape == (9, 96, 144)
         other = video.frames
         other = np.stack([np.asarray(f) for f in other]) / 255 if kind == "pil" else other
@@ -63,10 +63,10 @@ def test_output_types_have_one_picture(tiny):
         assert np.abs(other - frames / 255).max() <= 0.5 / 255 + 1e-6, kind
 
 
-def test_a_stream_is_saved_while_it_is_decoded(tiny, tmp_path):
+def test_a_stream_is_saved_while_it_is_decoded(shallow, tmp_path):
     import av
 
-    video = make(tiny, output_type="stream")
+    video = make(shallow, output_type="stream")
     path = video.save(tmp_path / "stream.mp4")
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 17
@@ -86,9 +86,9 @@ def test_a_stream_is_saved_while_it_is_decoded(tiny, tmp_path):
         ({"decode": "exact", "tile": (8.0, 8)}, "whole numbers"),
     ],
 )
-def test_what_decode_refuses(tiny, options, message):
+def test_what_decode_refuses(shallow, options, message):
     with pytest.raises(InputError, match=message):
-        make(tiny, **options)
+        make(shallow, **options)
 
 
 def frames(count):

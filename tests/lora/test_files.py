@@ -21,8 +21,8 @@ BLOCKS = MODULES[6:13]
 
 
 @pytest.fixture(scope="module")
-def folder_engine(tiny_folder):
-    return ConsisID.open(tiny_folder)
+def folder_engine(shallow_folder):
+    return ConsisID.open(shallow_folder)
 
 
 @pytest.fixture

@@ -386,11 +386,11 @@ def test_a_file_on_the_hub(online, engine, tmp_path, monkeypatch):
     assert asked[-3:] == ["step/adapter_model.safetensors", "step/adapter_config.json", "other.safetensors"]
 
 
-def test_the_command_takes_loras(tiny_folder, engine, tmp_path, capsys):
+def test_the_command_takes_loras(shallow_folder, engine, tmp_path, capsys):
     person, output = tmp_path / "me.safetensors", tmp_path / "out.mp4"
     random_identity(TINY).save(person)
     save_file(lora(engine.checkpoint), tmp_path / "snow.safetensors")
-    arguments = [str(tiny_folder), "--image", str(person), "--prompt", PROMPT, "--output", str(output),
+    arguments = [str(shallow_folder), "--image", str(person), "--prompt", PROMPT, "--output", str(output),
                  "--steps", "1", "--num-frames", "9"]  # fmt: skip
     assert main([*arguments, "--lora", str(tmp_path / "snow.safetensors"), "--lora-weight", "0.5"]) == 0
     assert output.exists()

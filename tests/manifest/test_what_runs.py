@@ -35,9 +35,9 @@ def latents(engine: ConsisID) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def built(tiny_checkpoint, tmp_path_factory):
+def built(shallow_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundled") / "engine"
-    build(tiny_checkpoint, folder, backend="eager", bundle=True)
+    build(shallow_checkpoint, folder, backend="eager", bundle=True)
     return folder
 
 
@@ -48,7 +48,7 @@ def bundled(built, tmp_path):
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_files_beside_those_of_the_manifest_are_not_read(bundled, tiny, verify):
+def test_files_beside_those_of_the_manifest_are_not_read(bundled, shallow, verify):
     """An index and other weights, a tokenizer of the other kind, other face models and a nested antelopev2."""
     checkpoint = bundled / "checkpoint"
     for part in ("transformer", "vae"):
@@ -62,7 +62,7 @@ def test_files_beside_those_of_the_manifest_are_not_read(bundled, tiny, verify):
         checkpoint / "face_encoder/models/antelopev2", checkpoint / "face_encoder/models/antelopev2/antelopev2"
     )
     engine = ConsisID.open(bundled, verify=verify)
-    assert torch.equal(latents(engine), latents(tiny))
+    assert torch.equal(latents(engine), latents(shallow))
     assert engine.faces.files["arcface"].parent.parent.name == "models"
 
 
@@ -104,11 +104,11 @@ print([float((other - first).abs().max()) for other in others])
 """
 
 
-def test_values_do_not_depend_on_the_layout_of_a_file(tiny_checkpoint, tmp_path):
+def test_values_do_not_depend_on_the_layout_of_a_file(shallow_checkpoint, tmp_path):
     """A tensor that nothing reads moves all others in its file. Where they begin decides how MKL adds on processors
     without AVX2 and on those of other makers, which the variable stands for: latents were off by 1.6e-5."""
     for number, size in enumerate((0, 1, 3, 6, 14)):
-        folder = shutil.copytree(tiny_checkpoint, tmp_path / f"checkpoint{number}", copy_function=os.link)
+        folder = shutil.copytree(shallow_checkpoint, tmp_path / f"checkpoint{number}", copy_function=os.link)
         for file in [
             file for part in ("transformer", "vae", "text_encoder") for file in folder.glob(f"{part}/*.safetensors")
         ]:
@@ -282,16 +282,16 @@ def test_what_is_no_path_of_an_engine(folder):
     [3, -1, 3.5, True, [], {}, b"cpu", object(), "", "gpu", "meta", "mps", "xla", "\0", "cpu:99999999999", "x" * 5000,
      torch.device("meta")],
 )  # fmt: skip
-def test_what_is_no_device(tiny_folder, device):
+def test_what_is_no_device(shallow_folder, device):
     with pytest.raises(InputError, match="is not a device; it is cpu, cuda or cuda:0") as caught:
-        ConsisID.open(tiny_folder, device=device)
+        ConsisID.open(shallow_folder, device=device)
     assert len(str(caught.value)) < 200
 
 
-def test_the_cpu_is_one_device(tiny_folder, tiny):
+def test_the_cpu_is_one_device(shallow_folder, shallow):
     """By whatever number: its engines share their turns, and its peak is said to be the whole process'."""
-    engine = ConsisID.open(tiny_folder, device="cpu:3")
-    assert turn_of(engine.device) is turn_of(tiny.device)
+    engine = ConsisID.open(shallow_folder, device="cpu:3")
+    assert turn_of(engine.device) is turn_of(shallow.device)
     assert engine.generate(random_identity(TINY), "A man.", **SHORT).stats.summary().endswith("of the whole process")
 
 
@@ -303,6 +303,6 @@ def test_the_cpu_is_one_device(tiny_folder, tiny):
         ({"cfg": ["batched"]}, "is none of batched"), ({"shape": (1, 2, 3)}, r"shape=\(1, 2, 3\) is no VideoShape"),
     ],
 )  # fmt: skip
-def test_what_no_plan_is_made_of(tiny, options, message):
+def test_what_no_plan_is_made_of(shallow, options, message):
     with pytest.raises(InputError, match=message):
-        tiny.plan("8GiB", **options)
+        shallow.plan("8GiB", **options)

@@ -22,11 +22,6 @@ pytestmark = [pytest.mark.order(-4), pytest.mark.slow]
 PROMPT = "A person walks slowly through fresh snow."
 
 
-@pytest.fixture(scope="module")
-def shallow_reference(shallow_checkpoint):
-    return reference_pipeline(shallow_checkpoint)
-
-
 @pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
 def test_schedulers(tiny, tiny_reference, scheduler, monkeypatch):
     for owner in (tiny, tiny_reference):

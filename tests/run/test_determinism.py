@@ -16,15 +16,15 @@ print(hashlib.sha256(video.frames.tobytes()).hexdigest())
 """
 
 
-def test_same_seed_same_bytes(tiny, tiny_folder, request):
+def test_same_seed_same_bytes(shallow, shallow_folder, request):
     person, options = random_identity(TINY), {"num_inference_steps": 3}
-    first = tiny.generate(person, "A person walks.", seed=42, **options).frames
-    again = tiny.generate(person, "A person walks.", seed=42, **options).frames
-    other = tiny.generate(person, "A person walks.", seed=43, **options).frames
+    first = shallow.generate(person, "A person walks.", seed=42, **options).frames
+    again = shallow.generate(person, "A person walks.", seed=42, **options).frames
+    other = shallow.generate(person, "A person walks.", seed=43, **options).frames
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
     import hashlib
 
     tests = request.config.rootpath / "tests"
-    result = run_forked(SCRIPT, tiny_folder, tests)
+    result = run_forked(SCRIPT, shallow_folder, tests)
     assert result.stdout.split() == [hashlib.sha256(first.tobytes()).hexdigest()]

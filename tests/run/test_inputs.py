@@ -97,29 +97,29 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_arguments(tiny, case):
+def test_arguments(shallow, case):
     options, message = CASES[case]
     with pytest.raises(InputError, match=message):
-        tiny.generate(random_identity(TINY), **{"prompt": "A man.", **options})
+        shallow.generate(random_identity(TINY), **{"prompt": "A man.", **options})
 
 
 @pytest.mark.parametrize("scheduler", [None, 3, "ddim", object(), {}, CogVideoXDDIMScheduler, torch.ones(3)])
-def test_what_is_no_scheduler(tiny_folder, scheduler):
-    engine = ConsisID.open(tiny_folder)
+def test_what_is_no_scheduler(shallow_folder, scheduler):
+    engine = ConsisID.open(shallow_folder)
     engine.scheduler = scheduler
     with pytest.raises(InputError, match=r"is no scheduler: it has no step or no config"):
         engine.generate(random_identity(TINY), "A man.")
 
 
-def test_a_checkpoint_where_no_file_can_be_is_a_warning(tiny):
+def test_a_checkpoint_where_no_file_can_be_is_a_warning(shallow):
     """And no error when the run is finished and removes it."""
     options = {"seed": 1, "num_inference_steps": 1, "num_frames": 9, "output_type": "latent", "checkpoint_every": 1}
     with pytest.warns(UserWarning, match=r"/dev/null/x cannot be written .*The run goes on without this checkpoint"):
-        video = tiny.generate(random_identity(TINY), "A man.", checkpoint="/dev/null/x", **options)
+        video = shallow.generate(random_identity(TINY), "A man.", checkpoint="/dev/null/x", **options)
     assert video.latents.isfinite().all()
 
 
-def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tiny, tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning(shallow, tmp_path, monkeypatch):
     def refused(path, missing_ok=False):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -133,25 +133,25 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tiny, tmp_path, monkey
     monkeypatch.setattr("consisid.engine.run.resume.RunFile.read", lambda *_: None)
     monkeypatch.setattr("consisid.engine.run.resume.RunFile.write", lambda *_: None)
     with pytest.warns(UserWarning, match=r"run.safetensors cannot be removed \(Permission denied\), and its run is"):
-        tiny.generate(random_identity(TINY), "A man.", checkpoint=kept, callback_on_step_end=callback, **options)
+        shallow.generate(random_identity(TINY), "A man.", checkpoint=kept, callback_on_step_end=callback, **options)
 
 
-def test_what_is_too_large_is_refused_before_anything_is_made_of_it(tiny, monkeypatch):
+def test_what_is_too_large_is_refused_before_anything_is_made_of_it(shallow, monkeypatch):
     monkeypatch.setattr("consisid.engine.api.run_with_oom_retry", lambda *_: pytest.fail("a run has begun"))
     for size in ({"height": 160_000}, {"num_frames": 80_000_001}):
         with pytest.raises(InputError, match=r"is more than|at most"):
-            tiny.generate(random_identity(TINY), "A man.", **size)
+            shallow.generate(random_identity(TINY), "A man.", **size)
 
 
-def test_the_first_and_the_last_seed(tiny):
+def test_the_first_and_the_last_seed(shallow):
     options = {"num_inference_steps": 1, "num_frames": 9, "output_type": "latent"}
     for seed in (-(2**63), 2**64 - 1):
-        assert tiny.generate(random_identity(TINY), "A man.", seed=seed, **options).latents.isfinite().all()
+        assert shallow.generate(random_identity(TINY), "A man.", seed=seed, **options).latents.isfinite().all()
 
 
-def test_what_is_cut_of_a_long_prompt_is_shown_in_a_line(tiny):
+def test_what_is_cut_of_a_long_prompt_is_shown_in_a_line(shallow):
     with pytest.warns(UserWarning, match=r"this end of it has no effect: '.* word") as seen:
-        tiny.generate(
+        shallow.generate(
             random_identity(TINY), "word " * 100_000, num_inference_steps=1, num_frames=9, output_type="latent"
         )
     assert len(str(seen[0].message)) < 400
@@ -162,7 +162,7 @@ def broken(tmp_path, name, content):
     return tmp_path / name
 
 
-def test_photos(tiny, tmp_path):
+def test_photos(shallow, tmp_path):
     photos = {
         "nowhere.png: no such file": tmp_path / "nowhere.png",
         "empty.png": broken(tmp_path, "empty.png", b""),
@@ -175,57 +175,57 @@ def test_photos(tiny, tmp_path):
     for aligned in (True, False):
         for message, photo in photos.items():
             with pytest.raises(InputError, match=message):
-                tiny.identify(photo, aligned=aligned)
+                shallow.identify(photo, aligned=aligned)
 
 
-def test_no_face(tiny, tmp_path):
+def test_no_face(shallow, tmp_path):
     """The photo is named, and of several its number too."""
     blue = np.full((256, 256, 3), (30, 90, 160), np.uint8)
     with pytest.raises(FaceError, match=r"^the array: no face found"):
-        tiny.identify(blue)
+        shallow.identify(blue)
     Image.fromarray(blue).save(tmp_path / "blue.png")
     good = astronaut()[:330, 70:400]
     with pytest.raises(FaceError, match=r"^photo 2 of 3, .*blue\.png: no face found"):
-        tiny.identify([good, str(tmp_path / "blue.png"), good])
+        shallow.identify([good, str(tmp_path / "blue.png"), good])
     with pytest.raises(FaceError, match=r"^photo 3 of 3, the bytes: no face found"):
-        tiny.identify((good, good, (tmp_path / "blue.png").read_bytes()))
+        shallow.identify((good, good, (tmp_path / "blue.png").read_bytes()))
     with pytest.raises(InputError, match=r"^photo 1 of 2, nowhere\.png: no such file"):
-        tiny.identify(["nowhere.png", good])
+        shallow.identify(["nowhere.png", good])
     with pytest.raises(InputError, match=r"^photo 2 of 2 is a list itself; give one list of photos"):
-        tiny.identify([good, [good]])
+        shallow.identify([good, [good]])
     with pytest.raises(FaceError, match=r"^photo 1 of 2, the array: no face in the box"):
-        tiny.identify([good, good], face=(0.0, 0.9, 0.01, 1.0))
+        shallow.identify([good, good], face=(0.0, 0.9, 0.01, 1.0))
 
 
-def test_a_photo_is_what_web_services_hold(tiny):
+def test_a_photo_is_what_web_services_hold(shallow):
     """Bytes and open files are a photo like any other, not a list of numbers."""
     pixels = astronaut()[:330, 70:400]
     content = png(pixels)
-    person = tiny.identify(content)
-    assert tiny.identify(io.BytesIO(content)) is tiny.identify(bytearray(content)) is person
-    assert torch.equal(tiny.identify(torch.from_numpy(pixels.copy())).id_cond, person.id_cond)
+    person = shallow.identify(content)
+    assert shallow.identify(io.BytesIO(content)) is shallow.identify(bytearray(content)) is person
+    assert torch.equal(shallow.identify(torch.from_numpy(pixels.copy())).id_cond, person.id_cond)
 
 
 @pytest.mark.parametrize(
     "face", [None, True, 1.5, "tallest", "", [1], [[1], [2, 3]], ("a", "b", "c", "d"), (0, 0, float("nan"), 1), {}, {1},
              [[0, 0, 1, 1]], object()]
 )  # fmt: skip
-def test_what_chooses_no_face(tiny, face):
+def test_what_chooses_no_face(shallow, face):
     with pytest.raises(InputError, match=r"face=.*: give 'largest', 'center'"):
-        tiny.identify(astronaut(), face=face)
+        shallow.identify(astronaut(), face=face)
 
 
-def test_nan_names_the_step(tiny):
+def test_nan_names_the_step(shallow):
     def callback(engine, step, timestep, tensors):
         return {"latents": tensors["latents"] * float("nan")} if step == 1 else {}
 
     with pytest.raises(NumericalError, match="after step 2 of 4"):
-        tiny.generate(
+        shallow.generate(
             random_identity(TINY), "A man.", seed=1, num_inference_steps=4, callback_on_step_end=callback
         )  # fmt: skip
 
 
-def test_a_callback_ends_the_run_as_in_diffusers(tiny):
+def test_a_callback_ends_the_run_as_in_diffusers(shallow):
     steps = []
 
     def callback(engine, step, timestep, tensors):
@@ -234,14 +234,14 @@ def test_a_callback_ends_the_run_as_in_diffusers(tiny):
         return tensors
 
     options = {"seed": 1, "num_inference_steps": 4, "output_type": "latent", "num_frames": 9}
-    video = tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=callback, **options)
+    video = shallow.generate(random_identity(TINY), "A man.", callback_on_step_end=callback, **options)
     assert steps == [(0, 4), (1, 4)]
-    again = tiny.generate(random_identity(TINY), "A man.", **options)
+    again = shallow.generate(random_identity(TINY), "A man.", **options)
     assert video.latents.isfinite().all()
     assert not torch.equal(video.latents, again.latents)
 
 
-def test_a_pipeline_callback_says_which_tensors_it_gets(tiny):
+def test_a_pipeline_callback_says_which_tensors_it_gets(shallow):
     class Callback(PipelineCallback):
         tensor_inputs: ClassVar = ["prompt_embeds"]
 
@@ -251,7 +251,7 @@ def test_a_pipeline_callback_says_which_tensors_it_gets(tiny):
 
     seen: list[list[str]] = []
     options = {"seed": 1, "num_inference_steps": 1, "output_type": "latent", "num_frames": 9}
-    tiny.generate(random_identity(TINY), "A man.", callback_on_step_end=Callback(), **options)
+    shallow.generate(random_identity(TINY), "A man.", callback_on_step_end=Callback(), **options)
     assert seen == [["prompt_embeds"]]
 
 
@@ -297,7 +297,7 @@ FILES = {
         (["--image", "{face}", "--checkpoint", "{tmp}"], "is a folder; give the file to write"),
     ],
 )
-def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, monkeypatch, arguments, message):
+def test_generate_exits_with_2_and_one_line(shallow_folder, tmp_path, capsys, monkeypatch, arguments, message):
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
@@ -306,7 +306,7 @@ def test_generate_exits_with_2_and_one_line(tiny_folder, tmp_path, capsys, monke
     arguments = [a.format(tmp=tmp_path, **{name: tmp_path / f"{name}.png" for name in before}) for a in arguments]
     for flag, value in (("--prompt", "A man."), ("--output", str(tmp_path / "out.mp4"))):
         arguments += [] if flag in arguments else [flag, value]
-    assert cli.main([str(tiny_folder), *arguments]) == 2
+    assert cli.main([str(shallow_folder), *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
@@ -365,7 +365,7 @@ def test_an_interrupt_says_what_is_left(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("one_engine")
-def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
+def test_every_option_reaches_the_engine(shallow_folder, tmp_path, monkeypatch):
     """What the command line asks of identify() and of generate()."""
     asked = {}
 
@@ -380,7 +380,7 @@ def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
     arguments = text.split()
     kept = tmp_path / "me.safetensors"
     output = ["--output", str(tmp_path / "out.mp4"), "--save-identity", str(kept)]
-    assert cli.main([str(tiny_folder), *arguments, *output]) == 0
+    assert cli.main([str(shallow_folder), *arguments, *output]) == 0
     settings = {"face": (0.1, 0.2, 0.5, 0.9), "aligned": False, "mode": "whole", "key_points": "reference"}
     assert asked.pop("identify") == ((["a.png", "b.png"],), settings)
     _, options = asked["generate"]
@@ -389,7 +389,7 @@ def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
         "checkpoint_every": 2, "num_inference_steps": 7,
     }  # fmt: skip
     assert {name: options[name] for name in expected} == expected
-    assert cli.main([str(tiny_folder), "--image", str(kept), "--prompt", "walks", *output[:2]]) == 0
+    assert cli.main([str(shallow_folder), "--image", str(kept), "--prompt", "walks", *output[:2]]) == 0
     assert "identify" not in asked
     assert torch.equal(asked["generate"][0][0].id_cond, random_identity(TINY).id_cond)
 
@@ -406,10 +406,10 @@ def test_every_option_reaches_the_engine(tiny_folder, tmp_path, monkeypatch):
         (["{tiny}", "--device", "cuda"], "sees no CUDA GPU"),
     ],
 )
-def test_build_exits_with_2_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys, arguments, message):
+def test_build_exits_with_2_and_leaves_nothing(shallow_checkpoint, tmp_path, capsys, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    arguments = [a.format(tmp=tmp_path, tiny=tiny_checkpoint) for a in arguments]
+    arguments = [a.format(tmp=tmp_path, tiny=shallow_checkpoint) for a in arguments]
     assert build_cli.main([*arguments, "--output", str(tmp_path / "engine")]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -426,11 +426,12 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
-def test_the_command_line_makes_a_playable_video(tiny_folder, tmp_path):
+def test_the_command_line_makes_a_playable_video(shallow_folder, tmp_path):
     import av
 
     random_face().save(tmp_path / "face.png")
-    command = [sys.executable, "-m", "consisid.engine.cli", tiny_folder, "--image", tmp_path / "face.png", "--aligned"]
+    photo = tmp_path / "face.png"
+    command = [sys.executable, "-m", "consisid.engine.cli", shallow_folder, "--image", photo, "--aligned"]
     command += ["--prompt", "A man.", "--seed", "3", "--steps", "1", "--output", tmp_path / "out.mp4"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     first, last = result.stdout.strip().splitlines()
