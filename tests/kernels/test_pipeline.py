@@ -1,7 +1,7 @@
 """The whole TINY pipeline through the Triton kernels, interpreted, against diffusers' pipeline.
 
-float32, two steps, frames of 16 x 32 in a first and a next chunk of a narrow and shallow decoder: the interpreter takes minutes for
-more. The bound is the contract's for a whole loop; what separates the two is the order of additions.
+float32, two steps, frames of 16 x 32 in a first and a next chunk of a narrow and shallow decoder: the interpreter takes
+minutes for more. The bound is the contract's for a whole loop; what separates the two is the order of additions.
 """
 
 import json
