@@ -207,7 +207,7 @@ def test_a_graph_is_compiled_for_as_many_samples_as_indices_of_32_bits_reach():
     batched = {name for name, graph in PREVIEW_GRAPHS.items() if any("B" in s.shape for s in graph.inputs.values())}
     assert batched == BATCHED
     found = {}
-    for name in BATCHED:
+    for name in ("block", "embed", "face"):
         graph = PREVIEW_GRAPHS[name]
         found[name] = most_samples(graph, trace(graph, torch.device("meta"), torch.bfloat16))
         assert elements(graph, found[name]) <= INT32 < elements(graph, found[name] + 1)

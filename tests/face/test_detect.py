@@ -11,7 +11,6 @@ from consisid.engine.face import alignment as align
 from consisid.engine.face import detection as detect
 from consisid.engine.face.detection import Detections, Scrfd, decode_retinaface, priors, suppress
 from consisid.engine.networks.bisenet import BiSeNet, bisenet_state
-from consisid.engine.networks.eva import EvaTower
 from consisid.engine.networks.retinaface import RetinaFace, retinaface_backbone, retinaface_state
 
 
@@ -120,31 +119,6 @@ def test_parsing_keeps_hair_and_drops_the_neck():
     colour, grey = align.parse(crop, logits)
     assert colour[0, 0, 0].tolist() == [0.25, 0.25, 1, 1]
     torch.testing.assert_close(grey[0, 1, 0], torch.tensor([0.25, 0.25, 1, 1]))
-
-
-@pytest.mark.parametrize(
-    ("network", "shape"),
-    [
-        (lambda: RetinaFace("resnet50"), (1, 3, 768, 1024)),
-        (BiSeNet, (1, 3, 512, 512)),
-        (lambda: EvaTower(1024, 24, 2730), (1, 3, 336, 336)),
-    ],
-    ids=["retinaface", "bisenet", "eva"],
-)
-def test_traces_at_full_size_on_the_meta_device(network, shape):
-    """With the weights as arguments, without a number of its own."""
-    with torch.device("meta"):
-        module = network()
-        state = dict(module.state_dict())
-
-        class Call(torch.nn.Module):
-            def forward(self, weights, image):
-                return torch.func.functional_call(module, weights, (image,))
-
-        program = torch.export.export(Call(), (state, torch.empty(shape)), strict=False)
-    assert not program.state_dict
-    assert not program.constants
-    assert not any("num_batches" in name for name in state)
 
 
 def test_fixtures_fit_the_networks():

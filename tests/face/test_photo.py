@@ -265,7 +265,7 @@ def test_nothing_starts_another_program(tmp_path, monkeypatch):
         load_photo(image)
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "I;16", "P"])
+@pytest.mark.parametrize("kind", ["RGBA", "I;16", pytest.param("P", marks=pytest.mark.full)])
 def test_a_large_photo_is_decoded_in_bounded_memory(tmp_path, kind):
     """A process of its own: its peak is 5 bytes per pixel for the file's and ours, one strip, and the libraries."""
     side = 8000

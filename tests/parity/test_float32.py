@@ -98,7 +98,7 @@ def test_callbacks_replace_latents_and_prompt_embeds(shallow, shallow_reference)
     assert ours == reference == [(i, t, inputs) for i, (_, t, _) in enumerate(reference)]
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(6, 10))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(4, 10))])
 def test_random_configurations(seed, tmp_path):
     variant = random_variant(seed)
     checkpoint = write_checkpoint(variant, tmp_path / "checkpoint", seed=seed)

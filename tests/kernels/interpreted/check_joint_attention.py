@@ -28,8 +28,11 @@ def arguments(batch, queries, keys, heads, dim, dtype):
     return q, qkv[:, :, 1].contiguous() * 3, qkv[:, :, 2], dim**-0.5
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [(torch.float32, PLAIN), *((torch.float16, config) for config in CONFIGS.values())],
+    ids=["float32", *CONFIGS],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_reference(assert_close, shape, dtype, config):
     given = arguments(*shape, dtype)
