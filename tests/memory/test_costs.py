@@ -1,14 +1,20 @@
 """What stages hand on to each other, counted by hand."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from support.plans import sizes_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from consisid.engine.graphs.table import graph_table
+from consisid.engine.memory import tracing
 from consisid.engine.memory.allocator import peak_bytes
 from consisid.engine.memory.costs import OVERLAP, SPLITS, video_costs
 from consisid.engine.memory.tracing import count_decode
 from consisid.engine.shapes import VideoShape
-from consisid.engine.variants import PREVIEW
+from consisid.engine.variants import PREVIEW, TINY
+from consisid.kernels import whole
 
 SHAPE = VideoShape.of(PREVIEW, 480, 720, 49)
 WIDTH, STEPS = 2, 50  # bytes of a number in bfloat16
@@ -79,3 +85,20 @@ def test_several_videos_hand_on_all_that_is_theirs(stages):
     assert (all_of_them.passes, all_of_them.together, all_of_them.fixed) == (one.passes, one.together, one.fixed)
     assert [unit.bytes for unit in all_of_them.units] == [unit.bytes for unit in one.units]
     assert [unit.flops for unit in all_of_them.units] == [3 * unit.flops for unit in one.units]
+
+
+@contextmanager
+def on_a_cpu(fused):
+    """PyTorch's stand-ins for tensors on a CPU, which take several times as long as the meta device."""
+    with FakeTensorMode(), torch.no_grad(), whole() if fused else nullcontext():
+        yield
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["text_layer", "retinaface", "decode_next", "block"])
+def test_the_meta_device_asks_for_what_a_cpu_asks_for(name, fused, monkeypatch):
+    """Attention that stores no scores, convolutions in pieces, a batch norm that saves nothing."""
+    graph, sizes = graph_table(TINY, VideoShape.of(TINY, None, None, None))[name], {"B": 2, "H": 96, "W": 128}
+    found = tracing.count(graph, sizes, torch.float32, fused)
+    monkeypatch.setattr(tracing, "without_data", on_a_cpu)
+    assert found == tracing.count(graph, sizes, torch.float32, fused)
