@@ -58,7 +58,7 @@ test-all: $(READY) compiler
 
 # Lines by room, also of what commands and forks of the tests run; TESTS chooses.
 coverage: $(READY) compiler
-	$(RUN_TESTS) --cov=consisid.kernels --cov=consisid.engine --cov=consisid.export --cov-report= $(TESTS)
+	$(RUN_TESTS) --cov=consisid.kernels --cov=consisid.engine --cov=consisid.export --cov=consisid.bench --cov-report= $(TESTS)
 	$(BIN)/python tests/support/coverage_by_room.py
 
 # Faults are put into a copy of the sources, and tests have to see them: docs/mutants.md. ONLY='regular expression' chooses.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv3d, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,6 +26,7 @@ from consisid.kernels import whole, workspace
 from ..graphs.graph import Graph, in_ff_chunks, weight_shapes
 from ..graphs.table import graph_table
 from ..graphs.trunk import blocks, in_turn, join_tokens
+from ..networks.causal_conv import sum_of_conv2d
 from ..shapes import VideoShape, chunks
 from ..variants import Variant
 from ..video import to_uint8
@@ -234,17 +235,22 @@ class Fake:
 @contextmanager
 def without_data(fused: bool) -> Iterator[None]:
     """Tensors that are made inside have no data; `fused`: memory is that of our kernels."""
-    with torch.device("meta"), torch.no_grad(), _WholeAttention(), whole() if fused else nullcontext():
+    with torch.device("meta"), torch.no_grad(), _AsWithData(), whole() if fused else nullcontext():
         yield
 
 
-class _WholeAttention(TorchFunctionMode):
-    """Attention as on a CPU or a GPU, which store no scores; without data PyTorch would take it apart."""
+class _AsWithData(TorchFunctionMode):
+    """What is done otherwise where there are data: attention is whole and stores no scores, and convolutions in float32
+    are those of a CPU, which ask for more than a GPU's."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return CPU_ATTENTION(*args, **(kwargs or {}))[0]
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            return CPU_ATTENTION(*args, **kwargs)[0]
+        if func is conv3d and args[0].dtype == torch.float32:
+            x, weight, bias = args
+            return sum_of_conv2d(x, weight, bias, kwargs["padding"][1])
+        return func(*args, **kwargs)
 
 
 def _dense(x: Tensor) -> bool:

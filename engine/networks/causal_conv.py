@@ -37,13 +37,18 @@ class CausalCache:
 
 
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
-    """A convolution of x [B, C, F, H, W] with stride 1, padded in height and width only.
+    """A convolution of x [B, C, F, H, W] with stride 1, padded in height and width only; see `sum_of_conv2d`."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return sum_of_conv2d(x, weight, bias, padding)
+    return F.conv3d(x, weight, bias, padding=(0, padding, padding))
 
-    In float32 on a CPU it is a sum of 2-d convolutions, one for each time step of the kernel: those PyTorch hands to
-    oneDNN, while a 3-d one of a small sample goes to slow_conv3d, which does without it.
+
+def sum_of_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """The same as 2-d convolutions, one for each time step of the kernel.
+
+    In float32 on a CPU PyTorch hands those to oneDNN, while a 3-d one of a small sample goes to slow_conv3d, which does
+    without it.
     """
-    if x.device.type not in ("cpu", "meta") or x.dtype != torch.float32:
-        return F.conv3d(x, weight, bias, padding=(0, padding, padding))
     batch, frames = x.shape[0], x.shape[2] - weight.shape[2] + 1
     images = x.transpose(1, 2).contiguous()  # [B, F, C, H, W]
     out = F.conv2d(images[:, :frames].flatten(0, 1), weight[:, :, 0], bias, padding=padding)

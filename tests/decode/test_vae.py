@@ -1,8 +1,12 @@
 """The autoencoder against diffusers' AutoencoderKLCogVideoX on random configurations, in float32 on a CPU."""
 
+from collections import Counter
+
 import pytest
 import torch
 from support.autoencoders import diffusers_vae, random_config, same_weights
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from consisid.engine.networks.vae_decoder import Encoder, FirstChunk, NextChunk, live_caches
 from consisid.engine.variants import PREVIEW, TINY
@@ -43,6 +47,29 @@ def test_the_encoder_is_diffusers(config):
     encoder = same_weights(Encoder(config), vae)
     image = torch.rand(2, 3, 1, 48, 40, generator=torch.Generator().manual_seed(1)) * 2 - 1
     close(encoder(image), vae.encode(image).latent_dist.parameters)
+
+
+class Kernels(TorchDispatchMode):
+    """The numbers of dimensions of the kernels that are convolved with while it is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.ranks = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.ranks[args[1].ndim - 2] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "rank"), [("meta", 3), ("cpu", 2)])
+def test_convolutions_are_taken_apart_on_a_cpu_alone(device, rank):
+    """Graphs that a library of another device takes are traced on the meta device."""
+    with torch.device(device), torch.no_grad(), Kernels() as kernels:
+        decoder = FirstChunk(TINY.vae)
+        decoder(torch.empty(1, 16, 3, 6, 8))
+    assert set(kernels.ranks) == {rank}
+    assert kernels.ranks[rank] >= sum(isinstance(module, nn.Conv3d) for module in decoder.modules())
 
 
 def test_the_live_caches_of_the_preview():
