@@ -19,11 +19,12 @@ CHECKS = sorted((Path(__file__).parent / "interpreted").glob("check_*.py"))
 
 # A line with a file of checks and one for what they print; the answer is pytest's status.
 SERVER = """
-import os, sys
+import gc, os, sys
 import pytest
 import torch._dynamo
 import triton
 import consisid.kernels.ops
+gc.freeze()
 for line in sys.stdin:
     checks, output = line.rstrip("\\n").split("\\t")
     if child := os.fork():
