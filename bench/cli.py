@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of consisid-bench; returns the exit code."""
     options = parse(parser, "bench", "engine", NEEDS, arguments)
     imports = ("consisid.bench.report.measure", "consisid.bench.report.compare")
-    return run("consisid-bench", lambda: work(options), imports=imports, options=options)
+    return run("consisid-bench", lambda: work(options), imports=imports, options=options, stages=False)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--steps", type=int, default=10, help="denoising steps (default 10)")
     p.add_argument("--videos", type=int, default=4, help="in each measurement (default 4)")
     options = p.parse_args(arguments)
-    return run("throughput", lambda: work(options))
+    return run("throughput", lambda: work(options), stages=False)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from .request import Request
 from .resume import RunFile, Snapshot, states
 from .settings import stats_of
 
-LOG = logging.getLogger("consisid")
+LOG = logging.getLogger("consisid.run")
 TILED = ("tiled", "exact")  # ways to decode that a plan may choose the tile of
 
 

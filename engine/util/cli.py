@@ -44,12 +44,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def spoken(command: str, options: argparse.Namespace | None) -> Iterator[None]:
-    """What the package logs, a line each on stderr, as loud as the options say."""
-    log, handler = logging.getLogger("consisid"), logging.StreamHandler(sys.stderr)
+def spoken(command: str, options: argparse.Namespace | None, stages: bool) -> Iterator[None]:
+    """What the package logs, a line each on stderr, as loud as the options say; without `stages` of a video only what
+    --verbose asks for."""
+    log, videos = logging.getLogger("consisid"), logging.getLogger("consisid.run")
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"{command}: %(message)s"))
     verbose, quiet = getattr(options, "verbose", False), getattr(options, "quiet", False)
     before, passed_on = log.level, log.propagate
+    videos.setLevel(logging.NOTSET if stages or verbose else logging.WARNING)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     log.propagate = False
@@ -57,6 +60,7 @@ def spoken(command: str, options: argparse.Namespace | None) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
+        videos.setLevel(logging.NOTSET)
         log.setLevel(before)
         log.propagate = passed_on
 
@@ -68,7 +72,7 @@ def show(options: argparse.Namespace, values: Mapping[str, Any], text: str) -> N
 
 def run(
     command: str, work: Callable[[], None], left: Callable[[], str] = nothing, imports: Sequence[str] = (),
-    options: argparse.Namespace | None = None,
+    options: argparse.Namespace | None = None, stages: bool = True,
 ) -> int:  # fmt: skip
     """Run `work`; return the exit code. What goes wrong is printed in one line, without a traceback; where that is a
     fault of this package, the line names a file with it.
@@ -77,13 +81,14 @@ def run(
         left: says what an interrupt leaves behind.
         imports: modules that `work` will import, when these take long.
         options: of add_common.
+        stages: a line for each stage of a video is said; a command that makes many leaves that to --verbose.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         import_interruptibly(command, imports)
-        with warnings.catch_warnings(), interrupts_come_through(), spoken(command, options):
+        with warnings.catch_warnings(), interrupts_come_through(), spoken(command, options, stages):
             # What libraries say to their developers is nothing that a user of a command can act on.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,6 +1,7 @@
 """A model smaller than TINY: reports and phases are about what is measured and said, not about the video."""
 
 import json
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def written(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory, worker_
     """A report made by the command; its folder. All tests that read a report read this one."""
 
     def make(folder: Path) -> None:
-        assert main([str(mini_folder), "--output", str(folder), "--steps", "2", "--runs", "2"]) == 0
+        with folder.with_name("said").open("w") as said, redirect_stderr(said):
+            assert main([str(mini_folder), "--output", str(folder), "--steps", "2", "--runs", "2"]) == 0
 
     return once(tmp_path_factory, worker_id, "report", make)
 

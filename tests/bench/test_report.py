@@ -44,7 +44,7 @@ def test_committed_reports_follow_it_too(file):
 
 def test_the_readme_has_the_row_of_each_report():
     """Copied from the report, not typed."""
-    bench = Path(measure.__file__).parents[1]
+    bench = Path(__file__).parents[2] / "bench"
     readme = (bench.parent / "README.md").read_text()
     found = [json.loads(file.read_text()) for file in bench.glob("reports/*.json")]
     reports = [values for values in found if "schema" in values]  # others are tables of their own
@@ -102,6 +102,12 @@ def test_memory_stands_against_the_plan(values, written):
     assert 0 < max(memory["plan"]["stages"].values()) <= memory["plan"]["peak"] < 2**30
     assert memory["peaks"]["decode"] > 0
     assert "Memory: no budget, the plan keeps resident" in (written / "report.md").read_text()
+
+
+def test_it_says_what_is_measured_and_not_the_stages_of_each_video(written):
+    said = written.with_name("said").read_text()
+    assert "consisid-bench: measuring: " in said
+    assert not re.search(r"^consisid-bench: (identify|text|prepare|denoise|decode): ", said, re.MULTILINE), said
 
 
 def test_a_budget_reaches_the_engine(mini_folder, tmp_path, capsys):
