@@ -1,5 +1,6 @@
 """Tests on a CUDA device that computes nothing: `make cuda` runs them; elsewhere they are skipped by name."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -58,6 +59,7 @@ def loaded() -> Device:
 @pytest.fixture(autouse=True)
 def hollow(loaded: Device, request: pytest.FixtureRequest) -> Iterator[Device]:
     """The device, on which no test may do what a GPU refuses, unless it says so: `@pytest.mark.faulty`."""
+    gc.collect()  # engines of earlier tests, which refer to themselves: what they give back is no memory of this one
     loaded.set_fill(FILL)
     loaded.reset()
     before = fractions()
