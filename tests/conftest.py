@@ -31,8 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What all the imports have made stays: looked through for garbage again and again, it would take a tenth of the
-    suite's time."""
+    """What all the imports have made stays; looked through for garbage again and again, it would take minutes."""
     gc.collect()
     gc.freeze()
 

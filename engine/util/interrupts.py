@@ -1,7 +1,9 @@
 """What Ctrl-C does to a command: one line and the exit code of an interrupt, at any time."""
 
+import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -47,12 +49,22 @@ def start(command: str, module: str, arguments: Sequence[str] | None = None) -> 
 
 
 def import_interruptibly(command: str, modules: Sequence[str]) -> None:
-    """Import modules; an interrupt ends the process meanwhile. Afterwards it is a KeyboardInterrupt."""
-    heard = _hear(_Stop(command))
+    """Import modules; an interrupt ends the process meanwhile. Afterwards it is a KeyboardInterrupt.
+
+    What they make stays: Python does not look through it for garbage, then or later, which is much of what a short
+    command would do.
+    """
+    heard, collects = _hear(_Stop(command)), gc.isenabled()
+    new = [module for module in modules if module not in sys.modules]
+    gc.disable()
     try:
-        for module in modules:
+        for module in new:
             import_module(module)
     finally:
+        if new:  # else there is nothing but what is older, which may be garbage
+            gc.freeze()
+        if collects:
+            gc.enable()
         if heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
